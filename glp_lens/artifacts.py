@@ -1,0 +1,169 @@
+"""Saving and loading trained models: a folder with `config.json` and safetensors, and where they came from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from abc import ABC, abstractmethod
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from glp_lens.errors import InputError
+from glp_lens.types import Json
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+_PACKAGES = ("glp-lens", "torch", "transformer-lens", "sae-lens", "sae-probes", "transformers", "scikit-learn",
+             "h5py", "numpy")  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on; packages not installed are left out."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file so that a reader or a crash sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_atomic` for JSON; refuses NaN and infinity, which JSON cannot hold."""
+    write_atomic(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, what: str) -> Json:
+    """Read a JSON object, with one clear line if it is missing or damaged; `what` names it in that line."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{what} not found: {path} does not exist") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{what} cannot be read: {path}: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{what} is damaged: {path} holds {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, with one clear line if it is missing, truncated or foreign."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"weights not found: {path} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"weights cannot be read: {path} is truncated or no safetensors file ({error})") from None
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
+    os.replace(temporary, path)
+
+
+class ActivationModel(ABC):
+    """A trained model of activations: what every kind has in common.
+
+    Attributes:
+        d_in: width of the activations.
+        provenance: JSON-like; `store` says which rows of which corpus through which language model and
+            hook point the model saw, `training` how much compute it got.
+    """
+
+    kind: ClassVar[str]
+    d_in: int
+    provenance: Json
+
+    @property
+    def hook(self) -> str | None:
+        """The hook point that the training activations came from."""
+        return self.provenance.get("store", {}).get("hook")
+
+    @property
+    def max_norm(self) -> float | None:
+        """Norm above which rows were left out of the training store as massive activations."""
+        return self.provenance.get("store", {}).get("max_norm")
+
+    @abstractmethod
+    def _config(self) -> Json:
+        """What `_restore` needs besides the weights."""
+
+    @abstractmethod
+    def _tensors(self) -> dict[str, Tensor]:
+        """The weights."""
+
+    @classmethod
+    @abstractmethod
+    def _restore(cls, config: Json, tensors: dict[str, Tensor]) -> Self:
+        """The model of `_config()` and `_tensors()`; KeyError, ValueError or TypeError if they do not fit."""
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the weights to a device, in place."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor | torch.nn.Module):
+                setattr(self, name, value.to(device))
+        return self
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the model to `folder`, replacing a model saved there before."""
+        folder = Path(folder)
+        write_tensors(folder / WEIGHTS, self._tensors())
+        write_json(
+            folder / CONFIG,
+            {
+                "format": 1,
+                "kind": self.kind,
+                "d_in": self.d_in,
+                "model": self._config(),
+                "provenance": self.provenance,
+                "versions": versions(),
+            },
+        )
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Load a model that `save_pretrained` wrote.
+
+        Raises:
+            InputError: nothing there, another kind of model, or damaged files.
+        """
+        folder = Path(folder)
+        config = read_json(folder / CONFIG, "model config")
+        if config.get("kind") != cls.kind:
+            raise InputError(f"{folder} holds a model of kind {config.get('kind')!r}, expected {cls.kind!r}")
+        try:
+            model = cls._restore(config["model"], read_tensors(folder / WEIGHTS))
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"{folder}: config and weights do not fit together ({error})") from None
+        model.provenance = config.get("provenance", {})
+        return model

@@ -1,0 +1,51 @@
+"""The fixed (x, eps, sigma) triples that every model is scored on, and reference losses on them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glp_lens.flow.path import column
+from glp_lens.flow.schedule import TRAIN_STEPS, grid
+
+SIGMA_GRID = grid(TRAIN_STEPS)[:-1].double().numpy()
+"""The noise levels of training: uniform over these 1,000 values, largest first."""
+BINS = 10
+
+
+def stratified_sigma(n: int, draws: int, seed: int) -> np.ndarray:
+    """Noise levels `(draws, n)` spread evenly over the grid, for `draws` noisings of each of `n` rows.
+
+    Draw j of a row lies in the j-th of `draws` equal parts of the grid, so each row meets low and high noise;
+    within a part, the rows are assigned at random. The mean over all levels then has far less variance than
+    with independent ones.
+    """
+    rng = np.random.default_rng(seed)
+    position = np.stack([part * n + rng.permutation(n) for part in range(draws)])
+    index = ((position + 0.5) / (draws * n) * len(SIGMA_GRID)).astype(np.int64)
+    return SIGMA_GRID[index]
+
+
+def sigma_bin(sigma: np.ndarray) -> np.ndarray:
+    """Index 0 to 9 of the bin `(b / 10, (b + 1) / 10]` that each noise level falls in."""
+    return np.clip(np.ceil(np.asarray(sigma) * BINS - 1e-6).astype(np.int64) - 1, 0, BINS - 1)
+
+
+def bin_name(index: int) -> str:
+    """The bin as a `setting`, for example `sigma=0.1-0.2`."""
+    return f"sigma={index / BINS:.1f}-{(index + 1) / BINS:.1f}"
+
+
+def no_velocity(z: Tensor, sigma: Tensor) -> Tensor:
+    """Predict 0 always; its expected loss is 2 on standardised activations."""
+    return torch.zeros_like(z)
+
+
+def isotropic_velocity(z: Tensor, sigma: Tensor) -> Tensor:
+    """The best velocity for data known only to have mean 0 and variance 1; expected loss pi/2 = 1.571.
+
+    With x and eps independent standard normals, `E[eps - x | z] = (2 sigma - 1) z / ((1 - sigma)^2 + sigma^2)`.
+    """
+    s = column(sigma, z)
+    return (2 * s - 1) / ((1 - s) ** 2 + s**2) * z

@@ -1,0 +1,132 @@
+"""Steered generation: neutral prefixes continued greedily at several strengths in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from glp_lens import hooks, lm
+from glp_lens.errors import InputError
+from glp_lens.evals.entries import Entry
+
+PROMPTS = (
+    "The first thing I noticed", "When she opened the door", "On the way home we",
+    "Nobody in the room could", "After a long pause he", "It was clear that the",
+    "The old man looked at", "There is one thing that", "My friend told me that",
+    "The letter began with the", "In the morning they were", "For the last few days",
+    "She said that she would", "We had to wait until", "What surprised me most was",
+    "He put the box on", "Most of the people here", "At the end of the",
+    "They found a small note", "The best part of the", "Every year around this time",
+    "I was not sure whether", "A few minutes later the", "The next page says that",
+    "Some people think that the", "He could not remember the", "Not far from here is",
+    "The reason for this is", "By the time we arrived", "You may have heard that",
+    "The answer to the question", "Last night I thought about", "One of the children asked",
+    "We sat down and talked", "The photo on the wall", "If you ask me now",
+    "It took them almost an", "Before I could say anything", "The rest of the day",
+    "As far as I know",
+)  # fmt: skip
+"""Prefixes that favour no topic. All are five common words, so most tokenizers give them one length and they
+share a batch without padding."""
+
+
+def generate(
+    model: lm.Model,
+    prompts: Sequence[str],
+    strengths: Sequence[float],
+    *,
+    hook: str,
+    direction: Tensor | None,
+    entry: Entry | None = None,
+    new_tokens: int = 24,
+    seed: int = 0,
+    batch_rows: int = 160,
+    desc: str = "steering",
+) -> Tensor:
+    """Greedy continuations of every prompt at every strength, ids `(n_prompts, n_strengths, new_tokens)`.
+
+    `alpha * direction` is added at the last position of each call, that is, at the prompt's last token and
+    at each new one, as in the released GLP code; then `entry`'s model repairs the row. EOS does not end a
+    text: all have the same length.
+
+    The noise of a repair depends on seed, prompt and position only. It is the same for every strength and
+    every model, which pairs their comparisons, and does not depend on the batching.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        strengths: one alpha for each text of a prompt.
+        direction: `(d_in,)` in activation units, or None for no steering at all.
+        entry: the projector and its options, or None to steer without repair.
+        batch_rows: most sequences generated at once.
+    """
+    if not prompts or not strengths:
+        raise InputError("steering needs at least one prompt and one strength")
+    ids = lm.to_ids(model, prompts, max_length=1024)
+    device = lm.model_device(model)
+    n_strengths = len(strengths)
+    out = torch.empty((len(prompts), n_strengths, new_tokens), dtype=torch.long)
+    total = len(prompts) * n_strengths * new_tokens
+    with tqdm(total=total, desc=desc, unit="tok", mininterval=2) as bar:
+        for group in _same_length(ids, max(batch_rows // n_strengths, 1)):
+            tokens = torch.tensor([ids[i] for i in group]).repeat_interleave(n_strengths, 0)
+            edit = None
+            if direction is not None:
+                alpha = torch.tensor(strengths, dtype=torch.float32).repeat(len(group))
+                noise, options = None, {}
+                if entry is not None:
+                    noise = _row_noise(group, n_strengths, new_tokens, direction.shape[0], seed, device)
+                    options = entry.options
+                projector: Any = entry.model if entry is not None else None
+                edit = hooks.steer(direction, alpha, projector, "last", noise, **options)
+            with torch.inference_mode(), model.hooks(fwd_hooks=[(hook, _counted(edit, bar))]):
+                text = model.generate(
+                    tokens.to(device),
+                    max_new_tokens=new_tokens,
+                    do_sample=False,
+                    stop_at_eos=False,
+                    return_type="tokens",
+                    verbose=False,
+                )
+            out[group] = text[:, tokens.shape[1] :].cpu().reshape(len(group), n_strengths, new_tokens)
+    return out
+
+
+def prompt_noise(seed: int, prompt: int, positions: int, d_in: int) -> Tensor:
+    """Standard normal `(positions, d_in)` of one prompt; more positions only append rows."""
+    values = np.random.default_rng([seed, prompt]).standard_normal((positions, d_in), dtype=np.float32)
+    return torch.from_numpy(values)
+
+
+def _row_noise(
+    group: Sequence[int], n_strengths: int, positions: int, d_in: int, seed: int, device: torch.device
+) -> hooks.RowNoise:
+    noise = torch.stack([prompt_noise(seed, i, positions, d_in) for i in group], dim=1)
+    noise = noise.repeat_interleave(n_strengths, dim=1).to(device)
+
+    def row_noise(call: int, rows: int) -> Tensor:
+        assert rows == noise.shape[1]
+        return noise[call]
+
+    return row_noise
+
+
+def _counted(edit: hooks.HookFunction | None, bar: tqdm[Any]) -> hooks.HookFunction:
+    """`edit` (or nothing), with one tick of the bar for each sequence and call."""
+
+    def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:
+        bar.update(tensor.shape[0])
+        return tensor if edit is None else edit(tensor, hook=hook)
+
+    return hook_fn
+
+
+def _same_length(ids: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+    """Indices of sequences of one length, at most `size` at a time: nothing needs padding."""
+    for length in sorted({len(row) for row in ids}):
+        same = [i for i, row in enumerate(ids) if len(row) == length]
+        for start in range(0, len(same), size):
+            yield same[start : start + size]

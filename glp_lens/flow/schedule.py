@@ -1,0 +1,63 @@
+"""Noise levels: the grids of the released code, and how its `u` picks a point on them.
+
+The released code asks diffusers' flow-matching Euler scheduler for `n` steps and gets timesteps evenly spaced
+from 1000 to 1, divided by 1000, then a final 0. Its `u` in [0, 1) indexes the grid in use, so the same `u`
+means different noise levels on different grids: u = 0.5 is sigma 0.4737 on 20 steps and 0.5 on 1000.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor
+
+from glp_lens.errors import InputError
+
+TRAIN_STEPS = 1000
+"""Training draws sigma from the 1000 values of this grid; the denoiser is fed sigma * 1000."""
+
+
+def grid(steps: int) -> Tensor:
+    """`(steps + 1,)` float32 noise levels, falling from 1 to 0.001 and then 0."""
+    if steps < 1:
+        raise InputError(f"steps must be at least 1, got {steps}")
+    levels = torch.linspace(TRAIN_STEPS, 1, steps, dtype=torch.float32) / TRAIN_STEPS
+    return torch.cat([levels, torch.zeros(1)])
+
+
+def index_of_u(u: float | Tensor, steps: int) -> Tensor:
+    """Index into `grid(steps)` that the released code's `u` picks: floor(u * steps)."""
+    value = torch.as_tensor(u)
+    if bool(((value < 0) | (value >= 1)).any()):
+        raise InputError(f"u must be in [0, 1): 0 is pure noise and values near 1 are data, got {u}")
+    return (value * steps).floor().long()
+
+
+def path_from_u(u: float, steps: int) -> Tensor:
+    """The rest of the `steps`-grid from the point that `u` picks down to 0."""
+    return grid(steps)[int(index_of_u(u, steps)) :]
+
+
+def path_from_sigma(sigma: float, steps: int) -> Tensor:
+    """From `sigma` down to 0 at the pace of the `steps`-grid: `ceil(sigma * steps)` even steps."""
+    if not 0 <= sigma <= 1:
+        raise InputError(f"sigma must be in [0, 1]: 0 is data and 1 is noise, got {sigma}")
+    if sigma == 0:
+        return torch.zeros(1)
+    return torch.linspace(sigma, 0, math.ceil(sigma * steps) + 1)
+
+
+def uniform_sigmas(n: int, generator: Generator) -> Tensor:
+    """`n` noise levels drawn uniformly from the 1000 training values, as the paper trains."""
+    return grid(TRAIN_STEPS)[torch.randint(TRAIN_STEPS, (n,), generator=generator)]
+
+
+def stratified_sigmas(n: int, generator: Generator) -> Tensor:
+    """`n` noise levels, one from each of `n` equal parts of the training values, in random order.
+
+    Each is uniform over the 1000 values like `uniform_sigmas`, but a batch covers them evenly, so its loss and
+    gradient vary less.
+    """
+    u = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
+    return grid(TRAIN_STEPS)[(u * TRAIN_STEPS).long().clamp(max=TRAIN_STEPS - 1)]

@@ -1,0 +1,105 @@
+"""What a model of activations can do, as types.
+
+A model inherits the capabilities it truly has, and a suite asks for the one it needs. All take and return
+activations in the language model's own units. `noise` `(n, d_in)` is standard normal and overrides
+`generator`; models without randomness accept and ignore both.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from torch import Generator, Tensor
+
+from glp_lens import hooks
+from glp_lens.errors import InputError
+from glp_lens.types import Acts, Features, PerRow
+
+
+class Featurizer(ABC):
+    """Turns activations into features, for probing."""
+
+    stochastic: ClassVar[bool] = False
+    """Whether `encode`, `project` and `reconstruct` depend on noise."""
+
+    @property
+    @abstractmethod
+    def n_features(self) -> int:
+        """Number of features."""
+
+    @abstractmethod
+    def encode(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Features:
+        """Features of each row."""
+
+
+class Reconstructor(ABC):
+    """Passes activations through the model's bottleneck and back."""
+
+    @abstractmethod
+    def reconstruct(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Acts:
+        """The rows as the model would write them."""
+
+
+class Projector(ABC):
+    """Moves edited activations towards the manifold of real ones."""
+
+    d_in: int
+    hook: str | None
+    max_norm: float | None
+
+    @abstractmethod
+    def project(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Acts:
+        """The rows moved towards the manifold; models with a strength of projection take it as an option."""
+
+    def projection_hook(
+        self,
+        hook: str | None = None,
+        *,
+        positions: hooks.Positions = "last",
+        noise: hooks.RowNoise | None = None,
+        **options: Any,
+    ) -> tuple[str, hooks.HookFunction]:
+        """`(hook point, hook function)` for `model.hooks(fwd_hooks=[...])`; see `glp_lens.hooks.project`.
+
+        Args:
+            hook: the hook point; by default the one this model was trained on.
+        """
+        name = hook or self.hook
+        if name is None:
+            raise InputError("this model does not know its hook point: pass hook='blocks.N.hook_resid_post'")
+        return name, hooks.project(self, positions, noise, **options)
+
+
+class Sampler(ABC):
+    """Draws activations."""
+
+    @abstractmethod
+    def sample(self, n: int, *, noise: Acts | None = None, generator: Generator | None = None) -> Acts:
+        """`n` rows drawn from the model."""
+
+
+class Scorer(ABC):
+    """Says how typical an activation is."""
+
+    @abstractmethod
+    def score(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> PerRow:
+        """One number a row, higher for more typical rows: a log-density or a negative error."""
+
+
+class VelocityField(ABC):
+    """A flow between data (sigma = 0) and noise (sigma = 1), in normalised space."""
+
+    d_in: int
+
+    @abstractmethod
+    def normalize(self, x: Acts) -> Acts:
+        """Each dimension to mean 0 and variance 1, by the training data's statistics."""
+
+    @abstractmethod
+    def denormalize(self, z: Acts) -> Acts:
+        """Back to activation units."""
+
+    @abstractmethod
+    def velocity(self, z: Acts, sigma: float | Tensor) -> Acts:
+        """The expected `eps - x` given `z = (1 - sigma) x + sigma eps`; `sigma` is a number or `(n,)`."""

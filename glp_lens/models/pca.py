@@ -1,0 +1,227 @@
+"""Principal components, as features, as a rank-k bottleneck, and as a density (probabilistic PCA)."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+import torch
+from torch import Generator, Tensor
+
+from glp_lens.artifacts import ActivationModel
+from glp_lens.errors import InputError
+from glp_lens.interface import Featurizer, Projector, Reconstructor, Sampler, Scorer
+from glp_lens.models.rows import check_rows, mean_and_std, standard_normal
+from glp_lens.types import Acts, Features, Json, PerRow
+
+if TYPE_CHECKING:
+    from glp_lens.activations.store import ActivationStore
+
+_VARIANCE_FLOOR = 1e-6
+
+
+class PCA(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer):
+    """Principal components of the (standardised) activations.
+
+    As a density it is probabilistic PCA (Tipping & Bishop 1999): the fitted variance along the first `k`
+    components, and their discarded variance spread evenly over all other directions.
+
+    Attributes:
+        mean, std: `(d_in,)`; components are those of `(x - mean) / std`. `std` is 1 if not standardised.
+        components: `(n_features, d_in)`, orthonormal rows, the largest variance first.
+        explained_variance: `(n_features,)`.
+        total_variance: of all directions, kept or not.
+        k: the rank that `reconstruct`, `project`, `sample` and `score` use unless told otherwise.
+    """
+
+    kind: ClassVar[str] = "pca"
+
+    def __init__(
+        self,
+        mean: Tensor,
+        std: Tensor,
+        components: Tensor,
+        explained_variance: Tensor,
+        total_variance: float,
+        k: int,
+    ) -> None:
+        self.mean, self.std = mean, std
+        self.components, self.explained_variance = components, explained_variance
+        self.total_variance = total_variance
+        self.k = k
+        self.d_in = len(mean)
+        self.provenance = {}
+
+    @classmethod
+    def fit(
+        cls,
+        store: ActivationStore,
+        *,
+        n_components: int | None = None,
+        keep_variance: float = 0.9,
+        standardize: bool = True,
+        max_rows: int = 100_000,
+        seed: int = 0,
+    ) -> Self:
+        """Fit scikit-learn's PCA on rows drawn from the store.
+
+        Args:
+            n_components: components kept; by default all.
+            keep_variance: sets `k`, to the fewest components that explain this share of the variance.
+            standardize: bring each dimension to variance 1 first, as the GLP does.
+            max_rows: rows to fit on, drawn by `seed`; they are held in memory.
+
+        Raises:
+            InputError: fewer than two rows, or more components than rows or dimensions.
+        """
+        from sklearn.decomposition import PCA as Estimator
+
+        rows = min(len(store), max_rows)
+        most = min(rows, store.d_in)
+        if rows < 2:
+            raise InputError(f"PCA needs at least 2 rows, got {rows}: collect more")
+        if n_components is not None and not 1 <= n_components <= most:
+            raise InputError(f"n_components must be between 1 and {most} here, got {n_components}")
+        if not 0 < keep_variance <= 1:
+            raise InputError(f"keep_variance must be above 0 and at most 1, got {keep_variance}")
+        started = time.perf_counter()
+        mean, std = mean_and_std(store)
+        if not standardize:
+            std = torch.ones_like(std)
+        z = ((store.sample(rows, seed) - mean) / std).numpy()
+        fitted = Estimator(n_components, svd_solver="covariance_eigh").fit(z)
+        share = torch.from_numpy(fitted.explained_variance_ratio_).double().cumsum(0)
+        variance = torch.from_numpy(fitted.explained_variance_).float()
+        model = cls(
+            mean + std * torch.from_numpy(fitted.mean_).float(),
+            std,
+            torch.from_numpy(fitted.components_).float().contiguous(),
+            variance,
+            float(variance[0] / fitted.explained_variance_ratio_[0]),
+            min(int((share < keep_variance).sum()) + 1, len(share)),
+        )
+        model.provenance = {
+            "store": store.provenance(),
+            "training": {
+                "rows_seen": rows,
+                "parameters": sum(t.numel() for t in model._tensors().values()),
+                "flops": 2.0 * rows * store.d_in**2,
+                "seconds": time.perf_counter() - started,
+                "seed": seed,
+            },
+        }
+        return model
+
+    @property
+    def n_features(self) -> int:
+        """Number of components kept."""
+        return len(self.components)
+
+    def noise_variance(self, k: int | None = None) -> float:
+        """Mean variance of the directions beyond the first `k` components."""
+        k = self._rank(k)
+        left = self.total_variance - float(self.explained_variance[:k].double().sum())
+        return max(left / max(self.d_in - k, 1), _VARIANCE_FLOOR)
+
+    def encode(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Features:
+        """Scores on all components, `(n, n_features)`."""
+        return self._standardize(x) @ self.components.T
+
+    def reconstruct(
+        self,
+        x: Acts,
+        *,
+        k: int | None = None,
+        noise: Acts | None = None,
+        generator: Generator | None = None,
+    ) -> Acts:
+        """The rows as their first `k` components give them back."""
+        basis = self.components[: self._rank(k)]
+        return self._standardize(x) @ basis.T @ basis * self.std + self.mean
+
+    def project(
+        self,
+        x: Acts,
+        *,
+        k: int | None = None,
+        noise: Acts | None = None,
+        generator: Generator | None = None,
+    ) -> Acts:
+        """The nearest rows in the span of the first `k` components; the same as `reconstruct`."""
+        return self.reconstruct(x, k=k)
+
+    def sample(
+        self,
+        n: int,
+        *,
+        k: int | None = None,
+        noise: Acts | None = None,
+        generator: Generator | None = None,
+    ) -> Acts:
+        """`n` draws from probabilistic PCA of rank `k`: noise times the root of its covariance."""
+        basis, variance = self._leading(k)
+        noise = standard_normal(n, self.d_in, self.mean.device, noise, generator)
+        inside = noise @ basis.T
+        z = (inside * variance.sqrt()) @ basis + math.sqrt(self.noise_variance(k)) * (noise - inside @ basis)
+        return z * self.std + self.mean
+
+    def score(
+        self,
+        x: Acts,
+        *,
+        method: Literal["log_density", "reconstruction"] = "log_density",
+        k: int | None = None,
+        noise: Acts | None = None,
+        generator: Generator | None = None,
+    ) -> PerRow:
+        """Log-density under probabilistic PCA of rank `k`, or the negative squared error of reconstruction.
+
+        Both in activation units.
+        """
+        if method == "reconstruction":
+            x = check_rows(x, self.d_in, self.mean.device)
+            return -(x - self.reconstruct(x, k=k)).square().sum(1)
+        if method != "log_density":
+            raise InputError(f"method must be 'log_density' or 'reconstruction', got {method!r}")
+        basis, variance = self._leading(k)
+        outside_variance = self.noise_variance(k)
+        z = self._standardize(x)
+        inside = z @ basis.T
+        outside = (z - inside @ basis).square().sum(1)
+        distance = (inside.square() / variance).sum(1) + outside / outside_variance
+        volume = (
+            float(variance.double().log().sum() + 2 * self.std.double().log().sum())
+            + (self.d_in - len(basis)) * math.log(outside_variance)
+            + self.d_in * math.log(2 * math.pi)
+        )
+        return -0.5 * (distance + volume)
+
+    def _standardize(self, x: Acts) -> Acts:
+        return (check_rows(x, self.d_in, self.mean.device) - self.mean) / self.std
+
+    def _rank(self, k: int | None) -> int:
+        if k is None:
+            return self.k
+        if not 1 <= k <= self.n_features:
+            raise InputError(f"k must be between 1 and {self.n_features}, the components kept, got {k}")
+        return k
+
+    def _leading(self, k: int | None) -> tuple[Tensor, Tensor]:
+        k = self._rank(k)
+        return self.components[:k], self.explained_variance[:k].clamp(min=_VARIANCE_FLOOR)
+
+    def _config(self) -> Json:
+        return {"total_variance": self.total_variance, "k": self.k}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            "mean": self.mean,
+            "std": self.std,
+            "components": self.components,
+            "explained_variance": self.explained_variance,
+        }
+
+    @classmethod
+    def _restore(cls, config: Json, tensors: dict[str, Tensor]) -> Self:
+        return cls(**tensors, total_variance=config["total_variance"], k=config["k"])

@@ -1,0 +1,89 @@
+"""The raw activations: the identity in every role, what any learned model has to beat."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Generator, Tensor
+
+from glp_lens.artifacts import ActivationModel
+from glp_lens.errors import InputError
+from glp_lens.interface import Featurizer, Projector, Reconstructor, Sampler
+from glp_lens.models.rows import check_rows, standard_normal
+from glp_lens.types import Acts, Features, Json
+
+if TYPE_CHECKING:
+    from glp_lens.activations.store import ActivationStore
+
+
+class Raw(ActivationModel, Featurizer, Reconstructor, Projector, Sampler):
+    """Features, reconstruction and projection are the activations themselves; samples are real rows.
+
+    Attributes:
+        reservoir: `(n_rows, d_in)`, the real rows that `sample` draws from.
+    """
+
+    kind: ClassVar[str] = "raw"
+
+    def __init__(self, reservoir: Tensor) -> None:
+        self.reservoir = reservoir
+        self.d_in = reservoir.shape[1]
+        self.provenance = {}
+
+    @classmethod
+    def fit(cls, store: ActivationStore, *, n_rows: int = 4096, seed: int = 0) -> Self:
+        """Keep `n_rows` distinct rows of the store (all of them, if it has fewer)."""
+        if n_rows < 1:
+            raise InputError(f"n_rows must be at least 1, got {n_rows}")
+        started = time.perf_counter()
+        model = cls(store.sample(n_rows, seed))
+        model.provenance = {
+            "store": store.provenance(),
+            "training": {
+                "rows_seen": len(model.reservoir),
+                "parameters": 0,
+                "flops": 0.0,
+                "seconds": time.perf_counter() - started,
+                "seed": seed,
+            },
+        }
+        return model
+
+    @property
+    def n_features(self) -> int:
+        """As many as the activations have dimensions."""
+        return self.d_in
+
+    def encode(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Features:
+        """A copy of the rows, `(n, d_in)`."""
+        return check_rows(x, self.d_in, self.reservoir.device).clone()
+
+    def reconstruct(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Acts:
+        """A copy of the rows."""
+        return self.encode(x)
+
+    def project(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Acts:
+        """A copy of the rows."""
+        return self.encode(x)
+
+    def sample(self, n: int, *, noise: Acts | None = None, generator: Generator | None = None) -> Acts:
+        """`n` rows drawn from the reservoir with replacement.
+
+        The first column of the noise picks the row, through the normal distribution function, so that noise
+        shared between models makes this one reproducible too.
+        """
+        noise = standard_normal(n, self.d_in, self.reservoir.device, noise, generator)
+        place = torch.special.ndtr(noise[:, 0].double()) * len(self.reservoir)
+        return self.reservoir[place.long().clamp(max=len(self.reservoir) - 1)]
+
+    def _config(self) -> Json:
+        return {}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {"reservoir": self.reservoir}
+
+    @classmethod
+    def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        return cls(tensors["reservoir"])

@@ -1,0 +1,69 @@
+"""The state of an interrupted training: weights, optimiser and place, in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim import Optimizer
+
+from glp_lens.errors import InputError
+from glp_lens.types import Json
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a training stopped."""
+
+    step: int
+    history: list[Json]
+    seconds: float
+
+
+def save(
+    path: Path, key: Json, module: nn.Module, optimizer: Optimizer, step: int, history: list[Json], seconds: float
+) -> None:
+    """Write the state atomically; a crash leaves the previous one."""
+    tensors = {f"weights.{name}": p.detach().cpu() for name, p in module.named_parameters()}
+    for name, parameter in module.named_parameters():
+        for slot, value in optimizer.state[parameter].items():
+            tensors[f"optimizer.{slot}.{name}"] = value.detach().cpu()
+    place = {"key": key, "step": step, "history": history, "seconds": seconds}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file(tensors, temporary, metadata={"place": json.dumps(place)})
+    os.replace(temporary, path)
+
+
+def load(path: Path, key: Json, module: nn.Module, optimizer: Optimizer) -> Place | None:
+    """Put a saved state back into `module` and `optimizer`; None if there is none.
+
+    Raises:
+        InputError: the file is damaged, or belongs to a training with other settings or data.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            place = json.loads(file.metadata()["place"])
+            if place["key"] != json.loads(json.dumps(key)):
+                raise InputError(
+                    f"{path} belongs to a training with other settings or data: delete it, or choose another folder"
+                )
+            for name, parameter in module.named_parameters():
+                parameter.data.copy_(file.get_tensor(f"weights.{name}"))
+                slots = [k.split(".", 2)[1] for k in file.keys() if k.startswith("optimizer.") and k.endswith(f".{name}")]
+                optimizer.state[parameter] = {
+                    slot: file.get_tensor(f"optimizer.{slot}.{name}").to(
+                        parameter.device if slot != "step" else "cpu"
+                    )
+                    for slot in dict.fromkeys(slots)
+                }
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as error:
+        raise InputError(f"training state {path} is damaged ({error}): delete it to start afresh") from None
+    return Place(place["step"], place["history"], place["seconds"])

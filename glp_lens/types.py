@@ -1,0 +1,15 @@
+"""Names for the array shapes that public functions take and return."""
+
+from typing import Any, TypeAlias
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Acts: TypeAlias = Float[Tensor, "n d_in"]
+"""Token rows of activations, in the language model's own units."""
+Features: TypeAlias = Float[Tensor, "n n_features"]
+PerRow: TypeAlias = Float[Tensor, " n"]
+RowIndex: TypeAlias = Int[Tensor, " n"]
+Stream: TypeAlias = Float[Tensor, "batch pos d_in"]
+"""What a hook on a residual stream sees."""
+Json: TypeAlias = dict[str, Any]

