@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from glp_lens import corpus, evals, hooks, lm, models, report
-    from glp_lens.activations import ActivationStore, collect
+    from glp_lens.activations import ActivationStore
+    from glp_lens.activations.collect import collect
     from glp_lens.errors import InputError
     from glp_lens.lm import open_model
     from glp_lens.models import load

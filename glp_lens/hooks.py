@@ -22,10 +22,14 @@ RowNoise = Callable[[int, int], Tensor]
 
 
 class _Projects(Protocol):
-    d_in: int
-    max_norm: float | None
+    """What a hook needs of a projector."""
 
-    def project(self, x: Tensor, **options: Any) -> Tensor: ...
+    @property
+    def d_in(self) -> int: ...
+    @property
+    def max_norm(self) -> float | None: ...
+    @property
+    def project(self) -> Callable[..., Tensor]: ...
 
 
 def edit(function: Callable[[Tensor], Tensor], positions: Positions = "last") -> HookFunction:

@@ -45,8 +45,16 @@ class Projector(ABC):
     """Moves edited activations towards the manifold of real ones."""
 
     d_in: int
-    hook: str | None
-    max_norm: float | None
+
+    @property
+    @abstractmethod
+    def hook(self) -> str | None:
+        """The hook point that the training activations came from, if known."""
+
+    @property
+    @abstractmethod
+    def max_norm(self) -> float | None:
+        """Norm above which activations were left out of training: such rows are not projected."""
 
     @abstractmethod
     def project(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Acts:

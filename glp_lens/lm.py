@@ -37,7 +37,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def cache_folder() -> Path:
     """Where converted models are kept: `$GLP_LENS_CACHE`, or `glp-lens` in the user's cache folder."""
     base = os.environ.get("GLP_LENS_CACHE")
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "glp-lens"
+    return (
+        Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "glp-lens"
+    )
 
 
 def open_model(
@@ -275,7 +277,7 @@ def _converted_gguf() -> Path:
         model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file)
         # The weights are dequantised, but transformers still takes the model for a quantised one and refuses.
         del model.config.quantization_config
-        model.hf_quantizer, model.is_quantized = None, False
+        model.hf_quantizer, model.is_quantized = None, False  # type: ignore[assignment]
         model.save_pretrained(work)
         AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(work)
         try:
@@ -316,7 +318,9 @@ def _open_hooked(folder: str, device: str, dtype: torch.dtype) -> Model:
     head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
     rope = c.rope_parameters
     if rope.get("rope_type", "default") != "default":
-        raise InputError(f"backend 'hooked' does not open rope type {rope['rope_type']!r}: use backend='bridge'")
+        raise InputError(
+            f"backend 'hooked' does not open rope type {rope['rope_type']!r}: use backend='bridge'"
+        )
     cfg = HookedTransformerConfig(
         d_model=c.hidden_size,
         d_head=head,

@@ -76,11 +76,15 @@ class Results:
         """The metrics as a table, one row a metric."""
         return metrics_frame(self.metrics)
 
+    def to_json(self) -> Json:
+        """As JSON; NaN, which JSON lacks, becomes null."""
+        return _plain(asdict(self))
+
     def save(self, folder: str | Path) -> Path:
         """Write `results.json` and `metrics.csv` to `folder`, each atomically."""
         folder = Path(folder)
         write_atomic(folder / "metrics.csv", self.frame().to_csv(index=False))
-        write_json(folder / "results.json", {"format": FORMAT, **_plain(asdict(self))})
+        write_json(folder / "results.json", {"format": FORMAT, **self.to_json()})
         return folder
 
     @classmethod
@@ -94,9 +98,8 @@ class Results:
         value = read_json(path, "results")
         if value.pop("format", None) != FORMAT or not {f.name for f in fields(cls)} >= set(value):
             raise InputError(f"{path} is not a results file of format {FORMAT}: run the suite again")
-        value["metrics"] = [
-            Metric(**{k: math.nan if v is None else v for k, v in m.items()}) for m in value["metrics"]
-        ]
+        metrics: list[Json] = value["metrics"]
+        value["metrics"] = [Metric(**{k: math.nan if v is None else v for k, v in m.items()}) for m in metrics]
         return cls(**value)
 
 
@@ -106,7 +109,6 @@ def metrics_frame(metrics: Iterable[Metric]) -> pd.DataFrame:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN: it is written as null."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Intervals for means and paired differences: the percentile bootstrap, by clusters where units share data."""
+"""Intervals for means and paired differences: the percentile bootstrap, by clusters of dependent units."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ def bootstrap_mean(
         values: `(n,)`; NaNs are left out.
         clusters: `(n,)` labels of units that are not independent of each other (prompts of one family,
             tokens of one document); by default each value is its own cluster.
+        resamples: bootstrap samples.
+        seed: of the resampling.
+        level: coverage of the interval.
 
     Returns:
         The mean over all values; the ends are NaN with fewer than two clusters.
@@ -68,6 +71,9 @@ def bootstrap_ratio(
         numerator: `(n,)`.
         denominator: `(n,)`, paired with the numerator.
         clusters: `(n,)` labels; whole clusters are resampled, numerator and denominator together.
+        resamples: bootstrap samples.
+        seed: of the resampling.
+        level: coverage of the interval.
 
     Returns:
         `sum(numerator) / sum(denominator)`; NaN if the denominator sums to 0, and the ends are NaN with

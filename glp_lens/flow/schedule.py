@@ -2,7 +2,7 @@
 
 The released code asks diffusers' flow-matching Euler scheduler for `n` steps and gets timesteps evenly spaced
 from 1000 to 1, divided by 1000, then a final 0. Its `u` in [0, 1) indexes the grid in use, so the same `u`
-means different noise levels on different grids: u = 0.5 is sigma 0.4737 on 20 steps and 0.5 on 1000.
+means different noise levels on different grids: u = 0.5 is sigma 0.4742 on 20 steps and 0.5 on 1000.
 """
 
 from __future__ import annotations

@@ -6,7 +6,9 @@ The names of its parameters are those of the released checkpoints, after their `
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +118,7 @@ class Denoiser(nn.Module):
         """Velocity at normalised rows `z` `(n, d_input)`; `sigma` and `layer` are shared or `(n,)`."""
         e = self.condition(sigma, layer, z.device)
         h = self.in_proj(z)
-        for block in self.layers:
+        for block in self._blocks():
             h = h + block.down_proj(block.meta_neurons(h, e))
         return self.out_proj(self.ln(h))
 
@@ -125,11 +127,14 @@ class Denoiser(nn.Module):
         e = self.condition(sigma, layer, z.device)
         h = self.in_proj(z)
         found = []
-        for block in self.layers:
+        for block in self._blocks():
             hidden = block.meta_neurons(h, e)
             found.append(hidden)
             h = h + block.down_proj(hidden)
         return torch.cat(found, dim=1)
+
+    def _blocks(self) -> Iterator[Block]:
+        return cast("Iterator[Block]", iter(self.layers))
 
     def flops_per_row(self) -> float:
         """Floating-point operations of one forward pass for one row, 2 a multiplication, time path included."""

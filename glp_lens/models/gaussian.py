@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Featurizer, Projector, Sampler, Scorer, VelocityField
-from glp_lens.models.rows import check_rows, mean_and_std, standard_normal
+from glp_lens.models.rows import check_rows, draw_noise, mean_and_std
 from glp_lens.types import Acts, Features, Json, PerRow
 
 if TYPE_CHECKING:
@@ -51,14 +51,18 @@ class Gaussian(ActivationModel, Featurizer, Projector, Sampler, Scorer, Velocity
         """Estimate the covariance.
 
         Args:
+            store: training activations.
             diagonal: independent dimensions; needs nothing but the store's statistics.
-            max_rows: rows to read, drawn by `seed`; a smaller store is read once.
+            max_rows: rows to read; a smaller store is read once.
+            seed: of the choice of rows.
 
         Raises:
             InputError: fewer than two rows.
         """
         if len(store) < 2 or max_rows < 2:
-            raise InputError(f"a covariance needs at least 2 rows, got {min(len(store), max_rows)}: collect more")
+            raise InputError(
+                f"a covariance needs at least 2 rows, got {min(len(store), max_rows)}: collect more"
+            )
         started = time.perf_counter()
         mean, std = mean_and_std(store)
         if diagonal:
@@ -92,11 +96,11 @@ class Gaussian(ActivationModel, Featurizer, Projector, Sampler, Scorer, Velocity
 
     def normalize(self, x: Acts) -> Acts:
         """Each dimension to mean 0 and variance 1, by the training data's statistics."""
-        return (check_rows(x, self.d_in, self.mean.device) - self.mean) / self.std
+        return (check_rows(x, self.d_in).to(self.mean.device) - self.mean) / self.std
 
     def denormalize(self, z: Acts) -> Acts:
         """Back to activation units."""
-        return check_rows(z, self.d_in, self.mean.device) * self.std + self.mean
+        return check_rows(z, self.d_in).to(self.mean.device) * self.std + self.mean
 
     def encode(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Features:
         """Whitened rows `(n, d_in)`: uncorrelated, variance 1, the direction of largest variance first."""
@@ -119,7 +123,7 @@ class Gaussian(ActivationModel, Featurizer, Projector, Sampler, Scorer, Velocity
         if not 0 <= sigma <= 1:
             raise InputError(f"sigma must be between 0 (keep) and 1 (replace by the mean), got {sigma}")
         if sigma == 0:
-            return check_rows(x, self.d_in, self.mean.device).clone()
+            return check_rows(x, self.d_in).to(self.mean.device).clone()
         signal = (1 - sigma) ** 2 * self.eigenvalues
         return self.denormalize(self._scale(self.normalize(x), signal / (signal + sigma**2)))
 
@@ -128,7 +132,7 @@ class Gaussian(ActivationModel, Featurizer, Projector, Sampler, Scorer, Velocity
 
         This is where the flow ODE of `velocity` takes that noise, so draws from shared noise are comparable.
         """
-        noise = standard_normal(n, self.d_in, self.mean.device, noise, generator)
+        noise = draw_noise(n, self.d_in, noise, generator).to(self.mean.device)
         return self.denormalize(self._scale(noise, self.eigenvalues.sqrt()))
 
     def score(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> PerRow:
@@ -143,7 +147,7 @@ class Gaussian(ActivationModel, Featurizer, Projector, Sampler, Scorer, Velocity
         By linear regression, `(sigma - (1 - sigma) eigenvalue) / ((1 - sigma)^2 eigenvalue + sigma^2)` times
         `z` along each eigendirection.
         """
-        z = check_rows(z, self.d_in, self.mean.device)
+        z = check_rows(z, self.d_in).to(self.mean.device)
         s = torch.as_tensor(sigma, dtype=torch.float32, device=z.device).reshape(-1, 1)
         variance = (1 - s) ** 2 * self.eigenvalues + s**2
         return self._scale(z, (s - (1 - s) * self.eigenvalues) / variance)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
@@ -18,7 +17,7 @@ from glp_lens.flow.solvers import integrate
 from glp_lens.interface import Featurizer, Projector, Reconstructor, Sampler, Scorer, VelocityField
 from glp_lens.models import released
 from glp_lens.models.denoiser import Denoiser, DenoiserConfig
-from glp_lens.models.rows import check_rows, draw_noise
+from glp_lens.models.rows import check_rows, draw_noise, mean_and_std
 from glp_lens.training.loop import TrainConfig, train
 from glp_lens.types import Acts, Features, Json, PerRow
 
@@ -50,7 +49,9 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         layers = config.multi_layer_n_layers
         shape = (config.d_input,) if layers is None else (layers, config.d_input)
         if mean.shape != shape or var.shape != shape:
-            raise InputError(f"normaliser must have shape {shape}, got {tuple(mean.shape)} and {tuple(var.shape)}")
+            raise InputError(
+                f"normaliser must have shape {shape}, got {tuple(mean.shape)} and {tuple(var.shape)}"
+            )
         self.denoiser = denoiser.eval()
         self.mean, self.var = mean.float(), var.float()
         self.d_in = config.d_input
@@ -90,7 +91,8 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             denoiser = Denoiser(shape)
-        model = cls(denoiser, store.stats.mean, usable_variance(store.stats.var)).to(device)
+        mean, std = mean_and_std(store)
+        model = cls(denoiser, mean, std**2).to(device)
 
         def batches(start: int) -> Iterator[Tensor]:
             for x in store.batches(config.batch_size, seed=config.seed, start_batch=start):
@@ -195,7 +197,11 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         """
         if u is not None and sigma is not None:
             raise InputError("pass u (the released code's noise level) or sigma, not both")
-        path = path_from_sigma(sigma, steps) if sigma is not None else path_from_u(0.5 if u is None else u, steps)
+        path = (
+            path_from_sigma(sigma, steps)
+            if sigma is not None
+            else path_from_u(0.5 if u is None else u, steps)
+        )
         x = check_rows(x, self.d_in)
         if float(path[0]) == 0:
             return x.clone()
@@ -318,18 +324,6 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         z = z.to(self.device)
         slices = [slice(i, i + _BATCH) for i in range(0, len(z), _BATCH)] or [slice(0, 0)]
         return torch.cat([function(z[s], s) for s in slices])
-
-
-def usable_variance(var: Tensor) -> Tensor:
-    """Variances with those of constant dimensions set to 1, so that normalising leaves such dimensions at 0."""
-    constant = var <= 0
-    if bool(constant.any()):
-        warnings.warn(
-            f"{int(constant.sum())} of {len(var)} activation dimensions are constant: they are left at 0 "
-            "in normalised space",
-            stacklevel=3,
-        )
-    return torch.where(constant, torch.ones_like(var), var)
 
 
 def _pick(value: Layer, index: slice) -> Layer:

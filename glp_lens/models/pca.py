@@ -12,13 +12,14 @@ from torch import Generator, Tensor
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Featurizer, Projector, Reconstructor, Sampler, Scorer
-from glp_lens.models.rows import check_rows, mean_and_std, standard_normal
+from glp_lens.models.rows import check_rows, draw_noise, mean_and_std
 from glp_lens.types import Acts, Features, Json, PerRow
 
 if TYPE_CHECKING:
     from glp_lens.activations.store import ActivationStore
 
 _VARIANCE_FLOOR = 1e-6
+"""Smallest variance of a direction, as a share of the average: a density must not divide by zero."""
 
 
 class PCA(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer):
@@ -31,7 +32,7 @@ class PCA(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         mean, std: `(d_in,)`; components are those of `(x - mean) / std`. `std` is 1 if not standardised.
         components: `(n_features, d_in)`, orthonormal rows, the largest variance first.
         explained_variance: `(n_features,)`.
-        total_variance: of all directions, kept or not.
+        discarded_variance: the sum over the directions that were not kept.
         k: the rank that `reconstruct`, `project`, `sample` and `score` use unless told otherwise.
     """
 
@@ -43,12 +44,13 @@ class PCA(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         std: Tensor,
         components: Tensor,
         explained_variance: Tensor,
-        total_variance: float,
+        *,
+        discarded_variance: float,
         k: int,
     ) -> None:
         self.mean, self.std = mean, std
         self.components, self.explained_variance = components, explained_variance
-        self.total_variance = total_variance
+        self.discarded_variance = discarded_variance
         self.k = k
         self.d_in = len(mean)
         self.provenance = {}
@@ -67,10 +69,12 @@ class PCA(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         """Fit scikit-learn's PCA on rows drawn from the store.
 
         Args:
+            store: training activations.
             n_components: components kept; by default all.
             keep_variance: sets `k`, to the fewest components that explain this share of the variance.
             standardize: bring each dimension to variance 1 first, as the GLP does.
-            max_rows: rows to fit on, drawn by `seed`; they are held in memory.
+            max_rows: rows to fit on; they are held in memory.
+            seed: of the choice of rows.
 
         Raises:
             InputError: fewer than two rows, or more components than rows or dimensions.
@@ -89,17 +93,17 @@ class PCA(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         mean, std = mean_and_std(store)
         if not standardize:
             std = torch.ones_like(std)
-        z = ((store.sample(rows, seed) - mean) / std).numpy()
+        # In float64, since the density needs the smallest variances to their last digits too.
+        z = ((store.sample(rows, seed) - mean) / std).double().numpy()
         fitted = Estimator(n_components, svd_solver="covariance_eigh").fit(z)
-        share = torch.from_numpy(fitted.explained_variance_ratio_).double().cumsum(0)
-        variance = torch.from_numpy(fitted.explained_variance_).float()
+        share = fitted.explained_variance_ratio_.cumsum()
         model = cls(
             mean + std * torch.from_numpy(fitted.mean_).float(),
             std,
             torch.from_numpy(fitted.components_).float().contiguous(),
-            variance,
-            float(variance[0] / fitted.explained_variance_ratio_[0]),
-            min(int((share < keep_variance).sum()) + 1, len(share)),
+            torch.from_numpy(fitted.explained_variance_).float(),
+            discarded_variance=float(fitted.noise_variance_) * (most - fitted.n_components_),
+            k=min(int((share < keep_variance).sum()) + 1, len(share)),
         )
         model.provenance = {
             "store": store.provenance(),
@@ -121,8 +125,8 @@ class PCA(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
     def noise_variance(self, k: int | None = None) -> float:
         """Mean variance of the directions beyond the first `k` components."""
         k = self._rank(k)
-        left = self.total_variance - float(self.explained_variance[:k].double().sum())
-        return max(left / max(self.d_in - k, 1), _VARIANCE_FLOOR)
+        left = float(self.explained_variance[k:].double().sum()) + self.discarded_variance
+        return max(left / max(self.d_in - k, 1), self._floor)
 
     def encode(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Features:
         """Scores on all components, `(n, n_features)`."""
@@ -161,7 +165,7 @@ class PCA(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
     ) -> Acts:
         """`n` draws from probabilistic PCA of rank `k`: noise times the root of its covariance."""
         basis, variance = self._leading(k)
-        noise = standard_normal(n, self.d_in, self.mean.device, noise, generator)
+        noise = draw_noise(n, self.d_in, noise, generator).to(self.mean.device)
         inside = noise @ basis.T
         z = (inside * variance.sqrt()) @ basis + math.sqrt(self.noise_variance(k)) * (noise - inside @ basis)
         return z * self.std + self.mean
@@ -180,7 +184,7 @@ class PCA(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         Both in activation units.
         """
         if method == "reconstruction":
-            x = check_rows(x, self.d_in, self.mean.device)
+            x = check_rows(x, self.d_in).to(self.mean.device)
             return -(x - self.reconstruct(x, k=k)).square().sum(1)
         if method != "log_density":
             raise InputError(f"method must be 'log_density' or 'reconstruction', got {method!r}")
@@ -197,8 +201,13 @@ class PCA(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         )
         return -0.5 * (distance + volume)
 
+    @property
+    def _floor(self) -> float:
+        total = float(self.explained_variance.sum()) + self.discarded_variance
+        return _VARIANCE_FLOOR * total / self.d_in
+
     def _standardize(self, x: Acts) -> Acts:
-        return (check_rows(x, self.d_in, self.mean.device) - self.mean) / self.std
+        return (check_rows(x, self.d_in).to(self.mean.device) - self.mean) / self.std
 
     def _rank(self, k: int | None) -> int:
         if k is None:
@@ -209,10 +218,10 @@ class PCA(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
 
     def _leading(self, k: int | None) -> tuple[Tensor, Tensor]:
         k = self._rank(k)
-        return self.components[:k], self.explained_variance[:k].clamp(min=_VARIANCE_FLOOR)
+        return self.components[:k], self.explained_variance[:k].clamp(min=self._floor)
 
     def _config(self) -> Json:
-        return {"total_variance": self.total_variance, "k": self.k}
+        return {"discarded_variance": self.discarded_variance, "k": self.k}
 
     def _tensors(self) -> dict[str, Tensor]:
         return {
@@ -224,4 +233,4 @@ class PCA(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
 
     @classmethod
     def _restore(cls, config: Json, tensors: dict[str, Tensor]) -> Self:
-        return cls(**tensors, total_variance=config["total_variance"], k=config["k"])
+        return cls(**tensors, discarded_variance=config["discarded_variance"], k=config["k"])

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Featurizer, Projector, Reconstructor, Sampler
-from glp_lens.models.rows import check_rows, standard_normal
+from glp_lens.models.rows import check_rows, draw_noise
 from glp_lens.types import Acts, Features, Json
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Raw(ActivationModel, Featurizer, Reconstructor, Projector, Sampler):
 
     def encode(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Features:
         """A copy of the rows, `(n, d_in)`."""
-        return check_rows(x, self.d_in, self.reservoir.device).clone()
+        return check_rows(x, self.d_in).to(self.reservoir.device).clone()
 
     def reconstruct(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Acts:
         """A copy of the rows."""
@@ -74,7 +74,7 @@ class Raw(ActivationModel, Featurizer, Reconstructor, Projector, Sampler):
         The first column of the noise picks the row, through the normal distribution function, so that noise
         shared between models makes this one reproducible too.
         """
-        noise = standard_normal(n, self.d_in, self.reservoir.device, noise, generator)
+        noise = draw_noise(n, self.d_in, noise, generator).to(self.reservoir.device)
         place = torch.special.ndtr(noise[:, 0].double()) * len(self.reservoir)
         return self.reservoir[place.long().clamp(max=len(self.reservoir) - 1)]
 

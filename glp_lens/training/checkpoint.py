@@ -26,7 +26,13 @@ class Place:
 
 
 def save(
-    path: Path, key: Json, module: nn.Module, optimizer: Optimizer, step: int, history: list[Json], seconds: float
+    path: Path,
+    key: Json,
+    module: nn.Module,
+    optimizer: Optimizer,
+    step: int,
+    history: list[Json],
+    seconds: float,
 ) -> None:
     """Write the state atomically; a crash leaves the previous one."""
     tensors = {f"weights.{name}": p.detach().cpu() for name, p in module.named_parameters()}
@@ -57,7 +63,11 @@ def load(path: Path, key: Json, module: nn.Module, optimizer: Optimizer) -> Plac
                 )
             for name, parameter in module.named_parameters():
                 parameter.data.copy_(file.get_tensor(f"weights.{name}"))
-                slots = [k.split(".", 2)[1] for k in file.keys() if k.startswith("optimizer.") and k.endswith(f".{name}")]
+                slots = [
+                    k.split(".", 2)[1]
+                    for k in file.keys()
+                    if k.startswith("optimizer.") and k.endswith(f".{name}")
+                ]
                 optimizer.state[parameter] = {
                     slot: file.get_tensor(f"optimizer.{slot}.{name}").to(
                         parameter.device if slot != "step" else "cpu"

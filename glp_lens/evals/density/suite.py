@@ -1,9 +1,10 @@
-"""Held-out flow-matching loss by noise level, beside the exact bound for Gaussians, and a typicality check."""
+"""Held-out flow-matching loss by noise level beside the exact Gaussian bound, and a typicality check."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -76,7 +77,7 @@ def run(
     Returns:
         Metrics of task `heldout`: `flow_loss`, `flow_loss_bound` (setting `sigma=all` or a bin such as
         `sigma=0.1-0.2`), `below_bound_percent`, `below_gaussian_percent` (paired with the Gaussian's
-        measured loss), `flow_loss_diff:<other>`, `score_auroc`, `score_mean`.
+        measured loss), `flow_loss_diff:<other>` (paired, in total and by bin), `score_auroc`, `score_mean`.
 
     Raises:
         InputError: fewer than two rows, a width that is not the models', or ids of another length.
@@ -97,7 +98,7 @@ def run(
         _add_losses(results, losses, sigma, owners)
         bounded = {e.label: e.model for e in fields if isinstance(e.model, HasOptimalLoss)}
         _add_bounds(results, cast(dict[str, HasOptimalLoss], bounded), losses, owners)
-        _add_differences(results, [e.label for e in fields], losses, owners)
+        _add_differences(results, [e.label for e in fields], losses, sigma, owners)
     else:
         results.failures.append("no model has a velocity field: no flow-matching loss was measured")
     _add_scores(results, entries, rows[:score_rows], owners[:score_rows], seed)
@@ -114,7 +115,7 @@ def _checked(entries: Sequence[Entry], rows: Tensor, owners: np.ndarray) -> tupl
     for entry in entries:
         if entry.model.d_in != rows.shape[1]:
             raise InputError(
-                f"{entry.label} was trained on width {entry.model.d_in}, the rows have width {rows.shape[1]}: "
+                f"{entry.label} was trained on width {entry.model.d_in}, the rows have {rows.shape[1]}: "
                 "pass rows from the hook point it was trained on"
             )
     rows = rows.float().cpu()
@@ -126,13 +127,15 @@ def _checked(entries: Sequence[Entry], rows: Tensor, owners: np.ndarray) -> tupl
 
 
 def _same_space(entries: Sequence[Entry], rows: Tensor, failures: list[str]) -> list[Entry]:
-    """Velocity fields that share the first one's normaliser: losses in different spaces cannot be compared."""
+    """Velocity fields that share the first one's normaliser; losses in other spaces cannot be compared."""
     fields = [e for e in entries if isinstance(e.model, VelocityField)]
     kept: list[Entry] = []
     few = rows[:8]
     for entry in fields:
         z = cast(VelocityField, entry.model).normalize(few)
-        if kept and not torch.allclose(z, cast(VelocityField, kept[0].model).normalize(few), rtol=1e-2, atol=1e-2):
+        if kept and not torch.allclose(
+            z, cast(VelocityField, kept[0].model).normalize(few), rtol=1e-2, atol=1e-2
+        ):
             failures.append(
                 f"{entry.label} normalises activations differently from {kept[0].label}: its flow-matching "
                 "loss cannot be compared and was left out"
@@ -170,17 +173,21 @@ def _losses(
     return losses
 
 
+def _views(sigma: np.ndarray) -> dict[str, np.ndarray]:
+    """Triples `(draws, n)` in total and by bin, under the name of the `setting`; empty bins are left out."""
+    bins = sigma_bin(sigma)
+    views = {ALL: np.ones_like(bins, dtype=bool), **{bin_name(b): bins == b for b in range(BINS)}}
+    return {setting: chosen for setting, chosen in views.items() if chosen.any()}
+
+
 def _add_losses(
     results: Results, losses: dict[str, np.ndarray], sigma: np.ndarray, owners: np.ndarray
 ) -> None:
     documents = np.broadcast_to(owners, sigma.shape)
-    bins = sigma_bin(sigma)
-    for label, loss in losses.items():
-        views = {ALL: np.ones_like(bins, dtype=bool), **{bin_name(b): bins == b for b in range(BINS)}}
-        for setting, chosen in views.items():
-            if chosen.any():
-                interval = bootstrap_mean(loss[chosen], documents[chosen])
-                results.add(label, TASK, setting, "flow_loss", **interval._asdict())
+    for setting, chosen in _views(sigma).items():
+        for label, loss in losses.items():
+            interval = bootstrap_mean(loss[chosen], documents[chosen])
+            results.add(label, TASK, setting, "flow_loss", **interval._asdict())
 
 
 def _add_bounds(
@@ -213,19 +220,24 @@ def _add_bounds(
 
 
 def _add_differences(
-    results: Results, labels: Sequence[str], losses: dict[str, np.ndarray], owners: np.ndarray
+    results: Results,
+    labels: Sequence[str],
+    losses: dict[str, np.ndarray],
+    sigma: np.ndarray,
+    owners: np.ndarray,
 ) -> None:
-    for i, first in enumerate(labels):
-        for second in labels[i + 1 :]:
-            interval = bootstrap_mean((losses[first] - losses[second]).mean(0), owners)
-            results.add(first, TASK, ALL, f"flow_loss_diff:{second}", **interval._asdict())
+    documents = np.broadcast_to(owners, sigma.shape)
+    for setting, chosen in _views(sigma).items():
+        for first, second in combinations(labels, 2):
+            interval = bootstrap_mean((losses[first] - losses[second])[chosen], documents[chosen])
+            results.add(first, TASK, setting, f"flow_loss_diff:{second}", **interval._asdict())
 
 
 @torch.no_grad()
 def _add_scores(
     results: Results, entries: Sequence[Entry], rows: Tensor, owners: np.ndarray, seed: int
 ) -> None:
-    """AUROC of real rows against rows shuffled within each dimension; its interval resamples real documents."""
+    """AUROC of real rows against rows shuffled within each dimension, resampling real documents."""
     generator = torch.Generator().manual_seed(seed + 1)
     order = torch.rand(rows.shape, generator=generator).argsort(0)
     shuffled = rows.gather(0, order)
@@ -241,6 +253,8 @@ def _add_scores(
             continue
         # The AUROC is the mean over real rows of the share of fake rows below, ties counting half.
         below = (np.searchsorted(fake, real, "left") + np.searchsorted(fake, real, "right")) / (2 * len(fake))
-        results.add(entry.label, TASK, "real vs shuffled", "score_auroc", **bootstrap_mean(below, owners)._asdict())
+        results.add(
+            entry.label, TASK, "real vs shuffled", "score_auroc", **bootstrap_mean(below, owners)._asdict()
+        )
         results.add(entry.label, TASK, "real", "score_mean", **bootstrap_mean(real, owners)._asdict())
         results.add(entry.label, TASK, "shuffled", "score_mean", float(fake.mean()), n=len(fake))

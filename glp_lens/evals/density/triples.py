@@ -45,7 +45,8 @@ def no_velocity(z: Tensor, sigma: Tensor) -> Tensor:
 def isotropic_velocity(z: Tensor, sigma: Tensor) -> Tensor:
     """The best velocity for data known only to have mean 0 and variance 1; expected loss pi/2 = 1.571.
 
-    With x and eps independent standard normals, `E[eps - x | z] = (2 sigma - 1) z / ((1 - sigma)^2 + sigma^2)`.
+    For independent standard normal x and eps,
+    `E[eps - x | z] = (2 sigma - 1) z / ((1 - sigma)^2 + sigma^2)`.
     """
     s = column(sigma, z)
     return (2 * s - 1) / ((1 - s) ** 2 + s**2) * z

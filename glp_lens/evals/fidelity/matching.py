@@ -1,7 +1,7 @@
 """Comparing reconstructions at equal distortion.
 
-A noise level or a rank is a knob: whoever reconstructs more closely loses less. So a model measured at several
-settings is read off at another model's fraction of variance unexplained (FVU).
+A noise level or a rank is a knob: whoever reconstructs more closely loses less. So a model measured at
+several settings is read off at another model's fraction of variance unexplained (FVU).
 """
 
 from __future__ import annotations

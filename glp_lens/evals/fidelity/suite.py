@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import combinations, takewhile
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -29,7 +29,8 @@ _STEPS = 20
 
 
 class _Text(Protocol):
-    text: str
+    @property
+    def text(self) -> str: ...
 
 
 @dataclass
@@ -76,8 +77,8 @@ def run(
 
     Args:
         model: a HookedTransformer or TransformerBridge.
-        entries: models under different labels, each with its options, for example `{"sigma": 0.3}`; those that
-            do not reconstruct are passed over.
+        entries: models under different labels, each with its options, for example `{"sigma": 0.3}`; those
+            that do not reconstruct are passed over.
         documents: held-out texts, or objects with a `text`.
         hook: the hook point, that of the training store.
         mean: `(d_in,)` mean of the training store: the value of the mean ablation and the reference of FVU.
@@ -91,8 +92,8 @@ def run(
         each at its own FVU) and `delta_nll_matched_diff:<other>` (paired, read off at the other's FVU).
 
     Raises:
-        InputError: labels that repeat, models trained on another hook point, width or weight processing, or no
-            text long enough to predict a token.
+        InputError: labels that repeat, models trained on another hook point, width or weight processing, or
+            no text long enough to predict a token.
     """
     started = time.perf_counter()
     entries = [e for e in entries if isinstance(e.model, Reconstructor)]
@@ -114,7 +115,9 @@ def run(
     mean = mean.float().cpu()
     with tqdm(total=total, desc="fidelity", unit="tok", unit_scale=True, mininterval=2) as bar:
         for start in range(0, len(ids), batch_size):
-            batch, nll = _clean_pass(model, ids[start : start + batch_size], start, hook, limit, seed)
+            batch, nll = _clean_pass(
+                model, ids[start : start + batch_size], first=start, hook=hook, limit=limit, seed=seed
+            )
             size = int(batch.mask.sum())
             clean.append(nll)
             token_owners.append(batch.owners[batch.inner.numpy()])
@@ -187,7 +190,9 @@ def _check(model: lm.Model, entries: Sequence[Entry], hook: str, mean: Tensor) -
                 f"{tuple(mean.shape)}: use models and a mean of the same store"
             )
         if entry.model.hook not in (None, hook):
-            raise InputError(f"{entry.label} was trained at {entry.model.hook}, asked for {hook}: use its own")
+            raise InputError(
+                f"{entry.label} was trained at {entry.model.hook}, asked for {hook}: use its own"
+            )
         trained = entry.model.provenance.get("store", {}).get("model", {})
         trained = trained.get("weight_processing") if isinstance(trained, dict) else None
         if trained not in (None, processing):
@@ -198,7 +203,7 @@ def _check(model: lm.Model, entries: Sequence[Entry], hook: str, mean: Tensor) -
 
 
 def _clean_pass(
-    model: lm.Model, ids: list[list[int]], first: int, hook: str, limit: float | None, seed: int
+    model: lm.Model, ids: list[list[int]], *, first: int, hook: str, limit: float | None, seed: int
 ) -> tuple[_Batch, np.ndarray]:
     """The batch with its activations, and the clean NLL of each token predicted from a replaced position."""
     tokens, mask = lm.pad(ids)
@@ -262,11 +267,9 @@ def _add_metrics(results: Results, summary: _Summary, settings: dict[str, str]) 
 def _add_differences(results: Results, summary: _Summary, entries: Sequence[Entry]) -> None:
     """Paired differences, each at its own distortion, then at the other's."""
     owners = summary.token_owners
-    for i, first in enumerate(entries):
-        for second in entries[i + 1 :]:
-            gap = bootstrap_mean(summary.nll[first.label] - summary.nll[second.label], owners)
-            name = f"delta_nll_diff:{second.label}"
-            results.add(first.label, TASK, first.setting, name, **gap._asdict())
+    for first, second in combinations(entries, 2):
+        gap = bootstrap_mean(summary.nll[first.label] - summary.nll[second.label], owners)
+        results.add(first.label, TASK, first.setting, f"delta_nll_diff:{second.label}", **gap._asdict())
     for curve, labels in _curves(entries).items():
         fvu = {label: summary.fvu(label) for label in labels}
         for other in (e for e in entries if e.label not in labels):
@@ -290,8 +293,9 @@ def _curves(entries: Sequence[Entry]) -> dict[str, list[str]]:
         if len(group) < 2:
             continue
         labels = [e.label for e in group]
-        words = commonprefix([label.split() for label in labels])
-        name = " ".join(words) or group[0].model.kind
+        columns = zip(*(label.split() for label in labels), strict=False)
+        shared = takewhile(lambda words: len(set(words)) == 1, columns)
+        name = " ".join(words[0] for words in shared) or group[0].model.kind
         curves[name if name not in curves else f"{name} ({labels[0]})"] = labels
     return curves
 

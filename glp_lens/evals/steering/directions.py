@@ -33,9 +33,7 @@ def difference_of_means(
     sides = [[text for text in side if text.strip()] for side in (positive, negative)]
     if not all(sides):
         raise InputError("a direction needs at least one positive and one negative text that is not empty")
-    rows = last_token_activations(
-        model, sides[0] + sides[1], hook, context=context, batch_size=batch_size
-    ).double()
+    rows = last_token_activations(model, sides[0] + sides[1], hook, context=context, batch_size=batch_size).double()
     direction = rows[: len(sides[0])].mean(0) - rows[len(sides[0]) :].mean(0)
     norm = direction.norm()
     if not torch.isfinite(norm) or norm == 0:

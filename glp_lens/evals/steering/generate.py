@@ -58,10 +58,15 @@ def generate(
 
     Args:
         model: a HookedTransformer or TransformerBridge.
-        strengths: one alpha for each text of a prompt.
+        prompts: texts to continue.
+        strengths: one alpha for each continuation of a prompt.
+        hook: the hook point to steer at.
         direction: `(d_in,)` in activation units, or None for no steering at all.
         entry: the projector and its options, or None to steer without repair.
+        new_tokens: length of a continuation.
+        seed: for the noise of stochastic projectors.
         batch_rows: most sequences generated at once.
+        desc: label of the progress bar.
     """
     if not prompts or not strengths:
         raise InputError("steering needs at least one prompt and one strength")
@@ -78,7 +83,9 @@ def generate(
                 alpha = torch.tensor(strengths, dtype=torch.float32).repeat(len(group))
                 noise, options = None, {}
                 if entry is not None:
-                    noise = _row_noise(group, n_strengths, new_tokens, direction.shape[0], seed, device)
+                    draws = [prompt_noise(seed, i, new_tokens, direction.shape[0]) for i in group]
+                    stacked = torch.stack(draws, dim=1).repeat_interleave(n_strengths, dim=1)
+                    noise = _row_noise(stacked.to(device))
                     options = entry.options
                 projector: Any = entry.model if entry is not None else None
                 edit = hooks.steer(direction, alpha, projector, "last", noise, **options)
@@ -102,10 +109,9 @@ def prompt_noise(seed: int, prompt: int, positions: int, d_in: int) -> Tensor:
 
 
 def _row_noise(
-    group: Sequence[int], n_strengths: int, positions: int, d_in: int, seed: int, device: torch.device
+    noise: Tensor,
 ) -> hooks.RowNoise:
-    noise = torch.stack([prompt_noise(seed, i, positions, d_in) for i in group], dim=1)
-    noise = noise.repeat_interleave(n_strengths, dim=1).to(device)
+    """Row `i` of the batch gets `noise[call, i]`; `noise` is `(calls, rows, d_in)`."""
 
     def row_noise(call: int, rows: int) -> Tensor:
         assert rows == noise.shape[1]

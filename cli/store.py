@@ -1,0 +1,48 @@
+"""`store`: look into activation stores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from glp_lens_cli._app import Commands
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, help="Look into activation stores.")
+
+
+@app.callback()
+def _group() -> None:
+    """Look into activation stores."""
+
+
+@app.command()
+def info(
+    folder: Annotated[Path, typer.Argument(help="Folder of a store.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show what a store holds: model, hook point, rows, norms, exclusions, corpus."""
+    from glp_lens.activations import ActivationStore, describe_store
+
+    about = describe_store(ActivationStore.open(folder))
+    if as_json:
+        typer.echo(json.dumps(about, indent=2))
+        return
+    for line in _lines(about):
+        typer.echo(line)
+
+
+def _lines(value: dict[str, Any], indent: str = "") -> list[str]:
+    """A nested mapping as aligned lines."""
+    lines: list[str] = []
+    for key, item in value.items():
+        name = f"{indent}{key.replace('_', ' ')}"
+        if isinstance(item, dict):
+            lines += [name, *_lines(item, indent + "  ")]
+        else:
+            shown = (
+                f"{item:,.4g}" if isinstance(item, float) else f"{item:,}" if type(item) is int else str(item)
+            )
+            lines.append(f"{name:28} {shown}")
+    return lines

@@ -1,0 +1,197 @@
+"""`probe`, `steer` and `fidelity`: one suite on trained models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from glp_lens_cli import compare as c
+from glp_lens_cli import options as o
+from glp_lens_cli._app import numbers, split
+
+if TYPE_CHECKING:
+    from glp_lens.artifacts import ActivationModel
+    from glp_lens.evals.results import Results
+
+_SIGMAS = Annotated[
+    str,
+    typer.Option(
+        "--sigmas", help="Noise levels at which a GLP's meta-neurons are read, separated by commas."
+    ),
+]
+
+
+def probe(
+    models: o.Models,
+    out: o.Out = Path("results/probing"),
+    model: o.Model = "HuggingFaceTB/SmolLM2-135M-Instruct",
+    hook: o.Hook = None,
+    backend: o.Backend = "bridge",
+    lm_dtype: o.Dtype = "bfloat16",
+    context: o.Context = 128,
+    tasks: c.Tasks = "",
+    probe_train: c.ProbeTrain = 1024,
+    probe_test: c.ProbeTest = 1024,
+    sigmas: _SIGMAS = "0.1",
+    device: o.Device = "cpu",
+    seed: o.Seed = 0,
+    config: o.Config = None,
+) -> None:
+    """Sparse probing: how well the best single feature of each model separates two classes."""
+    from glp_lens.evals import probing
+    from glp_lens.pipeline.compare import probing_entries
+
+    trained = _load(models, device)
+    loaded = [
+        probing.load(name, max_train=probe_train, max_test=probe_test)
+        for name in probing.names(split(tasks) or None)
+    ]
+    entries = probing_entries(trained, numbers(sigmas, "--sigmas"))
+    opened, point = _open(model, hook, backend, lm_dtype, device, trained)
+    activations = probing.collect(opened, loaded, point, context=context, cache=out / "cache")
+    _finish(probing.run(entries, loaded, activations, seed=seed, device=device), out, "auc", task="all")
+
+
+def steer(
+    models: o.Models,
+    store: o.Store = Path("acts"),
+    out: o.Out = Path("results/steering"),
+    model: o.Model = "HuggingFaceTB/SmolLM2-135M-Instruct",
+    hook: o.Hook = None,
+    backend: o.Backend = "bridge",
+    lm_dtype: o.Dtype = "bfloat16",
+    concept: c.Concept = "sports",
+    strengths: c.Strengths = "0.2,0.4,0.6,0.8,1.0",
+    prompts: c.Prompts = 24,
+    new_tokens: c.NewTokens = 24,
+    project_u: c.ProjectU = 0.5,
+    device: o.Device = "cpu",
+    seed: o.Seed = 0,
+    config: o.Config = None,
+) -> None:
+    """Steer generation towards a topic, plain and repaired by each model, and judge concept and fluency.
+
+    The store says how long a typical activation is: strengths are in units of its median norm.
+    """
+    from glp_lens.activations import ActivationStore
+    from glp_lens.evals import steering
+    from glp_lens.pipeline.compare import projector_entries
+
+    trained = _load(models, device)
+    alphas = numbers(strengths, "--strengths")
+    norm = ActivationStore.open(store).median_norm
+    opened, point = _open(model, hook, backend, lm_dtype, device, trained)
+    results = steering.run(
+        opened,
+        projector_entries(trained, project_u),
+        concept,
+        hook=point,
+        act_norm=norm,
+        strengths=alphas,
+        prompts=prompts,
+        new_tokens=new_tokens,
+        seed=seed,
+        folder=out / "cache",
+    )
+    _finish(results, out, "harmonic", setting="alpha=chosen")
+
+
+def fidelity(
+    models: o.Models,
+    store: Annotated[
+        Path, typer.Option("--store", help="Store of held-out activations.", rich_help_panel="Data")
+    ] = Path("acts_heldout"),
+    out: o.Out = Path("results/fidelity"),
+    model: o.Model = "HuggingFaceTB/SmolLM2-135M-Instruct",
+    hook: o.Hook = None,
+    backend: o.Backend = "bridge",
+    lm_dtype: o.Dtype = "bfloat16",
+    context: o.Context = 128,
+    texts: Annotated[
+        str,
+        typer.Option(
+            "--texts",
+            help="Held-out texts: files or folders, separated by commas; by default the packaged held-out ones.",
+            rich_help_panel="Data",
+        ),
+    ] = "",
+    documents: c.Documents = 24,
+    project_u: c.ProjectU = 0.5,
+    device: o.Device = "cpu",
+    seed: o.Seed = 0,
+    config: o.Config = None,
+) -> None:
+    """Reconstruction error, change in language-model loss, and held-out flow-matching loss.
+
+    The last goes to the folder 'density' beside --out.
+    """
+    from glp_lens import corpus
+    from glp_lens.activations import ActivationStore
+    from glp_lens.evals import density
+    from glp_lens.evals import fidelity as suite
+    from glp_lens.evals.entries import Entry
+    from glp_lens.pipeline.compare import reconstruction_entries
+
+    trained = _load(models, device)
+    heldout = ActivationStore.open(store)
+    pool = list(corpus.from_files(split(texts))) if texts else corpus.packaged(seed, "heldout")
+    opened, point = _open(model, hook, backend, lm_dtype, device, trained)
+    entries = [Entry(label, found) for label, found in trained.items()]
+    found = density.run(entries, heldout.rows(), heldout.column("doc_id"), seed=seed)
+    _finish(found, out.parent / "density", "flow_loss", setting="sigma=all")
+    results = suite.run(
+        opened,
+        reconstruction_entries(trained, project_u),
+        pool[:documents],
+        point,
+        mean=heldout.stats.mean,
+        context=context,
+        seed=seed,
+    )
+    _finish(results, out, "delta_nll")
+
+
+def _load(models: str, device: str) -> dict[str, ActivationModel]:
+    """Trained models by label: the name given, or the name of the folder."""
+    from glp_lens import models as registry
+    from glp_lens.errors import InputError
+    from glp_lens.lm import check_device
+
+    check_device(device)
+    found: dict[str, ActivationModel] = {}
+    for item in split(models):
+        name, _, folder = item.rpartition("=")
+        label = name or Path(folder).name
+        if label in found:
+            raise InputError(f"two models are called {label!r}: name them, --models a=folder1,b=folder2")
+        found[label] = registry.load(folder).to(device)
+    if not found:
+        raise InputError("--models needs at least one folder of a trained model")
+    return found
+
+
+def _open(
+    name: str, hook: str | None, backend: str, dtype: str, device: str, trained: dict[str, ActivationModel]
+) -> tuple[object, str]:
+    """The language model, and the hook point: the one asked for, else the one the models were trained at."""
+    from glp_lens import lm
+
+    model = lm.open_model(name, device=device, dtype=dtype, backend=backend)  # type: ignore[arg-type]
+    known = [m.hook for m in trained.values() if m.hook]
+    return model, lm.check_hook(model, hook or (known[0] if known else lm.default_hook(model)))
+
+
+def _finish(results: Results, out: Path, metric: str, **where: str) -> None:
+    """Save, and print the metric that matters most."""
+    results.save(out)
+    frame = results.frame()
+    frame = frame[frame.metric == metric]
+    for column, value in where.items():
+        frame = frame[frame[column].str.startswith(value)]
+    for row in frame.itertuples():
+        interval = f" [{row.ci_low:.3f}, {row.ci_high:.3f}]" if row.ci_low == row.ci_low else ""
+        typer.echo(f"{row.model:24} {row.setting:32} {metric} {row.value:.3f}{interval}")
+    for sentence in results.failures:
+        typer.echo(f"note: {sentence}")
+    typer.echo(f"saved: {out / 'results.json'} and {out / 'metrics.csv'}")

@@ -1,0 +1,129 @@
+"""`train`: one model of activations from a store."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from glp_lens_cli import options as o
+
+if TYPE_CHECKING:
+    from glp_lens.activations import ActivationStore
+    from glp_lens.artifacts import ActivationModel
+
+_GLP, _SAE = "GLP", "SAE"
+
+
+def train(
+    kind: Annotated[str, typer.Argument(help="glp, sae, pca, gaussian or raw.", show_default=False)],
+    store: o.Store = Path("acts"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder for the model; by default models/KIND.", rich_help_panel="Run"
+        ),
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", help="Activations shown to a GLP or SAE.")] = 400_000,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", help="Rows a step; by default 512 for a GLP, 2048 for an SAE."),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option("--lr", help="Peak learning rate; by default 2e-3 for a GLP, 1e-3 for an SAE."),
+    ] = None,
+    recipe: Annotated[
+        str,
+        typer.Option(
+            "--recipe",
+            help="'small': stratified noise levels, for short runs; 'paper': the paper's (lr 5e-5, batch 4096, "
+            "uniform noise levels).",
+            rich_help_panel=_GLP,
+        ),
+    ] = "small",
+    width: Annotated[
+        int | None,
+        typer.Option("--width", help="Of the denoiser; by default twice d_in.", rich_help_panel=_GLP),
+    ] = None,
+    mlp: Annotated[
+        int | None,
+        typer.Option("--mlp", help="Meta-neurons a block; by default four times d_in.", rich_help_panel=_GLP),
+    ] = None,
+    layers: Annotated[int, typer.Option("--layers", help="Blocks.", rich_help_panel=_GLP)] = 3,
+    validation: Annotated[
+        Path | None,
+        typer.Option(
+            "--validation", help="Store of held-out activations, for the curve.", rich_help_panel=_GLP
+        ),
+    ] = None,
+    latents: Annotated[
+        int | None, typer.Option("--latents", help="By default four times d_in.", rich_help_panel=_SAE)
+    ] = None,
+    k: Annotated[int, typer.Option("--k", help="Latents active on a row.", rich_help_panel=_SAE)] = 32,
+    components: Annotated[
+        int | None, typer.Option("--components", help="By default all.", rich_help_panel="PCA")
+    ] = None,
+    device: o.Device = "cpu",
+    seed: o.Seed = 0,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace a model that is already there.", rich_help_panel="Run"),
+    ] = False,
+    config: o.Config = None,
+) -> None:
+    """Train a GLP, SAE, PCA, Gaussian or raw baseline on a store.
+
+    An interrupted GLP continues when the same command is run again.
+    """
+    from glp_lens import models
+    from glp_lens.activations import ActivationStore
+    from glp_lens.errors import InputError
+    from glp_lens.lm import check_device
+
+    models.model_class(kind)  # refuse an unknown kind before any work
+    folder = out or Path("models") / kind
+    if (folder / "config.json").exists() and not overwrite:
+        raise InputError(f"{folder} already holds a model: choose another --out, or pass --overwrite")
+    check_device(device)
+    opened = ActivationStore.open(store)
+    fitted: ActivationModel
+    if kind == "glp":
+        settings = _recipe(recipe, rows, batch_size, lr, seed)
+        held = ActivationStore.open(validation).sample(2048, seed=0) if validation else None
+        fitted = models.model_class("glp").fit(  # type: ignore[attr-defined]
+            opened, settings, d_model=width, d_mlp=mlp, n_layers=layers, device=device, validation=held,
+            state=folder / "training.state",
+        )  # fmt: skip
+    elif kind == "sae":
+        fitted = models.model_class("sae").fit(  # type: ignore[attr-defined]
+            opened, n_latents=latents, k=k, rows=rows, batch_size=batch_size or 2048, lr=lr or 1e-3,
+            device=device, seed=seed,
+        )  # fmt: skip
+    else:
+        fitted = _closed_form(kind, opened, components, seed)
+    typer.echo(f"saved {kind}: {fitted.save_pretrained(folder)}")
+
+
+def _recipe(name: str, rows: int, batch_size: int | None, lr: float | None, seed: int) -> object:
+    from glp_lens.errors import InputError
+    from glp_lens.training.loop import TrainConfig
+
+    recipes = {
+        "paper": TrainConfig(rows=max(rows, 4096)),
+        "small": TrainConfig(rows=max(rows, 512), batch_size=512, lr=2e-3, sigmas="stratified"),
+    }
+    if name not in recipes:
+        raise InputError(f"--recipe must be one of {', '.join(recipes)}, got {name!r}")
+    base = recipes[name]
+    return dataclasses.replace(
+        base, rows=rows, batch_size=batch_size or base.batch_size, lr=lr or base.lr, seed=seed
+    )
+
+
+def _closed_form(kind: str, store: ActivationStore, components: int | None, seed: int) -> ActivationModel:
+    from glp_lens import models
+
+    options = {"n_components": components, "max_rows": len(store)} if kind == "pca" else {}
+    return models.model_class(kind).fit(store, seed=seed, **options)  # type: ignore[attr-defined,no-any-return]

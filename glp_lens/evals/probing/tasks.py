@@ -1,0 +1,211 @@
+"""The binary probing tasks of sae-probes: names, families, official and de-duplicated splits.
+
+Source: Kantamneni et al. 2025, "Are Sparse Autoencoders Useful? A Case Study in Sparse Probing", whose 113
+binary data sets and split come with the `sae-probes` package.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from glp_lens import corpus
+from glp_lens.errors import InputError
+
+Indices = NDArray[np.int64]
+SPLITS = ("official", "dedup")
+
+DEFAULT_TASKS = (
+    "5_hist_fig_ismale",  # entities: people
+    "23_headline_ischina",  # topic of a headline
+    "36_sciq_tf",  # truth of a science answer
+    "87_glue_cola",  # grammar
+    "92_glue_sst2",  # sentiment of film reviews
+    "105_click_bait",  # style
+    "114_nyc_borough_Manhattan",  # entities: buildings
+    "124_world_country_United_States",  # entities: places
+    "127_art_type_song",  # entities: works of art
+    "133_context_type_Causality",  # kind of question
+    "149_twt_emotion_happiness",  # emotion
+    "151_it_tick_HR Support",  # topic of a help-desk ticket
+    "155_athlete_sport_basketball",  # entities: athletes
+    "159_code_Python",  # code
+)
+"""A small set for a first look: one task a family, mostly short prompts."""
+
+_FAMILIES = {
+    "hist_fig": "historical figures",
+    "wikidata": "wikidata",
+    "headline": "headlines",
+    "us_state": "places",
+    "us_timezone": "places",
+    "world_country": "places",
+    "art_type": "art",
+    "athlete_sport": "athletes",
+    "nyc_borough": "new york",
+    "news_class": "ag news and code",
+    "agnews": "ag news and code",
+    "code": "ag news and code",
+    "glue_sst2": "film reviews",
+    "movie_sent": "film reviews",
+    "glue_mnli": "mnli",
+    "hate": "hate",
+    "twt_emotion": "tweets",
+    "cm": "commonsense morality",
+    "temp_cat": "temporal questions",
+    "context_type": "context questions",
+    "cancer_cat": "cancer",
+    "disease_class": "disease",
+    "it_tick": "it tickets",
+}
+_BIGRAMS = range(65, 86)
+
+
+class Split(NamedTuple):
+    """Row numbers into a task's texts."""
+
+    train: Indices
+    test: Indices
+
+
+@dataclass(frozen=True)
+class Task:
+    """One binary classification task.
+
+    Attributes:
+        name: for example `162_agnews_1`.
+        family: tasks of one family share prompts, so intervals resample whole families.
+        texts: the texts in use, train rows first, then test rows.
+        labels: `(n,)`, 0 or 1.
+        classes: what 0 and 1 stand for.
+        splits: `official`, and `dedup`: every text once, none in both train and test, none of those that
+            occur with both labels anywhere in the data set.
+    """
+
+    name: str
+    family: str
+    texts: tuple[str, ...]
+    labels: Indices
+    classes: tuple[str, str]
+    splits: dict[str, Split]
+
+
+@cache
+def all_names() -> tuple[str, ...]:
+    """Names of the 113 binary tasks, in the order of their numbers."""
+    return tuple(sorted(corpus.binary_datasets(), key=lambda name: int(name.split("_", 1)[0])))
+
+
+def names(patterns: str | Sequence[str] | None = None) -> list[str]:
+    """Task names that match shell patterns, for example `162_agnews_1`, `*agnews*` or `*` for all.
+
+    Without patterns, `DEFAULT_TASKS`.
+
+    Raises:
+        InputError: a pattern matches nothing.
+    """
+    if patterns is None:
+        return list(DEFAULT_TASKS)
+    known = all_names()
+    found: dict[str, None] = {}
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        hits = [name for name in known if fnmatchcase(name, pattern)]
+        if not hits:
+            near = (difflib.get_close_matches(pattern, known, n=1, cutoff=0.3) or known[:1])[0]
+            raise InputError(
+                f"no probing task matches {pattern!r}: did you mean {near!r}? '*' is all of them"
+            )
+        found |= dict.fromkeys(hits)
+    return list(found)
+
+
+def family(name: str) -> str:
+    """The family of a task: a fixed table by name.
+
+    It joins the tasks made from one source and all tasks where over 1% of the smaller one's prompts are
+    shared, among them AG News with the code sets, which take negatives from each other. A stray name or two
+    in common (a person who is both a historical figure and an athlete) does not join families.
+    """
+    number, tag = name.split("_", 1)
+    if int(number) in _BIGRAMS:
+        return "bigrams"
+    return next((found for prefix, found in _FAMILIES.items() if tag.startswith(prefix)), tag)
+
+
+def load(name: str, *, max_train: int | None = None, max_test: int | None = None) -> Task:
+    """Read one task with its official split.
+
+    Args:
+        name: a full task name; `names` resolves patterns.
+        max_train: use the first so many of the official, permuted train rows.
+        max_test: likewise for test rows.
+
+    Raises:
+        InputError: unknown name, or the data are not installed.
+    """
+    if name not in all_names():
+        names(name)  # raises with a hint, unless the name is a pattern
+        raise InputError(f"expected one task name, got the pattern {name!r}: resolve it with tasks.names")
+    table = corpus.read_dataset(name)
+    values, labels = np.unique(table["target"].to_numpy(), return_inverse=True)
+    train, test = corpus.official_split(labels)
+    return build(
+        name,
+        table["prompt"].astype(str).tolist(),
+        labels,
+        train[:max_train],
+        test[:max_test],
+        family=family(name),
+        classes=(str(values[0]), str(values[1])),
+    )
+
+
+def build(
+    name: str,
+    texts: Sequence[str],
+    labels: ArrayLike,
+    train: ArrayLike,
+    test: ArrayLike,
+    *,
+    family: str | None = None,
+    classes: tuple[str, str] = ("0", "1"),
+) -> Task:
+    """A task from all rows of a data set and the row numbers to train and test on.
+
+    Rows in neither split are used only to find texts with contradictory labels.
+
+    Raises:
+        InputError: labels other than 0 and 1, or of another length than `texts`.
+    """
+    y = np.asarray(labels)
+    if y.shape != (len(texts),) or not np.isin(y, (0, 1)).all():
+        raise InputError(
+            f"task {name!r}: expected a label 0 or 1 for each of {len(texts)} texts, got shape {y.shape}"
+        )
+    rows = np.concatenate([np.asarray(train, dtype=np.int64), np.asarray(test, dtype=np.int64)])
+    n_train = len(np.asarray(train))
+    # Texts that differ only in the white space around them count as one.
+    keys = pd.Series([text.strip() for text in texts])
+    contradictory = (pd.Series(y).groupby(keys).transform("nunique") > 1).to_numpy()
+    # Train rows come first, so keeping the first row of each text also drops test texts seen in train.
+    keep = ~keys.iloc[rows].duplicated().to_numpy() & ~contradictory[rows]
+    position = np.arange(len(rows))
+    return Task(
+        name=name,
+        family=family or name,
+        texts=tuple(texts[i] for i in rows),
+        labels=y[rows].astype(np.int64),
+        classes=classes,
+        splits={
+            "official": Split(position[:n_train], position[n_train:]),
+            "dedup": Split(position[:n_train][keep[:n_train]], position[n_train:][keep[n_train:]]),
+        },
+    )

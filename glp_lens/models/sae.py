@@ -1,0 +1,274 @@
+"""Sparse autoencoders: trained by sae-lens's own trainer from our store, or published ones.
+
+The only module that imports sae_lens, and only when one is trained or loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Generator, Tensor
+
+from glp_lens.artifacts import ActivationModel
+from glp_lens.errors import InputError
+from glp_lens.interface import Featurizer, Projector, Reconstructor, Scorer
+from glp_lens.models.rows import check_rows
+from glp_lens.types import Acts, Features, Json, PerRow
+
+if TYPE_CHECKING:
+    import sae_lens
+
+    from glp_lens.activations.store import ActivationStore
+
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Health:
+    """How well a sparse autoencoder does on some rows.
+
+    Attributes:
+        alive: share of latents that fire on at least one row.
+        l0: mean number of latents that fire on a row.
+        fvu: fraction of variance unexplained, squared error over the squared distance to the mean row.
+        n: number of rows.
+    """
+
+    alive: float
+    l0: float
+    fvu: float
+    n: int
+
+
+class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
+    """A sparse autoencoder of any architecture that sae-lens knows.
+
+    Attributes:
+        sae: the `sae_lens.SAE`, in float32, on raw activations.
+    """
+
+    kind: ClassVar[str] = "sae"
+
+    def __init__(self, sae: sae_lens.SAE) -> None:
+        self.sae = sae.eval()
+        self.d_in = int(sae.cfg.d_in)
+        self.provenance = {}
+
+    @classmethod
+    def fit(
+        cls,
+        store: ActivationStore,
+        *,
+        n_latents: int | None = None,
+        k: int = 32,
+        rows: int = 400_000,
+        batch_size: int = 512,
+        lr: float = 2e-3,
+        aux_coefficient: float = 1.0,
+        dead_after_rows: int = 10_000,
+        autocast: bool = False,
+        device: str = "cpu",
+        seed: int = 0,
+    ) -> Self:
+        """Train a TopK autoencoder (Gao et al. 2024) with sae-lens's trainer.
+
+        Rows are scaled to a mean norm of sqrt(d_in) for training and the scale is folded into the weights
+        afterwards. The decoder bias starts at the mean row.
+
+        Args:
+            store: training activations.
+            n_latents: dictionary size; by default `4 * d_in`.
+            k: latents that fire on a row.
+            rows: rows to train on; a store with fewer is passed over again.
+            batch_size: rows a step.
+            lr: peak learning rate of Adam; it warms up over 5% of the steps and decays over the last 20%.
+            aux_coefficient: weight of the auxiliary loss that revives dead latents.
+            dead_after_rows: a latent counts as dead after this many rows without firing. sae-lens's default,
+                1,000 steps, is longer than a short run, so that its auxiliary loss would never act.
+            autocast: compute in bfloat16, with float32 weights.
+            device: where to train, and where the model stays.
+            seed: of the initial weights and the order of rows.
+
+        Raises:
+            InputError: an empty store, or `k` above `n_latents`.
+        """
+        import sae_lens
+        from sae_lens.config import SAETrainerConfig
+        from sae_lens.training.sae_trainer import SAETrainer
+
+        n_latents = n_latents or 4 * store.d_in
+        if not 1 <= k <= n_latents:
+            raise InputError(f"k must be between 1 and n_latents = {n_latents}, got {k}")
+        if len(store) == 0 or rows < 1:
+            raise InputError(f"an SAE needs rows to train on, got a store of {len(store)} and rows={rows}")
+        started = time.perf_counter()
+        batch_size = min(batch_size, len(store), rows)
+        steps = math.ceil(rows / batch_size)
+        scale = math.sqrt(store.d_in) / float(store.stats.mean_norm)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            untrained = sae_lens.TopKTrainingSAE(
+                sae_lens.TopKTrainingSAEConfig(
+                    d_in=store.d_in,
+                    d_sae=n_latents,
+                    k=k,
+                    aux_loss_coefficient=aux_coefficient,
+                    normalize_activations="expected_average_only_in",
+                )
+            )
+        with torch.no_grad():
+            untrained.b_dec.copy_(store.stats.mean * scale)
+        trainer = SAETrainer(
+            cfg=SAETrainerConfig(
+                total_training_samples=steps * batch_size,
+                train_batch_size_samples=batch_size,
+                lr=lr,
+                lr_end=lr / 10,
+                lr_warm_up_steps=steps // 20,
+                lr_decay_steps=steps // 5,
+                dead_feature_window=max(1, dead_after_rows // batch_size),
+                device=device,
+                autocast=autocast,
+            ),
+            sae=untrained,
+            data_provider=_endless(store, batch_size, seed),
+        )
+        # Known exactly from the store's statistics, so the trainer need not estimate it from batches.
+        trainer.activation_scaler.scaling_factor = scale
+        trained = trainer.fit()
+        with tempfile.TemporaryDirectory() as folder:
+            trained.save_inference_model(folder)
+            model = cls(sae_lens.SAE.load_from_disk(folder, device=device, dtype="float32"))
+        parameters = sum(p.numel() for p in model.sae.parameters())
+        model.provenance = {
+            "store": store.provenance(),
+            "training": {
+                "rows_seen": steps * batch_size,
+                "parameters": parameters,
+                "flops": 6.0 * parameters * steps * batch_size,
+                "seconds": time.perf_counter() - started,
+                "seed": seed,
+                "n_latents": n_latents,
+                "k": k,
+                "lr": lr,
+                "batch_size": batch_size,
+                "aux_coefficient": aux_coefficient,
+                "dead_after_rows": dead_after_rows,
+                "autocast": autocast,
+            },
+        }
+        return model
+
+    @classmethod
+    def from_sae_lens(
+        cls, path_or_release: str | Path, sae_id: str | None = None, *, device: str = "cpu"
+    ) -> Self:
+        """Wrap an autoencoder that sae-lens can load.
+
+        Args:
+            path_or_release: a folder that sae-lens saved, or with `sae_id` the name of a published release.
+            sae_id: which autoencoder of the release.
+            device: where to put it.
+
+        Raises:
+            InputError: no such folder, release or id.
+        """
+        import sae_lens
+
+        try:
+            if sae_id is None:
+                sae = sae_lens.SAE.load_from_disk(path_or_release, device=device, dtype="float32")
+            else:
+                sae = sae_lens.SAE.from_pretrained(str(path_or_release), sae_id, device=device)
+        except (OSError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise InputError(
+                f"expected a folder saved by sae-lens, or a release and sae_id, got {str(path_or_release)!r} "
+                f"and {sae_id!r}: {reason}"
+            ) from None
+        model = cls(sae)
+        metadata = sae.cfg.metadata
+        model.provenance = {
+            "source": {"sae_lens": str(path_or_release), "sae_id": sae_id},
+            "store": {"hook": metadata.hook_name, "model": {"name": metadata.model_name}, "d_in": model.d_in},
+            "training": {"parameters": sum(p.numel() for p in sae.parameters())},
+        }
+        return model
+
+    @property
+    def n_features(self) -> int:
+        """Number of latents."""
+        return int(self.sae.cfg.d_sae)
+
+    @torch.no_grad()
+    def encode(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Features:
+        """Activations of the latents, `(n, n_features)`."""
+        return self.sae.encode(check_rows(x, self.d_in).to(self.sae.W_dec.device))
+
+    @torch.no_grad()
+    def reconstruct(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Acts:
+        """The rows decoded from their latents."""
+        return self.sae(check_rows(x, self.d_in).to(self.sae.W_dec.device))
+
+    def project(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Acts:
+        """The same as `reconstruct`."""
+        return self.reconstruct(x)
+
+    def score(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> PerRow:
+        """Negative squared error of reconstruction, in activation units."""
+        x = check_rows(x, self.d_in).to(self.sae.W_dec.device)
+        return -(x - self.reconstruct(x)).square().sum(1)
+
+    def health(self, x: Acts) -> Health:
+        """Share of latents alive, mean L0 and fraction of variance unexplained on rows `x`.
+
+        Use at least some ten thousand rows: a latent counts as alive only if one of them fires it.
+
+        Raises:
+            InputError: no rows, or a wrong width.
+        """
+        if len(x) == 0:
+            raise InputError("health needs at least one row, got none")
+        x = check_rows(x, self.d_in).to(self.sae.W_dec.device)
+        fires = torch.zeros(self.n_features, dtype=torch.int64, device=x.device)
+        error = 0.0
+        for rows in x.split(_BLOCK):
+            fires += (self.encode(rows) != 0).sum(0)
+            error -= float(self.score(rows).double().sum())
+        spread = float((x.double() - x.double().mean(0)).square().sum())
+        return Health(
+            alive=float((fires > 0).double().mean()),
+            l0=float(fires.sum()) / len(x),
+            fvu=error / spread if spread > 0 else math.nan,
+            n=len(x),
+        )
+
+    def _config(self) -> Json:
+        # sae-lens's own description, on the CPU whatever the device now; through JSON so that it is plain.
+        return json.loads(json.dumps(self.sae.cfg.to_dict() | {"device": "cpu"}))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        state = self.sae.state_dict()
+        self.sae.process_state_dict_for_saving(state)
+        return state
+
+    @classmethod
+    def _restore(cls, config: Json, tensors: dict[str, Tensor]) -> Self:
+        import sae_lens
+
+        def from_memory(*_: Any, **__: Any) -> tuple[Json, dict[str, Tensor]]:
+            return config, tensors
+
+        return cls(sae_lens.SAE.load_from_disk("", converter=from_memory))
+
+
+def _endless(store: ActivationStore, batch_size: int, seed: int) -> Iterator[Tensor]:
+    return iter(store.batches(batch_size, seed=seed))

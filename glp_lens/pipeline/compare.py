@@ -1,0 +1,355 @@
+"""The whole comparison in one call: activations, models, suites, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from glp_lens import corpus, lm, models
+from glp_lens.activations import ActivationStore, collect
+from glp_lens.artifacts import ActivationModel, versions, write_atomic, write_json
+from glp_lens.corpus import Document
+from glp_lens.evals import density, fidelity, probing, steering
+from glp_lens.evals.entries import Entry
+from glp_lens.evals.results import Results, metrics_frame
+from glp_lens.interface import Projector, Reconstructor
+from glp_lens.models.gaussian import Gaussian
+from glp_lens.models.glp import GLP
+from glp_lens.models.pca import PCA
+from glp_lens.models.raw import Raw
+from glp_lens.models.sae import SAE
+from glp_lens.pipeline.config import CompareConfig
+from glp_lens.pipeline.stages import Stage, run_stages, stage_seconds
+from glp_lens.report import write_report
+from glp_lens.training.loop import TrainConfig
+from glp_lens.types import Json
+
+SUITES = ("density", "probing", "steering", "fidelity")
+_LM = ("model", "backend", "lm_dtype", "hook", "device", "seed")
+_GLP = ("rows", "glp_width", "glp_mlp", "glp_layers", "glp_lr", "glp_batch")
+_SAE = ("rows", "sae_latents", "sae_k", "sae_lr", "sae_batch")
+
+
+def compare(
+    config: CompareConfig,
+    out: str | Path,
+    *,
+    model: lm.Model | None = None,
+    texts: Sequence[str | Document] | None = None,
+    overwrite: bool = False,
+    command: str | None = None,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Train a GLP, an SAE, PCA and the baselines on one language model's activations, and compare them.
+
+    Writes to `out`: `acts/` (the stores), `models/` (the trained artifacts), `results/` (one folder a suite),
+    `report.html`, `plots/`, `results.json` and `metrics.csv`. A stage whose output is there and matches is
+    skipped; an interrupted one continues.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge to use instead of `config.model`.
+        texts: training texts instead of `config.texts`; a twentieth, chosen by hash, is held out.
+        overwrite: redo stages that were done with other settings, instead of refusing.
+        command: the command line, for the report.
+        say: prints one line of progress.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        InputError: bad settings, a model or hook point that cannot be used, or a folder that holds another run.
+    """
+    run = _Comparison(config, Path(out), model, texts, command)
+    settings = config.to_json()
+    if model is not None:
+        settings["model"] = lm.describe(model)["name"]
+    if texts is not None:
+        settings["texts"] = f"{len(texts)} texts, hash {_hash(texts)}"
+    run_stages(run.stages(), settings, run.out, overwrite=overwrite, say=say)
+    return run.out / "report.html"
+
+
+class _Comparison:
+    """One run: the stages, and what they share, each opened when first needed."""
+
+    def __init__(
+        self,
+        config: CompareConfig,
+        out: Path,
+        model: lm.Model | None,
+        texts: Sequence[str | Document] | None,
+        command: str | None,
+    ) -> None:
+        self.config, self.out, self.given_model, self.texts, self.command = config, out, model, texts, command
+
+    def stages(self) -> list[Stage]:
+        """All stages, in order."""
+        fits = ("train-glp", "train-sae", "train-baselines")
+        return [
+            Stage(
+                "collect", (*_LM, "texts", "tokens", "heldout_tokens", "context"), (), ("acts",), self.collect
+            ),
+            Stage("train-glp", _GLP, ("collect",), ("models/glp", "models/glp.state"), self.train_glp),
+            Stage("train-sae", _SAE, ("collect",), ("models/sae",), self.train_sae),
+            Stage(
+                "train-baselines",
+                (),
+                ("collect",),
+                ("models/pca", "models/gaussian", "models/raw"),
+                self.train_baselines,
+            ),
+            Stage("density", (), fits, ("results/density",), self.density),
+            Stage(
+                "probing",
+                ("tasks", "probe_train", "probe_test", "sigmas"),
+                fits,
+                ("results/probing", "cache/probing"),
+                self.probing,
+            ),
+            Stage(
+                "steering",
+                ("concept", "strengths", "prompts", "new_tokens", "project_u"),
+                fits,
+                ("results/steering", "cache/steering"),
+                self.steering,
+            ),
+            Stage("fidelity", ("documents",), fits, ("results/fidelity",), self.fidelity),
+            Stage("report", (), SUITES, ("report.html", "results.json", "metrics.csv", "plots"), self.report),
+        ]
+
+    # -- what the stages share -----------------------------------------------------------------------------
+
+    @cached_property
+    def model(self) -> lm.Model:
+        """The language model."""
+        if self.given_model is not None:
+            return self.given_model
+        c = self.config
+        return lm.open_model(c.model, device=c.device, dtype=c.lm_dtype, backend=c.backend)
+
+    @cached_property
+    def hook(self) -> str:
+        """The hook point of the run."""
+        return lm.check_hook(self.model, self.config.hook or lm.default_hook(self.model))
+
+    @cached_property
+    def store(self) -> ActivationStore:
+        """Training activations."""
+        return ActivationStore.open(self.out / "acts" / "train")
+
+    @cached_property
+    def heldout(self) -> ActivationStore:
+        """Activations of held-out documents."""
+        return ActivationStore.open(self.out / "acts" / "heldout")
+
+    def documents(self, split: corpus.Split) -> list[Document]:
+        """Texts of a split, in seeded order."""
+        if self.texts is None and not self.config.texts:
+            return corpus.packaged(self.config.seed, split)
+        given = self.texts if self.texts is not None else corpus.from_files(self.config.texts)
+        return corpus.split_documents(given, split, seed=self.config.seed)
+
+    @cached_property
+    def trained(self) -> dict[str, ActivationModel]:
+        """The trained models by kind."""
+        return {
+            kind: models.load(self.out / "models" / kind).to(self.config.device)
+            for kind in ("glp", "sae", "pca", "gaussian", "raw")
+        }
+
+    # -- stages --------------------------------------------------------------------------------------------
+
+    def collect(self) -> None:
+        """Activations of training and held-out texts."""
+        c = self.config
+        name = "sae-probes texts" if self.texts is None and not c.texts else ", ".join(c.texts) or "own texts"
+        sizes: dict[corpus.Split, int] = {"train": c.tokens, "heldout": c.heldout_tokens}
+        for split, tokens in sizes.items():
+            collect(
+                self.model,
+                self.documents(split),
+                self.hook,
+                self.out / "acts" / split,
+                max_tokens=tokens,
+                context=c.context,
+                seed=c.seed,
+                corpus=f"{name} ({split})",
+            )
+
+    def train_glp(self) -> None:
+        """The generative latent prior."""
+        c = self.config
+        recipe = TrainConfig(
+            rows=c.rows, batch_size=c.glp_batch, lr=c.glp_lr, sigmas="stratified", seed=c.seed
+        )
+        glp = GLP.fit(
+            self.store,
+            recipe,
+            d_model=c.glp_width,
+            d_mlp=c.glp_mlp,
+            n_layers=c.glp_layers,
+            device=c.device,
+            validation=self.heldout.sample(2048, seed=0),
+            state=self.out / "models" / "glp.state",
+        )
+        glp.save_pretrained(self.out / "models" / "glp")
+
+    def train_sae(self) -> None:
+        """The TopK SAE, by sae-lens."""
+        c = self.config
+        sae = SAE.fit(
+            self.store,
+            n_latents=c.sae_latents,
+            k=c.sae_k,
+            rows=c.rows,
+            batch_size=c.sae_batch,
+            lr=c.sae_lr,
+            device=c.device,
+            seed=c.seed,
+        )
+        sae.save_pretrained(self.out / "models" / "sae")
+
+    def train_baselines(self) -> None:
+        """PCA, the Gaussian and raw activations, on the same rows."""
+        seed, rows = self.config.seed, len(self.store)
+        PCA.fit(self.store, max_rows=rows, seed=seed).save_pretrained(self.out / "models" / "pca")
+        Gaussian.fit(self.store, seed=seed).save_pretrained(self.out / "models" / "gaussian")
+        Raw.fit(self.store, seed=seed).save_pretrained(self.out / "models" / "raw")
+
+    def density(self) -> None:
+        """Held-out flow-matching loss beside the Gaussian bound."""
+        entries = [Entry(kind, self.trained[kind]) for kind in ("glp", "sae", "pca", "gaussian")]
+        results = density.run(
+            entries, self.heldout.rows(), self.heldout.column("doc_id"), seed=self.config.seed
+        )
+        results.extras["history"] = self._glp().history
+        results.save(self.out / "results" / "density")
+
+    def probing(self) -> None:
+        """1-D probes on the sae-probes tasks."""
+        c = self.config
+        tasks = [
+            probing.load(name, max_train=c.probe_train, max_test=c.probe_test)
+            for name in probing.names(c.tasks or None)
+        ]
+        activations = probing.collect(
+            self.model, tasks, self.hook, context=c.context, cache=self.out / "cache" / "probing"
+        )
+        results = probing.run(
+            probing_entries(self.trained, c.sigmas), tasks, activations, seed=c.seed, device=c.device
+        )
+        results.save(self.out / "results" / "probing")
+
+    def steering(self) -> None:
+        """Steered generation, plain and repaired."""
+        c = self.config
+        results = steering.run(
+            self.model,
+            projector_entries(self.trained, c.project_u),
+            c.concept,
+            hook=self.hook,
+            act_norm=self.store.median_norm,
+            strengths=c.strengths,
+            prompts=c.prompts,
+            new_tokens=c.new_tokens,
+            seed=c.seed,
+            folder=self.out / "cache" / "steering",
+        )
+        results.save(self.out / "results" / "steering")
+
+    def fidelity(self) -> None:
+        """Reconstruction error and the change in language-model loss."""
+        c = self.config
+        results = fidelity.run(
+            self.model,
+            reconstruction_entries(self.trained, c.project_u),
+            self.documents("heldout")[: c.documents],
+            self.hook,
+            mean=self.store.stats.mean,
+            context=c.context,
+            seed=c.seed,
+        )
+        results.save(self.out / "results" / "fidelity")
+
+    def report(self) -> None:
+        """The page, and all numbers in one file each."""
+        results = [Results.load(self.out / "results" / suite) for suite in SUITES]
+        seconds = stage_seconds(self.out)
+        context: Json = {
+            "title": f"GLP, SAE and PCA on {self.store.provenance()['model']['name']}",
+            "training": training_table(self.trained),
+            "store": self.store.provenance(),
+            "command": self.command,
+            "seed": self.config.seed,
+            "versions": versions(),
+            "notes": [
+                f"Wall-clock seconds by stage: {', '.join(f'{k} {v:.0f}' for k, v in seconds.items())}."
+            ],
+        }
+        write_report(results, self.out, context)
+        merge_results(results, self.out, {"config": self.config.to_json(), **context})
+
+    def _glp(self) -> GLP:
+        glp = self.trained["glp"]
+        assert isinstance(glp, GLP)
+        return glp
+
+
+def probing_entries(trained: dict[str, ActivationModel], sigmas: Sequence[float]) -> list[Entry]:
+    """What probing compares: a GLP's meta-neurons at each noise level, and every other model's features."""
+    found = []
+    for label, model in trained.items():
+        if model.kind != "glp":
+            found.append(Entry(label, model))
+        elif len(sigmas) == 1:
+            found.append(Entry(label, model, {"sigma": sigmas[0]}))
+        else:
+            found += [Entry(f"{label} sigma={sigma:g}", model, {"sigma": sigma}) for sigma in sigmas]
+    return found
+
+
+def projector_entries(trained: dict[str, ActivationModel], u: float) -> list[Entry]:
+    """What steering compares: each model that can put an edited activation back."""
+    return [
+        Entry(label, model, {"u": u} if model.kind == "glp" else {})
+        for label, model in trained.items()
+        if isinstance(model, Projector) and model.kind != "raw"
+    ]
+
+
+def reconstruction_entries(trained: dict[str, ActivationModel], u: float) -> list[Entry]:
+    """What fidelity compares: a GLP at several noise levels, PCA at several ranks, any SAE."""
+    found = []
+    for label, model in trained.items():
+        if model.kind == "glp":
+            found.append(Entry(label, model, {"u": u}))
+            found += [Entry(f"{label} sigma={s:g}", model, {"sigma": s}) for s in (0.3, 0.2, 0.1)]
+        elif isinstance(model, PCA):
+            ranks = sorted({max(1, model.d_in // 8), max(1, model.d_in // 3), model.k})
+            found += [Entry(label if k == model.k else f"{label} k={k}", model, {"k": k}) for k in ranks]
+        elif isinstance(model, Reconstructor) and model.kind != "raw":
+            found.append(Entry(label, model))
+    return found
+
+
+def training_table(trained: dict[str, ActivationModel]) -> list[Json]:
+    """What each model got: rows, parameters, compute."""
+    return [{"model": kind, **model.provenance.get("training", {})} for kind, model in trained.items()]
+
+
+def merge_results(results: Sequence[Results], out: Path, context: Json) -> None:
+    """`metrics.csv` and `results.json` of all suites together, in `out`."""
+    frame = metrics_frame(m for r in results for m in r.metrics)
+    write_atomic(out / "metrics.csv", frame.to_csv(index=False))
+    suites = {r.suite: r.to_json() for r in results}
+    write_json(out / "results.json", {"format": 1, **context, "suites": suites})
+
+
+def _hash(texts: Sequence[str | Document]) -> str:
+    import xxhash
+
+    digest = xxhash.xxh3_64()
+    for text in texts:
+        digest.update((text if isinstance(text, str) else text.text).encode() + b"\0")
+    return digest.hexdigest()

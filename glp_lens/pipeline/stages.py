@@ -1,0 +1,119 @@
+"""Stages of a run: done once, skipped when done, refused when done with other settings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from glp_lens.artifacts import read_json, write_json
+from glp_lens.errors import InputError
+from glp_lens.types import Json
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run.
+
+    Attributes:
+        name: its name on disk and on screen.
+        settings: names of the settings that its output depends on.
+        needs: names of the stages whose output it reads.
+        outputs: files and folders it writes, relative to the run's folder.
+        work: does it.
+    """
+
+    name: str
+    settings: tuple[str, ...]
+    needs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    work: Callable[[], None]
+
+
+def run_stages(
+    stages: Sequence[Stage], settings: Json, folder: Path, *, overwrite: bool, say: Callable[[str], None]
+) -> None:
+    """Run the stages in order, each at most once.
+
+    A stage that finished with the same settings is skipped. Before any work starts, a stage that started with
+    other settings is refused, or, with `overwrite`, its output is deleted and made anew.
+
+    Args:
+        settings: all settings by name, JSON-like.
+        say: prints one line.
+
+    Raises:
+        InputError: the folder holds a run with other settings, and `overwrite` is off.
+    """
+    marks = {stage.name: folder / "stages" / f"{stage.name}.json" for stage in stages}
+    wanted: dict[str, Json] = {}
+    stale: list[tuple[Stage, str]] = []
+    for stage in stages:
+        own = {name: settings[name] for name in stage.settings}
+        wanted[stage.name] = {"settings": own, "needs": {n: _digest(wanted[n]) for n in stage.needs}}
+        if marks[stage.name].exists():
+            found = read_json(marks[stage.name], f"mark of stage {stage.name!r}")
+            changed = _difference(found, wanted[stage.name])
+            if changed:
+                stale.append((stage, changed))
+    if stale and not overwrite:
+        stage, changed = stale[0]
+        raise InputError(
+            f"{folder} holds a run with other settings ({stage.name}: {changed}): choose another folder, or pass "
+            "--overwrite to redo what depends on them"
+        )
+    for stage, changed in stale:
+        say(f"{stage.name}: settings changed ({changed}), starting it afresh")
+        for name in stage.outputs:
+            _delete(folder / name)
+        marks[stage.name].unlink()
+
+    for number, stage in enumerate(stages, 1):
+        mark, head = marks[stage.name], f"[{number}/{len(stages)}] {stage.name}"
+        if mark.exists() and read_json(mark, "mark").get("seconds") is not None:
+            say(f"{head}: already done")
+            continue
+        say(head)
+        write_json(mark, {**wanted[stage.name], "seconds": None})
+        began = time.monotonic()
+        stage.work()
+        seconds = round(time.monotonic() - began, 1)
+        write_json(mark, {**wanted[stage.name], "seconds": seconds})
+        say(f"{head}: done in {seconds:.0f} s")
+
+
+def stage_seconds(folder: Path) -> dict[str, float]:
+    """Wall-clock seconds of each finished stage."""
+    found = {
+        path.stem: read_json(path, "mark").get("seconds")
+        for path in sorted((folder / "stages").glob("*.json"))
+    }
+    return {name: seconds for name, seconds in found.items() if seconds is not None}
+
+
+def _digest(value: Any) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True).encode())
+
+
+def _difference(found: Json, wanted: Json) -> str:
+    """Which settings differ, in words; empty if none."""
+    before, after = found.get("settings", {}), wanted["settings"]
+    changed = [
+        f"{name} {before.get(name)!r} -> {after[name]!r}" for name in after if before.get(name) != after[name]
+    ]
+    if not changed and found.get("needs") != wanted["needs"]:
+        changed = ["what it reads from earlier stages"]
+    return ", ".join(changed)[:300]
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

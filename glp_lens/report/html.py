@@ -1,0 +1,110 @@
+"""One self-contained HTML page from the results of any suites."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from glp_lens.artifacts import write_atomic
+from glp_lens.errors import InputError
+from glp_lens.evals.results import Results, metrics_frame
+from glp_lens.report import sections, verdicts
+from glp_lens.report.labels import Palette, display, duration
+
+TEMPLATE = "report.html.j2"
+
+
+def write_report(results: Sequence[Results], out: str | Path, context: Mapping[str, Any] | None = None) -> Path:
+    """Write `report.html` and `plots/*.png` to the folder `out`.
+
+    The page needs no network and no other file. Sections without results are left out.
+
+    Args:
+        results: of any suites, in any order; several of one suite share a section.
+        out: folder, made if absent.
+        context: what the results do not hold, all of it optional. `title`, a line; `focus`, the label whose
+            wins and losses are told, `glp` by default; `training`, one mapping a model with `model`,
+            `rows_seen`, `rows_distinct`, `parameters`, `flops`, `seconds` and any settings; `store`, facts
+            about the activations; `command`; `seed`; `versions`; `notes`, sentences on this run.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        InputError: no results at all.
+    """
+    if not results:
+        raise InputError("nothing to report: run a suite (probe, steer, fidelity) first, then the report")
+    from jinja2 import Environment, StrictUndefined
+
+    given = dict(context or {})
+    focus = str(given.get("focus", "glp"))
+    frame = metrics_frame(m for r in results for m in r.metrics)
+    parts = sections.sections(results, Palette(frame.model))
+    found = verdicts.verdicts(frame, focus)
+    training = given.get("training") or []
+    page = (
+        Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+        .from_string(resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"))
+        .render(
+            title=given.get("title", "Activation models compared"),
+            focus=display(focus),
+            headline=verdicts.headline(found, focus),
+            verdicts=[(suite, [v for v in found if v.suite == suite]) for suite in verdicts.SUITES],
+            training=sections.training(training) if training else None,
+            store=facts(given.get("store") or {}),
+            sections=parts,
+            notes=list(given.get("notes") or []),
+            failures=[(r.suite, sentence) for r in results for sentence in r.failures],
+            command=given.get("command"),
+            seed=given.get("seed"),
+            versions=given.get("versions") or results[0].versions,
+            runs=[
+                {
+                    "suite": r.suite,
+                    "seconds": duration(r.seconds),
+                    "config": json.dumps(r.config, indent=2, ensure_ascii=False, default=str),
+                    "data": json.dumps(_short(r.data), indent=2, ensure_ascii=False, default=str),
+                }
+                for r in results
+            ],
+        )
+    )
+    out = Path(out)
+    (out / "plots").mkdir(parents=True, exist_ok=True)
+    for plot in (p for part in parts for p in part.plots):
+        (out / "plots" / f"{plot.name}.png").write_bytes(plot.png)
+    path = out / "report.html"
+    write_atomic(path, page)
+    return path
+
+
+def facts(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """A nested mapping as lines `(name, value)` that people can read."""
+    lines: list[tuple[str, str]] = []
+    for key, value in values.items():
+        name = f"{prefix}{str(key).replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            lines += facts(value, f"{name}: ")
+        elif isinstance(value, bool) or value is None:
+            lines.append((name, {True: "yes", False: "no", None: "none"}[value]))
+        elif isinstance(value, int):
+            lines.append((name, f"{value:,}".replace(",", "\u202f")))
+        elif isinstance(value, float):
+            lines.append((name, f"{value:,.6g}".replace(",", "\u202f")))
+        else:
+            lines.append((name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)))
+    return lines
+
+
+def _short(value: Any, limit: int = 24) -> Any:
+    """Long lists and mappings cut, so that provenance stays readable; `results.json` holds all of it."""
+    if isinstance(value, Mapping):
+        shown = {str(k): _short(v, limit) for k, v in list(value.items())[:limit]}
+        return shown | ({"…": f"{len(value) - limit} more"} if len(value) > limit else {})
+    if isinstance(value, list | tuple):
+        return [_short(v, limit) for v in value[:limit]] + (["…"] if len(value) > limit else [])
+    return value

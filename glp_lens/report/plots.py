@@ -1,0 +1,319 @@
+"""The report's plots: each function takes metric rows and gives a drawing as SVG and PNG."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from glp_lens.report.labels import Palette, display, family
+
+# Everything that is not a model's colour is drawn in this ink. In the page it becomes `currentColor`, so that
+# axes and labels follow the reader's light or dark theme.
+_INK = "#1b1f24"
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10.5,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.titlecolor": _INK,
+    "axes.facecolor": "none",
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 6.5,
+}
+_GRID = {"color": _INK, "alpha": 0.13, "linewidth": 0.8}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure of the report.
+
+    Attributes:
+        name: file name without ending, unique in a report.
+        caption: what it shows and how to read it.
+        svg: the drawing, for the page.
+        png: the same, for `plots/`.
+    """
+
+    name: str
+    caption: str
+    svg: str
+    png: bytes
+
+
+def _render(name: str, caption: str, size: tuple[float, float], draw: Callable[[Any], None]) -> Plot:
+    """Draw into a new figure and give it back as text and as bytes, without global matplotlib state."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style: Any = {**_STYLE, "svg.hashsalt": name}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        text, picture = io.StringIO(), io.BytesIO()
+        figure.savefig(picture, format="png", dpi=160, facecolor="white")
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return Plot(name, caption, _inline(text.getvalue(), name), picture.getvalue())
+
+
+def _inline(svg: str, name: str) -> str:
+    """An SVG file as an element of a page: no prologue, its ids its own, ink in the page's text colour."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r'<svg ([^>]*?)height="[^"]*" ', r"<svg \1", svg, count=1)
+    svg = re.sub(r'(<svg [^>]*?)width="[^"]*" ', r"\1", svg, count=1)
+    return svg.replace(_INK, "currentColor")
+
+
+def _errors(row: Any) -> list[list[float]] | None:
+    """Asymmetric error bars of a metric row, or None without an interval."""
+    if not (np.isfinite(row.ci_low) and np.isfinite(row.ci_high)):
+        return None
+    return [[max(row.value - row.ci_low, 0)], [max(row.ci_high - row.value, 0)]]
+
+
+def probing_tasks(frame: pd.DataFrame, setting: str, palette: Palette) -> Plot:
+    """Test AUC of every model on every task, the mean on top, and the dense probe as a tick.
+
+    Args:
+        frame: `auc` rows of the suite.
+        setting: the view to draw, for example `split=dedup;mode=paper`.
+        palette: colours of the labels.
+    """
+    rows = frame[(frame.metric == "auc") & (frame.setting == setting)]
+    dense_rows = frame[
+        (frame.metric == "auc") & (frame.model == "dense") & (frame.setting == setting.split(";", maxsplit=1)[0])
+    ]
+    means = rows[rows.task == "all"].set_index("model").value
+    models = list(means.sort_values(ascending=False).index)
+    tasks = list(rows[rows.task != "all"].groupby("task").value.mean().sort_values().index)
+    heights = {task: i for i, task in enumerate(tasks)} | {"all": len(tasks) + 0.5}
+    dense = dense_rows.set_index("task").value.to_dict()
+    offsets = dict(zip(models, np.linspace(0.32, -0.32, len(models)) if len(models) > 1 else [0.0], strict=True))
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        axes.axvline(0.5, color=_INK, linewidth=0.8, linestyle=(0, (2, 3)), alpha=0.5)
+        axes.axhspan(len(tasks) - 0.1, len(tasks) + 1.1, color=_INK, alpha=0.05, linewidth=0)
+        axes.grid(axis="x", **_GRID)
+        for task, height in heights.items():
+            if task in dense:
+                axes.plot([dense[task]] * 2, [height - 0.4, height + 0.4], color=_INK, linewidth=1.4, alpha=0.55)
+        for model in models:
+            for row in rows[rows.model == model].itertuples():
+                axes.errorbar(
+                    row.value, heights[row.task] + offsets[model], xerr=_errors(row),
+                    color=palette.color(model), marker=palette.marker(model),
+                    markersize=6 if row.task == "all" else 4.8, linewidth=1.2,
+                )  # fmt: skip
+            axes.plot([], [], palette.marker(model), color=palette.color(model), label=display(model))
+        if dense:
+            axes.plot([], [], color=_INK, alpha=0.55, linewidth=1.4, label="dense probe, all dimensions")
+        axes.set_yticks(list(heights.values()), ["mean of tasks" if t == "all" else t for t in heights])
+        axes.get_yticklabels()[-1].set_fontweight("bold")
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(-0.6, len(tasks) + 1.15)
+        axes.set_xlim(max(0.0, min(0.45, float(rows.value.min()) - 0.03)), 1.01)
+        axes.set_xlabel("test AUC of the best single feature (0.5 is chance, 1 is perfect)")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3)
+
+    caption = (
+        "One row a task; each marker is the feature a model chose on training data, scored once on test "
+        "data. Bars are 95% intervals: over test rows for a task, over task families for the mean. The "
+        "upright tick is a logistic regression on all dimensions, the most a linear probe could read here."
+    )
+    return _render("probing_tasks", caption, (7.6, 1.6 + 0.47 * (len(tasks) + 1)), draw)
+
+
+def steering_frontier(frame: pd.DataFrame, palette: Palette) -> Plot:
+    """Concept against fluency as the strength grows, one line a condition, one panel a concept.
+
+    Args:
+        frame: rows `concept` and `fluency` with settings `alpha=<strength>`.
+        palette: colours of the labels.
+    """
+    rows = frame[frame.metric.isin(["concept", "fluency"]) & ~frame.model.str.contains("+", regex=False)].copy()
+    rows["strength"] = pd.to_numeric(rows.setting.str.extract(r"alpha=(\d[\d.]*)")[0])
+    rows = rows.dropna(subset="strength")
+    starts = rows[rows.model == "unsteered"]
+    rows = rows[rows.model != "unsteered"]
+    tasks = list(dict.fromkeys(rows.task))
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
+        for axes, task in zip(panels, tasks, strict=True):
+            axes.grid(**_GRID)
+            wide = rows[rows.task == task].pivot_table(
+                index=["model", "strength"], columns="metric", values="value", dropna=False
+            )
+            still = starts[starts.task == task].set_index("metric").value
+            origin = [float(still[m]) for m in ("fluency", "concept") if m in still.index]
+            if len(origin) == 2:
+                axes.plot(
+                    *origin,
+                    marker="*",
+                    color=_INK,
+                    markersize=11,
+                    linestyle="",
+                    label="not steered",
+                    zorder=4,
+                )
+            for model in dict.fromkeys(rows[rows.task == task].model):
+                if not {"concept", "fluency"} <= set(wide.columns):
+                    continue
+                line = wide.loc[model].dropna().sort_index()
+                if line.empty:
+                    continue
+                control = family(model) == "random"
+                if len(origin) == 2:
+                    first = [origin[0], line.fluency.iloc[0]], [origin[1], line.concept.iloc[0]]
+                    axes.plot(*first, color=palette.color(model), linewidth=1, alpha=0.5, linestyle=":")
+                axes.plot(
+                    line.fluency, line.concept, color=palette.color(model), marker=palette.marker(model),
+                    linestyle=(0, (4, 2)) if control else "-", alpha=0.9, label=display(model),
+                )  # fmt: skip
+                axes.annotate(
+                    f"α\u202f=\u202f{line.index[-1]:g}", (line.fluency.iloc[-1], line.concept.iloc[-1]),
+                    fontsize=9, xytext=(-5, 5), textcoords="offset points", ha="right",
+                    color=palette.color(model),
+                )  # fmt: skip
+            axes.set_title(task)
+            axes.set_xlabel("fluency, 0 to 2")
+            low, high = axes.get_xlim()
+            axes.set_xlim(min(low, 0) - 0.06 * (high - low), high)
+        panels[0].set_ylabel("concept, 0 to 2")
+        handles = {
+            label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=4)
+
+    caption = (
+        "Up is more of the concept, right is more fluent: the upper right corner is best. Each line starts "
+        "at the star; along it the strength grows, and the number marks the strongest. A repair is worth "
+        "having only where its line lies above and to the right of “no repair”: otherwise, steering less "
+        "does as well."
+    )
+    return _render("steering_frontier", caption, (7.6 if len(tasks) == 1 else 4.2 * len(tasks), 4.9), draw)
+
+
+def fidelity_scatter(frame: pd.DataFrame, curves: dict[str, list[str]], palette: Palette) -> Plot:
+    """Delta LM loss against FVU, with the settings of one model joined.
+
+    Args:
+        frame: rows `delta_nll` and `fvu`.
+        curves: labels of one model at several settings, by name.
+        palette: colours of the labels.
+    """
+    loss = frame[frame.metric == "delta_nll"].set_index("model")
+    fvu = frame[frame.metric == "fvu"].set_index("model")
+    shown = [m for m in loss.index if m in fvu.index and fvu.value[m] > 1e-6]
+    first = next(iter(curves.values()), shown[:1])
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        axes.grid(**_GRID)
+        for name, labels in curves.items():
+            line = sorted((fvu.value[m], loss.value[m]) for m in labels if m in shown)
+            axes.plot(*zip(*line, strict=True), color=palette.color(name), linewidth=1.3, alpha=0.7)
+        for model in shown:
+            x, y = fvu.value[model], loss.value[model]
+            axes.errorbar(
+                x, y, yerr=_errors(loss.loc[model]), color=palette.color(model), marker=palette.marker(model),
+                linewidth=1.2,
+            )  # fmt: skip
+            left = model not in first  # labels of the first curve below the line, the others above it
+            axes.annotate(
+                display(model), (x, y), xytext=(-8, 4) if left else (8, -4), textcoords="offset points",
+                fontsize=9.5, ha="right" if left else "left", va="bottom" if left else "top", color=_INK,
+            )  # fmt: skip
+        floor = max(min((abs(v) for v in loss.value if v), default=1e-3), 1e-3)
+        axes.set_yscale("symlog", linthresh=floor, linscale=0.8)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.axhline(0, color=_INK, linewidth=0.8, alpha=0.5)
+        axes.set_xlabel("fraction of variance unexplained (FVU), log scale")
+        axes.set_ylabel("delta LM loss, nats a token (log scale)")
+
+    lines = "Lines join settings of one model. " if curves else ""
+    caption = (
+        "Left is a closer reconstruction, down is less harm to the language model. " + lines + "How closely to "
+        "reconstruct is a choice, so compare models at equal FVU: of two points one above the other, the "
+        "lower one wins."
+    )
+    return _render("fidelity", caption, (7.6, 4.8), draw)
+
+
+def density_curves(frame: pd.DataFrame, palette: Palette) -> Plot:
+    """Flow-matching loss by noise level, and the same relative to the exact bound for Gaussians.
+
+    Args:
+        frame: rows `flow_loss` and `flow_loss_bound` with settings `sigma=low-high`.
+        palette: colours of the labels.
+    """
+    rows = frame[frame.metric.isin(["flow_loss", "flow_loss_bound"])].copy()
+    ends = rows.setting.str.extract(r"sigma=([\d.]+)-([\d.]+)").astype(float)
+    rows["sigma"] = ends.mean(axis=1, skipna=False)
+    rows = rows.dropna(subset="sigma").sort_values("sigma")
+    bound = rows[rows.metric == "flow_loss_bound"].groupby("sigma").value.min()
+    losses = rows[(rows.metric == "flow_loss") & ~rows.model.isin(["predict 0"])]
+
+    def draw(figure: Any) -> None:
+        if len(bound):
+            top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+        else:
+            top, bottom = figure.subplots(), None
+        for axes in (top, bottom):
+            if axes is not None:
+                axes.grid(**_GRID)
+        for model in dict.fromkeys(losses.model):
+            line = losses[losses.model == model].set_index("sigma")
+            faint = family(model) == "isotropic"
+            options: dict[str, Any] = {
+                "color": palette.color(model),
+                "marker": palette.marker(model),
+                "linewidth": 1 if faint else 1.8,
+                "markersize": 4 if faint else 6,
+            }
+            name = "isotropic Gaussian (knows no covariance)" if faint else f"{display(model)}, measured"
+            top.plot(line.index, line.value, label=name, **options)
+            if bottom is not None and not faint:
+                shared = line.index.intersection(bound.index)
+                percent = 100 * (line.value[shared] / bound[shared] - 1)
+                low = 100 * (line.ci_low[shared] / bound[shared] - 1)
+                high = 100 * (line.ci_high[shared] / bound[shared] - 1)
+                bottom.fill_between(shared, low, high, color=palette.color(model), alpha=0.18, linewidth=0)
+                bottom.plot(shared, percent, **options)
+        if bottom is not None:
+            top.plot(bound.index, bound, color=_INK, linestyle=(0, (4, 2)), label="exact bound for Gaussians")
+            bottom.axhline(0, color=_INK, linestyle=(0, (4, 2)), linewidth=1.4)
+            bottom.set_ylabel("% from the bound")
+        top.set_ylabel("loss a dimension")
+        (bottom if bottom is not None else top).set_xlabel("noise level σ (0 is data, 1 is noise)")
+        figure.legend(*top.get_legend_handles_labels(), loc="outside upper left", ncols=2)
+
+    caption = (
+        "Held-out flow-matching loss by noise level; lower is better. The dashed line is the least that "
+        "any Gaussian can reach. Below it, a model knows structure beyond means and covariances; above "
+        "it, it has not even learnt those at that noise level. Shaded: 95% intervals over documents."
+    )
+    return _render("density", caption, (7.6, 5.8), draw)

@@ -1,0 +1,485 @@
+"""One section of the report for each suite: what was measured, plots, tables, and how it is to be read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from glp_lens.evals.results import Results, metrics_frame
+from glp_lens.report import plots
+from glp_lens.report.labels import Palette, count, display, duration, flops, interval, number, p_value, signed
+from glp_lens.report.verdicts import PROBING_VIEWS, Difference, differences
+from glp_lens.types import Json
+
+DASH = "\u2013"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: its text, a smaller line below, whether it is the best of its column."""
+
+    text: str
+    below: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first column names the row. Long ones are folded."""
+
+    caption: str
+    header: list[str]
+    rows: list[list[Cell]]
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Example:
+    """Continuations of one prompt: for each condition, one cell a strength."""
+
+    concept: str
+    prompt: str
+    unsteered: str
+    strengths: list[str]
+    rows: list[tuple[str, list[Cell]]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page."""
+
+    id: str
+    title: str
+    lead: str
+    plots: list[plots.Plot] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def sections(results: Sequence[Results], palette: Palette) -> list[Section]:
+    """A section for each suite present, in a fixed order; several runs of one suite share a section."""
+    found = []
+    for suite, build in _BUILDERS.items():
+        runs = [r for r in results if r.suite == suite]
+        if runs:
+            found.append(build(runs, metrics_frame(m for r in runs for m in r.metrics), palette))
+    return found
+
+
+def training(rows: Sequence[Json]) -> Table:
+    """What each model got: rows seen, passes, parameters, operations, seconds, and its own settings."""
+    shown = ("model", "rows_seen", "rows_distinct", "parameters", "flops", "seconds")
+    body = []
+    for row in rows:
+        seen, distinct = row.get("rows_seen"), row.get("rows_distinct")
+        passes = f"{seen / distinct:.1f} passes" if seen and distinct and seen > distinct else ""
+        rest = "; ".join(f"{k.replace('_', ' ')} {_plain(v)}" for k, v in row.items() if k not in shown)
+        body.append(
+            [
+                Cell(display(str(row.get("model", "")))),
+                Cell(count(seen), passes),
+                Cell(count(distinct if distinct is not None else seen)),
+                Cell(count(row.get("parameters"))),
+                Cell(flops(row.get("flops"))),
+                Cell(duration(row.get("seconds"))),
+                Cell(rest or DASH),
+            ]
+        )
+    header = ["Model", "Rows seen", "Distinct rows", "Parameters", "Training FLOPs", "Time", "Settings"]
+    return Table("Data and compute of each model. A row is the activation of one token.", header, body)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _cell(row: pd.Series | None, digits: int = 3, *, best: bool = False, sign: bool = False) -> Cell:
+    """A metric row as value and interval; a dash if it was not measured."""
+    if row is None:
+        return Cell(DASH)
+    write = signed if sign else number
+    return Cell(write(row.value, digits), interval(row.ci_low, row.ci_high, digits, sign=sign), best)
+
+
+def _row(frame: pd.DataFrame, **where: str) -> pd.Series | None:
+    chosen = frame
+    for column, value in where.items():
+        chosen = chosen[chosen[column] == value]
+    return chosen.iloc[0] if len(chosen) else None
+
+
+def _best(rows: Iterable[pd.Series | None], *, highest: bool) -> float:
+    values = [float(r.value) for r in rows if r is not None and math.isfinite(r.value)]
+    if not values:
+        return math.nan
+    return max(values) if highest else min(values)
+
+
+def _column(rows: Sequence[pd.Series | None], *, highest: bool, digits: int = 3) -> list[Cell]:
+    """Cells of one column, the best value marked."""
+    best = _best(rows, highest=highest)
+    return [_cell(r, digits, best=r is not None and r.value == best) for r in rows]
+
+
+def _table(caption: str, header: list[str], columns: list[list[Cell]], *, folded: bool = False) -> Table:
+    return Table(caption, header, [list(row) for row in zip(*columns, strict=True)], folded)
+
+
+def _view(setting: str, top: object) -> str:
+    split = "repeats removed" if "split=dedup" in setting else "official split"
+    pool = f"top {top} features" if "mode=paper" in setting else "all features"
+    return f"{split}, {pool}"
+
+
+def _probing(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette) -> Section:
+    top = runs[0].config.get("max_features", 512)
+    auc = frame[(frame.metric == "auc") & (frame.task == "all")]
+    views = [v for v in PROBING_VIEWS if v in set(auc.setting)]
+    if not views:
+        return Section("probing", "Probing", "No probing task could be scored.")
+    main = auc[auc.setting == views[0]].sort_values("value", ascending=False)
+    models = list(main.model)
+    pools = []
+    for model in models:
+        k = frame[(frame.model == model) & (frame.metric == "n_candidates")]
+        k = k[k.setting.str.contains("mode=all")].value
+        pools.append(Cell(count(k.max()) if len(k) else DASH))
+    columns = [[Cell(display(m)) for m in models], pools]
+    for view in views:
+        columns.append(_column([_row(auc, model=m, setting=view) for m in models], highest=True))
+    means = _table(
+        f"Mean test AUC over {int(main.n.max())} task families, with 95% intervals over families.",
+        ["Model", "Features (K)", *(_view(v, top).capitalize() for v in views)],
+        columns,
+    )
+    body = []
+    for d in differences(frame, "auc"):
+        if d.setting != views[0]:
+            continue
+        p = _row(frame, model=d.first, setting=d.setting, metric=f"p_holm:{d.second}")
+        body.append(
+            [
+                _pair(d),
+                Cell(signed(d.value)),
+                Cell(interval(d.low, d.high, sign=True)),
+                Cell(p_value(None if p is None else p.value)),
+            ]
+        )
+    gaps = Table(
+        f"Paired differences of mean AUC ({_view(views[0], top)}); p by sign flips over families, Holm-adjusted.",
+        ["Pair", "Difference", "95% interval", "p"],
+        body,
+    )
+    references = [_row(auc, model="dense", setting=v) for v in ("split=dedup", "split=official")]
+    reference = next((r for r in references if r is not None), None)
+    notes = [
+        "The feature and its sign are chosen by cross-validation on training data; test data are looked at once.",
+        "A model with more features has more tries: the best of K useless features reaches a validation "
+        f"AUC of about 0.5 + 0.018 √(2 ln K). The view “top {top} features” gives all models at most {top} "
+        "candidates.",
+    ]
+    if reference is not None:
+        notes.insert(0, f"A dense probe on all dimensions reaches a mean AUC of {number(reference.value)}.")
+    return Section(
+        "probing",
+        "Probing: does one feature hold one concept?",
+        "For each task, every model may use a single feature to tell two classes of text apart: a "
+        "meta-neuron of the GLP, a latent of the SAE, a component of PCA, or a raw dimension. A model "
+        "whose single features read more concepts has taken the activations apart in a more meaningful "
+        "way.",
+        [plots.probing_tasks(frame, views[0], palette)],
+        [means, gaps],
+        notes=notes,
+    )
+
+
+_SWEPT = {
+    "concept": "Concept (0–2)",
+    "fluency": "Fluency (0–2)",
+    "harmonic": "Harmonic mean",
+    "concept_minus:random": "Concept over random",
+    "distinct_2": "Distinct bigrams",
+    "nll_own": "NLL, own model",
+}
+_EXAMPLES = 3
+
+
+def _steering(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette) -> Section:
+    tables: list[Table] = []
+    for run in runs:
+        tables += _steering_tables(run.frame(), str(run.config.get("concept", "")), run.extras.get("chosen", {}))
+    judges = frame[frame.metric.str.startswith("judge_")].drop_duplicates(["model", "task", "setting", "metric"])
+    if len(judges):
+        body = [
+            [
+                Cell(f"{r.model.removeprefix('judge:')} {r.setting.replace('=', ' ')}".strip()),
+                Cell(r.metric.removeprefix("judge_").replace("_", " ").replace(":", ", ").replace("auroc", "AUROC")),
+                Cell(r.task),
+                Cell(number(r.value)),
+            ]
+            for r in judges.itertuples()
+        ]
+        caption = (
+            "Can the judges be trusted? AUROC on texts that they were not trained on (0.5 is chance), and "
+            "how far two judges agree."
+        )
+        tables.append(Table(caption, ["Judge", "Check", "Concept", "Value"], body))
+    notes = [
+        "Concept is judged by a sentence-embedding classifier trained on another corpus than the "
+        "direction's; fluency by an n-gram model, cut for texts that repeat themselves. No person and no "
+        "large model judged.",
+        "Strength α is in units of the median activation norm. It is chosen on half of the prompts and "
+        "scored on the other half, both ways.",
+        "The random direction has the same norm: what it scores for the concept, any disturbance would.",
+    ]
+    for d in differences(frame, "harmonic"):
+        if (d.first, d.second) == ("plain", "random"):
+            notes.append(
+                f"Control, {d.task}: steering without repair minus a random direction, harmonic mean "
+                f"{signed(d.value)} {interval(d.low, d.high, sign=True)}."
+            )
+    return Section(
+        "steering",
+        "Steering: concept against fluency",
+        "A direction for a topic is added to the activations while the language model writes. Pushed "
+        "hard, the text falls apart, because activations leave the region the model knows. A repair puts "
+        "each edited activation back among real ones; the question is whether the text then keeps the "
+        "topic and stays fluent.",
+        [plots.steering_frontier(frame, palette)] if len(frame[frame.metric == "concept"]) else [],
+        tables,
+        examples=[example for run in runs for example in _examples(run)],
+        notes=notes,
+    )
+
+
+def _steering_tables(frame: pd.DataFrame, concept: str, strengths: Json) -> list[Table]:
+    """At chosen strengths, paired differences, and all strengths."""
+    chosen = frame[frame.setting.str.startswith("alpha=chosen")]
+    models = list(dict.fromkeys(chosen.model))
+    still = frame[(frame.model == "unsteered") & (frame.setting == "alpha=0")]
+
+    def column(metric: str) -> list[Cell]:
+        cells = _column([_row(chosen, model=m, metric=metric) for m in models], highest=True)
+        return [*cells, *([_cell(_row(still, metric=metric))] if len(still) else [])]
+
+    used = [", ".join(f"{x:g}" for x in dict.fromkeys(strengths.get(m, []))) or DASH for m in models]
+    level = frame[frame.metric == "concept_at_fluency"]
+    at_fluency = _column([_row(level, model=m) for m in models], highest=True)
+    columns = [
+        [Cell(display(m)) for m in [*models, *(["unsteered"] if len(still) else [])]],
+        [*map(Cell, used), *([Cell(DASH)] if len(still) else [])],
+        *(column(metric) for metric in ("concept", "fluency", "harmonic")),
+        [*at_fluency, *([Cell(DASH)] if len(still) else [])],
+    ]
+    header = [
+        "Condition",
+        "α chosen",
+        "Concept (0–2)",
+        "Fluency (0–2)",
+        "Harmonic mean",
+        "Concept at equal fluency",
+    ]
+    share = level.setting.iloc[0].split(";")[0].replace("fluency>=", "at least ") if len(level) else ""
+    caption = f"Steering towards {concept}, each condition at the strength chosen on the other half of the prompts."
+    if share:
+        caption += f" Last column: the most concept reached with a fluency of {share}."
+    tables = [_table(caption, header, columns)]
+
+    body, seen = [], set()
+    for metric, what in (("harmonic", "harmonic mean"), ("concept_at_fluency", "concept at equal fluency")):
+        for d in differences(frame, metric):
+            if (metric, d.second, d.first) in seen:
+                continue
+            seen.add((metric, d.first, d.second))
+            body.append([_pair(d), Cell(what), Cell(signed(d.value)), Cell(interval(d.low, d.high, sign=True))])
+    header = ["Pair", "In", "Difference", "95% interval"]
+    tables.append(Table(f"{concept}: paired differences over the same prompts", header, body, folded=True))
+
+    swept = frame[frame.setting.str.contains(r"^alpha=\d")]
+    keys = list(dict.fromkeys(zip(swept.model, swept.setting, strict=True)))
+    columns = [
+        [Cell(display(m)) for m, _ in keys],
+        [Cell(s.split(";")[0].removeprefix("alpha=")) for _, s in keys],
+    ]
+    header = ["Condition", "α"]
+    for metric, title in _SWEPT.items():
+        found = [_row(swept, model=m, setting=s, metric=metric) for m, s in keys]
+        if any(r is not None for r in found):
+            header.append(title)
+            columns.append([_cell(r, sign="minus" in metric) for r in found])
+    tables.append(_table(f"{concept}: all strengths", header, columns, folded=True))
+    return tables
+
+
+def _pair(d: Difference) -> Cell:
+    return Cell(f"{display(d.first)} minus {display(d.second)}")
+
+
+def _examples(run: Results) -> list[Example]:
+    """The first prompts' continuations under every condition, by strength."""
+    texts = pd.DataFrame(run.extras.get("generations") or run.extras.get("examples") or [])
+    if texts.empty or not {"model", "alpha", "prompt", "text"} <= set(texts.columns):
+        return []
+    found = []
+    for prompt in list(dict.fromkeys(texts.prompt))[:_EXAMPLES]:
+        own = texts[texts.prompt == prompt]
+        steered = own[own.model != "unsteered"]
+        alphas = sorted(set(steered.alpha))
+        rows = []
+        for model in dict.fromkeys(steered.model):
+            cells = []
+            for alpha in alphas:
+                hit = steered[(steered.model == model) & (steered.alpha == alpha)]
+                cells.append(_generation(hit.iloc[0]) if len(hit) else Cell(DASH))
+            rows.append((display(model), cells))
+        still = own[own.model == "unsteered"].text
+        found.append(
+            Example(
+                str(run.config.get("concept", "")),
+                prompt,
+                str(still.iloc[0]).strip() if len(still) else "",
+                [f"α = {alpha:g}" for alpha in alphas],
+                rows,
+            )
+        )
+    return found
+
+
+def _generation(row: pd.Series) -> Cell:
+    judged = [f"{name} {number(row[name], 1)}" for name in ("concept", "fluency") if name in row.index]
+    return Cell(" ".join(str(row.text).split()), ", ".join(judged))
+
+
+def _fidelity(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette) -> Section:
+    loss = frame[frame.metric == "delta_nll"]
+    models = list(loss.model)
+    get: Callable[[str, str], pd.Series | None] = lambda m, metric: _row(frame, model=m, metric=metric)  # noqa: E731
+    main = _table(
+        "Reconstruction error and its price, on the same rows. Brackets: 95% intervals over documents.",
+        ["Model", "Network calls", "FVU", "Delta LM loss (nats)", "Loss recovered"],
+        [
+            [Cell(display(m)) for m in models],
+            [Cell(count(r.value) if (r := get(m, "network_calls")) is not None else DASH) for m in models],
+            [_cell(get(m, "fvu")) for m in models],
+            [_cell(get(m, "delta_nll"), sign=True) for m in models],
+            [_cell(get(m, "loss_recovered")) for m in models],
+        ],
+    )
+    body = []
+    for d in differences(frame, "delta_nll_matched"):
+        fvu = dict(p.split("=", 1) for p in d.setting.split(";") if "=" in p).get("fvu", "nan")
+        body.append(
+            [
+                _pair(d),
+                Cell(number(float(fvu))),
+                Cell(signed(d.value)),
+                Cell(interval(d.low, d.high, sign=True)),
+            ]
+        )
+    tables = [main]
+    if body:
+        tables.append(
+            Table(
+                "At equal distortion: the first model read off between its settings at the second one's FVU. "
+                "Negative favours the first.",
+                ["Pair", "At FVU", "Difference of delta LM loss", "95% interval"],
+                body,
+            )
+        )
+    curves = {name: labels for r in runs for name, labels in r.extras.get("curves", {}).items()}
+    data, config = runs[0].data, runs[0].config
+    clean = _row(frame, model="clean", metric="nll")
+    notes = [
+        f"{count(data.get('tokens'))} predicted tokens in {count(config.get('documents'))} held-out "
+        f"documents; the untouched model's loss is {number(clean.value if clean is not None else None)} "
+        "nats a token.",
+        f"{count(data.get('massive_rows_unchanged', 0))} activations with a massive norm passed unchanged "
+        "in all conditions, as did BOS.",
+        "Loss recovered is 1 for the untouched model and 0 for mean ablation.",
+        "Between two settings, a straight line is drawn; the true curve lies below it, which puts the "
+        "model with several settings at a slight disadvantage.",
+    ]
+    return Section(
+        "fidelity",
+        "Fidelity: what does the language model lose?",
+        "Every activation of held-out text is replaced by a model's reconstruction of it, and the "
+        "language model goes on from there. The rise of its loss says what the reconstruction left out "
+        "that mattered. A GLP reconstructs by adding noise and removing it again: its noise level σ is a "
+        "knob, and at little noise any model looks good. That is why the error (FVU) stands beside the "
+        "loss.",
+        [plots.fidelity_scatter(frame, curves, palette)],
+        tables,
+        notes=notes,
+    )
+
+
+def _density(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette) -> Section:
+    loss = frame[(frame.metric == "flow_loss") & (frame.setting == "sigma=all")].sort_values("value")
+    scored = frame[frame.metric == "score_auroc"]
+    models = [*loss.model, *(m for m in scored.model if m not in set(loss.model))]
+
+    def column(metric: str, setting: str) -> list[pd.Series | None]:
+        return [_row(frame, model=m, metric=metric, setting=setting) for m in models]
+
+    main = _table(
+        "Held-out flow-matching loss a dimension, and the typicality check: AUROC of telling real "
+        "activations from ones shuffled within each dimension (0.5 is chance).",
+        ["Model", "Loss", "Exact bound", "Below the bound, %", "Below the Gaussian, %", "Typicality AUROC"],
+        [
+            [Cell(display(m)) for m in models],
+            _column(column("flow_loss", "sigma=all"), highest=False),
+            [_cell(r) for r in column("flow_loss_bound", "sigma=all")],
+            [_cell(r, 1) for r in column("below_bound_percent", "sigma=all")],
+            [_cell(r, 1) for r in column("below_gaussian_percent", "sigma=all")],
+            _column(column("score_auroc", "real vs shuffled"), highest=True),
+        ],
+    )
+    tables, figures = [main], []
+    bins = sorted(s for s in set(frame[frame.metric == "flow_loss"].setting) if s != "sigma=all")
+    if bins:
+        own = frame[frame.metric.isin(["flow_loss", "flow_loss_bound"])]
+        columns = [[Cell(s.removeprefix("sigma=").replace("-", DASH)) for s in bins]]
+        for model in loss.model:
+            rows = [_row(own, model=model, setting=s, metric="flow_loss") for s in bins]
+            columns.append([_cell(r) for r in rows])
+        bounds = own[own.metric == "flow_loss_bound"].groupby("setting").value.min()
+        columns.append([Cell(number(bounds.get(s))) for s in bins])
+        header = ["Noise level σ", *(display(m) for m in loss.model), "Exact bound"]
+        tables.append(_table("Loss by noise level", header, columns, folded=True))
+        figures.append(plots.density_curves(frame, palette))
+    data = runs[0].data
+    notes = [
+        f"{count(data.get('rows'))} held-out activations of {count(data.get('documents'))} documents; "
+        "every model was scored on the same activations, noise and noise levels.",
+        "The bound, (π/2) mean √λ over the eigenvalues of the standardised training covariance, is the "
+        "least loss that any Gaussian can reach. “Below the Gaussian” is paired with the Gaussian's own "
+        "loss on these rows, which also pays for the step from training to held-out text.",
+        "Predicting 0 costs about 2, and knowing only means and variances π/2 = 1.571.",
+    ]
+    return Section(
+        "density",
+        "Density: how well is the distribution known?",
+        "A GLP is trained to undo noise. Its loss on held-out activations, noise level by noise level, "
+        "says how much of their distribution it has learnt. The fair yardstick is the best that any "
+        "Gaussian, which knows all means and covariances but nothing else, could do: that is known "
+        "exactly.",
+        figures,
+        tables,
+        notes=notes,
+    )
+
+
+_BUILDERS: dict[str, Callable[[Sequence[Results], pd.DataFrame, Palette], Section]] = {
+    "probing": _probing,
+    "steering": _steering,
+    "fidelity": _fidelity,
+    "density": _density,
+}

@@ -1,0 +1,159 @@
+"""What every model of activations must do, as reusable checks: one function a capability.
+
+`check_model(model, x, folder)` runs those that apply. `x` is `(n, d_in)` float32 rows like the training data,
+best with an odd n; equal or round shapes hide transposes. Works on any implementer of `glp_lens.interface`.
+"""
+
+import pytest
+import torch
+
+from glp_lens.artifacts import ActivationModel
+from glp_lens.errors import InputError
+from glp_lens.interface import Featurizer, Projector, Reconstructor, Sampler, Scorer, VelocityField
+from glp_lens.models import load
+
+SPLIT = 3
+"""Rows in the first part when a batch is split."""
+
+
+def check_model(model, x, folder):
+    """Every check that the model's capabilities call for."""
+    assert x.ndim == 2
+    assert len(x) > SPLIT + 1
+    for capability, check in CHECKS.items():
+        if isinstance(model, capability):
+            check(model, x)
+    check_saved(model, x, folder)
+
+
+def check_featurizer(model, x):
+    assert isinstance(model.n_features, int)
+    _check_rowwise(model.encode, model, x, width=model.n_features)
+
+
+def check_reconstructor(model, x):
+    _check_rowwise(model.reconstruct, model, x, width=model.d_in)
+
+
+def check_projector(model, x):
+    _check_rowwise(model.project, model, x, width=model.d_in)
+    noise = noise_like(x)
+    name, hook = model.projection_hook("blocks.3.hook_resid_post", noise=lambda call, rows: noise[:rows])
+    assert name == "blocks.3.hook_resid_post"
+    stream = torch.stack([x[:4], x[1:5], x[:4]]).bfloat16()
+    before = stream.clone()
+    edited = hook(stream, hook=None)
+    assert edited.dtype == torch.bfloat16
+    assert torch.equal(stream, before), "the hook changed the stream in place"
+    assert torch.equal(edited[:, :-1], stream[:, :-1]), "the hook changed positions before the last"
+    expected = model.project(stream[:, -1].float(), noise=noise[:3]).bfloat16()
+    assert torch.equal(edited[:, -1], expected)
+
+
+def check_sampler(model, x):
+    noise = noise_like(x)
+    drawn = model.sample(len(x), noise=noise)
+    _check_output(drawn, (len(x), model.d_in))
+    assert torch.equal(drawn, model.sample(len(x), noise=noise)), "the same noise gave another sample"
+    by_seed = [model.sample(5, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(by_seed[0], by_seed[1]), "the same seed gave another sample"
+    assert not torch.equal(by_seed[0], by_seed[2]), "another seed gave the same sample"
+    with pytest.raises(InputError, match="noise"):
+        model.sample(len(x) - 1, noise=noise)
+
+
+def check_scorer(model, x):
+    _check_rowwise(model.score, model, x, width=None)
+
+
+def check_velocity_field(model, x):
+    z = model.normalize(x)
+    _check_output(z, tuple(x.shape))
+    _close(model.denormalize(z), x)
+    one = model.velocity(z, 0.37)
+    _check_output(one, tuple(x.shape))
+    _close(model.velocity(z, torch.full((len(x),), 0.37)), one)
+    mixed = torch.linspace(0.05, 0.95, len(x))
+    row = SPLIT + 1
+    _close(model.velocity(z, mixed)[row : row + 1], model.velocity(z[row : row + 1], float(mixed[row])))
+
+
+def check_saved(model, x, folder):
+    """A saved model comes back bit for bit, with what is known of its origin."""
+    assert isinstance(model, ActivationModel)
+    model.save_pretrained(folder)
+    model.save_pretrained(folder)
+    for again in (type(model).from_pretrained(folder), load(folder)):
+        assert type(again) is type(model)
+        assert again.provenance == model.provenance
+        assert (again.d_in, again.hook, again.max_norm) == (model.d_in, model.hook, model.max_norm)
+        for capability, method in METHODS.items():
+            if isinstance(model, capability):
+                first = x if capability is not Sampler else len(x)
+                noise = noise_like(x)
+                ours, theirs = (getattr(m, method)(first, noise=noise) for m in (model, again))
+                assert torch.equal(ours, theirs), f"{method} changed in saving and loading"
+
+
+def noise_like(x, seed=7):
+    return torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _check_rowwise(method, model, x, width):
+    """Shape and type, no side effects, rows independent of their batch, and clear refusals."""
+    noise = noise_like(x)
+    shape = (len(x),) if width is None else (len(x), width)
+    before = x.clone()
+    out = method(x, noise=noise)
+    _check_output(out, shape)
+    out_before = out.clone()
+    assert torch.equal(out, method(x, noise=noise)), "the same input and noise gave another output"
+    out.add_(1)
+    assert torch.equal(x, before), "the input was changed, or the output shares its memory"
+    _close(
+        torch.cat([method(x[:SPLIT], noise=noise[:SPLIT]), method(x[SPLIT:], noise=noise[SPLIT:])]),
+        out_before,
+    )
+    order = torch.arange(len(x) - 1, -1, -1)
+    _close(method(x[order], noise=noise[order]), out_before[order])
+    low = x.bfloat16()
+    _close(method(low, noise=noise), method(low.float(), noise=noise))
+    by_seed = [method(x, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(by_seed[0], by_seed[1]), "the same seed gave another output"
+    if not getattr(model, "stochastic", False):
+        assert torch.equal(by_seed[0], by_seed[2]), "depends on the seed, but is not declared stochastic"
+        assert torch.equal(by_seed[0], method(x)), "depends on noise, but is not declared stochastic"
+    for wrong in (x[:, :-1], x[0], x[None], torch.cat([x, x[:, :1]], 1)):
+        with pytest.raises(InputError, match="shape"):
+            method(wrong)
+    with pytest.raises(InputError, match="finite"):
+        method(x.index_fill(1, torch.tensor(1), torch.nan))
+
+
+def _check_output(out, shape):
+    assert tuple(out.shape) == shape
+    assert out.dtype == torch.float32
+    assert torch.isfinite(out).all()
+    assert not out.requires_grad
+
+
+def _close(a, b):
+    """Equal but for the rounding that another order of summation makes."""
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()) + 1e-6)
+
+
+CHECKS = {
+    Featurizer: check_featurizer,
+    Reconstructor: check_reconstructor,
+    Projector: check_projector,
+    Sampler: check_sampler,
+    Scorer: check_scorer,
+    VelocityField: check_velocity_field,
+}
+METHODS = {
+    Featurizer: "encode",
+    Reconstructor: "reconstruct",
+    Projector: "project",
+    Sampler: "sample",
+    Scorer: "score",
+}

@@ -1,0 +1,158 @@
+"""Delta LM loss on tiny random language models, against loops over single documents."""
+
+import numpy as np
+import pytest
+import torch
+
+from glp_lens import lm
+from glp_lens.artifacts import ActivationModel
+from glp_lens.errors import InputError
+from glp_lens.evals import fidelity
+from glp_lens.evals.entries import Entry
+from glp_lens.interface import Reconstructor
+
+HOOK = "blocks.1.hook_resid_post"
+D = 24
+WORDS = ["the", "a", "of", "cat", "dog", "bird", "fish", "tree", "red", "blue", "game", "money", "war"]
+
+
+class Shrink(ActivationModel, Reconstructor):
+    """Reconstructs `mean + keep * (x - mean) + amount * noise`."""
+
+    kind = "shrink"
+
+    def __init__(self, mean, max_norm=None, **store):
+        self.mean, self.d_in = mean, len(mean)
+        self.provenance = {"store": {"hook": HOOK, "max_norm": max_norm, **store}}
+
+    def reconstruct(self, x, *, noise=None, generator=None, keep=1.0, amount=0.0):
+        return self.mean + keep * (x - self.mean) + amount * noise
+
+    def _config(self):
+        return {}
+
+    def _tensors(self):
+        return {}
+
+    @classmethod
+    def _restore(cls, config, tensors):
+        return cls(tensors["mean"])
+
+
+@pytest.fixture
+def texts():
+    rng = np.random.default_rng(5)
+    return [" ".join(rng.choice(WORDS, length)) for length in (5, 31, 12, 8, 40, 19, 6, 25, 14)]
+
+
+@pytest.fixture
+def mean():
+    return torch.linspace(-0.1, 0.1, D)
+
+
+def pick(results, model, metric):
+    frame = results.frame()
+    return frame[(frame.model == model) & (frame.metric == metric)].iloc[0]
+
+
+def by_hand(model, texts, function, context):
+    """Token-weighted NLL with every row but BOS passed through `function`, one document at a time."""
+    nll = []
+    for text in texts:
+        tokens = torch.tensor(lm.to_ids(model, [text], context))
+
+        def hook_fn(tensor, *, hook=None):
+            return torch.cat([tensor[:, :1], function(tensor[:, 1:])], 1)
+
+        logits = model.run_with_hooks(tokens, return_type="logits", fwd_hooks=[(HOOK, hook_fn)])
+        log_p = logits[0, :-1].double().log_softmax(-1)
+        nll += (-log_p[torch.arange(tokens.shape[1] - 1), tokens[0, 1:]])[1:].tolist()
+    return np.mean(nll), len(nll)
+
+
+def test_numbers_equal_a_loop_over_documents(tiny_model, texts, mean):
+    shrink = Shrink(mean)
+    entries = [Entry("whole", shrink), Entry("half", shrink, {"keep": 0.5})]
+    results = fidelity.run(tiny_model, entries, texts, HOOK, mean=mean, context=17, batch_size=4)
+    clean, n = by_hand(tiny_model, texts, lambda x: x, 17)
+    half, _ = by_hand(tiny_model, texts, lambda x: mean + 0.5 * (x - mean), 17)
+    floor, _ = by_hand(tiny_model, texts, mean.expand_as, 17)
+    assert results.data["tokens"] == n
+    assert pick(results, "clean", "nll").value == pytest.approx(clean, abs=1e-5)
+    assert pick(results, "half", "delta_nll").value == pytest.approx(half - clean, abs=1e-4)
+    assert pick(results, "mean ablation", "delta_nll").value == pytest.approx(floor - clean, abs=1e-4)
+    assert pick(results, "half", "fvu").value == pytest.approx(0.25, rel=1e-4)
+    assert pick(results, "mean ablation", "fvu").value == pytest.approx(1, rel=1e-6)
+    assert pick(results, "whole", "delta_nll").value == pytest.approx(0, abs=1e-5)
+    assert pick(results, "whole", "loss_recovered").value == pytest.approx(1, abs=1e-4)
+    assert pick(results, "half", "loss_recovered").value == pytest.approx(
+        (floor - half) / (floor - clean), abs=1e-3
+    )
+    assert pick(results, "half", "delta_nll").n == len(texts)
+
+
+def test_noise_is_shared_by_models_and_independent_of_the_batch_size(tiny_bridge, texts, mean):
+    first, second = Shrink(mean), Shrink(mean)
+    entries = [Entry("a", first, {"amount": 0.3}), Entry("b", second, {"amount": 0.3})]
+    runs = [
+        fidelity.run(tiny_bridge, entries, texts, HOOK, mean=mean, context=20, batch_size=size).frame()
+        for size in (2, 9)
+    ]
+    np.testing.assert_allclose(runs[0].value, runs[1].value, atol=1e-5)
+    gap = runs[0][runs[0].metric == "delta_nll_diff:b"].iloc[0]
+    assert gap.value == pytest.approx(0, abs=1e-6)
+    assert runs[0][(runs[0].model == "a") & (runs[0].metric == "delta_nll")].value.item() != 0
+
+
+def test_massive_rows_pass_unchanged_and_are_counted(tiny_bridge, texts, mean):
+    tokens, mask = lm.pad(lm.to_ids(tiny_bridge, texts, 20))
+    inner = mask.clone()
+    inner[:, 0] = False
+    norms = lm.activations(tiny_bridge, tokens, mask, [HOOK])[HOOK].norm(dim=2)[inner].sort().values
+    limit = float((norms[-4] + norms[-3]) / 2)
+    shrink = Shrink(mean, max_norm=limit)
+    results = fidelity.run(
+        tiny_bridge, [Entry("none", shrink, {"keep": 0.0})], texts, HOOK, mean=mean, context=20
+    )
+    assert results.data["massive_rows_unchanged"] == 3
+    everything = Shrink(mean, max_norm=1e-9)
+    results = fidelity.run(tiny_bridge, [Entry("none", everything)], texts, HOOK, mean=mean, context=20)
+    assert pick(results, "mean ablation", "delta_nll").value == pytest.approx(0, abs=1e-6)
+
+
+def test_a_model_at_several_settings_is_compared_at_equal_fvu(tiny_bridge, texts, mean):
+    knob, other = Shrink(mean), Shrink(mean)
+    entries = [
+        Entry("glp s=1", knob, {"keep": 0.9}),
+        Entry("glp s=2", knob, {"keep": 0.5}),
+        Entry("sae", other, {"keep": 0.6}),
+    ]
+    results = fidelity.run(tiny_bridge, entries, texts, HOOK, mean=mean, context=20)
+    frame = results.frame()
+    matched = frame[frame.metric == "delta_nll_matched_diff:sae"].iloc[0]
+    weight = (0.16 - 0.01) / (0.25 - 0.01)
+    ends = [pick(results, f"glp s={i}", "delta_nll").value for i in (1, 2)]
+    own = pick(results, "sae", "delta_nll").value
+    assert matched.model == "glp"
+    assert matched.value == pytest.approx((1 - weight) * ends[0] + weight * ends[1] - own, abs=1e-6)
+    assert results.extras["curves"] == {"glp": ["glp s=1", "glp s=2"]}
+
+
+@pytest.mark.parametrize(
+    ("store", "words"),
+    [({"hook": "blocks.2.hook_resid_post"}, "was trained at"),
+     ({"model": {"weight_processing": "folded+centred"}}, "weights")],
+)  # fmt: skip
+def test_a_foreign_model_is_refused(tiny_bridge, texts, mean, store, words):
+    foreign = Shrink(mean)
+    foreign.provenance["store"] |= store
+    with pytest.raises(InputError, match=words):
+        fidelity.run(tiny_bridge, [Entry("foreign", foreign)], texts, HOOK, mean=mean)
+
+
+def test_labels_must_differ_and_texts_must_not_be_empty(tiny_bridge, texts, mean):
+    entry = Entry("sae", Shrink(mean))
+    with pytest.raises(InputError, match="labels must differ"):
+        fidelity.run(tiny_bridge, [entry, entry], texts, HOOK, mean=mean)
+    with pytest.raises(InputError, match="no document"):
+        fidelity.run(tiny_bridge, [entry], [""], HOOK, mean=mean)

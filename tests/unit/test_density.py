@@ -1,0 +1,172 @@
+"""The density suite against closed forms: exact Gaussians whose optimal loss is known."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate
+from sklearn.metrics import roc_auc_score
+
+from glp_lens.artifacts import ActivationModel
+from glp_lens.errors import InputError
+from glp_lens.evals import density
+from glp_lens.evals.entries import Entry
+from glp_lens.interface import Scorer, VelocityField
+
+D = 7
+VARIANCES = torch.linspace(0.2, 1.8, D, dtype=torch.float64)
+
+
+class ExactGaussian(ActivationModel, VelocityField, Scorer):
+    """Independent normals with variances `lam`, `scale` times off if asked; its best velocity is known."""
+
+    kind = "test"
+
+    def __init__(self, lam=VARIANCES, shift=0.0, max_norm=None):
+        self.lam, self.shift, self.d_in = lam, shift, len(lam)
+        self.provenance = {"store": {"max_norm": max_norm}}
+
+    def normalize(self, x):
+        return x - self.shift
+
+    def denormalize(self, z):
+        return z + self.shift
+
+    def velocity(self, z, sigma):
+        s = torch.as_tensor(sigma, dtype=z.dtype).reshape(-1, 1)
+        lam = self.lam.to(z.dtype)
+        return (s - (1 - s) * lam) / ((1 - s) ** 2 * lam + s**2) * z
+
+    def score(self, x, *, noise=None, generator=None):
+        return -(x**2 / self.lam.to(x.dtype)).sum(1)
+
+    def _config(self):
+        return {}
+
+    def _tensors(self):
+        return {}
+
+    @classmethod
+    def _restore(cls, config, tensors):
+        return cls()
+
+
+class BoundedGaussian(ExactGaussian):
+    def optimal_loss(self, sigma):
+        return float((self.lam / ((1 - sigma) ** 2 * self.lam + sigma**2)).mean())
+
+    def optimal_loss_mean(self):
+        return float(np.pi / 2 * self.lam.sqrt().mean())
+
+
+@pytest.fixture(scope="module")
+def rows():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4001, D, generator=generator, dtype=torch.float64) * VARIANCES.sqrt()
+    return x.float(), np.arange(4001) // 5
+
+
+def value(results, model, metric, setting="sigma=all"):
+    frame = results.frame()
+    chosen = frame[(frame.model == model) & (frame.metric == metric) & (frame.setting == setting)]
+    assert len(chosen) == 1, (model, metric, setting)
+    return chosen.iloc[0]
+
+
+def test_loss_of_the_exact_gaussian_meets_its_closed_form_in_total_and_by_bin(rows):
+    results = density.run([Entry("gaussian", BoundedGaussian())], *rows, draws=6)
+    found = value(results, "gaussian", "flow_loss")
+    exact = np.pi / 2 * VARIANCES.sqrt().mean().item()
+    assert found.value == pytest.approx(exact, rel=0.02)
+    assert found.ci_low < exact < found.ci_high
+    assert found.n == 801  # documents, not rows
+    assert value(results, "gaussian", "flow_loss_bound").value == pytest.approx(exact)
+    model = BoundedGaussian()
+    for low in (0.0, 0.4, 0.9):
+        setting = f"sigma={low:.1f}-{low + 0.1:.1f}"
+        mean = integrate.quad(model.optimal_loss, low, low + 0.1)[0] / 0.1
+        assert value(results, "gaussian", "flow_loss_bound", setting).value == pytest.approx(mean, rel=0.01)
+        assert value(results, "gaussian", "flow_loss", setting).value == pytest.approx(mean, rel=0.08)
+
+
+def test_references_have_their_known_losses():
+    x = torch.randn(3001, D, generator=torch.Generator().manual_seed(1))
+    results = density.run([Entry("gaussian", BoundedGaussian(torch.ones(D)))], x, np.arange(3001))
+    assert value(results, "predict 0", "flow_loss").value == pytest.approx(2, rel=0.03)
+    assert value(results, "isotropic gaussian", "flow_loss").value == pytest.approx(np.pi / 2, rel=0.03)
+
+
+def test_a_worse_model_lies_above_the_bound_and_a_paired_difference_says_so(rows):
+    worse = ExactGaussian(torch.ones(D, dtype=torch.float64))
+    results = density.run([Entry("iso", worse), Entry("gaussian", BoundedGaussian())], *rows)
+    below = value(results, "iso", "below_gaussian_percent")
+    own, gaussian = (value(results, m, "flow_loss").value for m in ("iso", "gaussian"))
+    assert below.value == pytest.approx(100 * (1 - own / gaussian), rel=1e-6)
+    assert below.ci_high < 0
+    diff = value(results, "iso", "flow_loss_diff:gaussian")
+    assert diff.value == pytest.approx(own - gaussian, rel=1e-6)
+    assert 0 < diff.ci_low < diff.ci_high
+    # The triples are shared: a model identical to a reference has exactly its loss.
+    assert own == pytest.approx(value(results, "isotropic gaussian", "flow_loss").value, rel=1e-6)
+
+
+def test_another_normaliser_is_left_out_with_a_sentence(rows):
+    entries = [Entry("gaussian", BoundedGaussian()), Entry("moved", ExactGaussian(shift=0.5))]
+    results = density.run(entries, *rows)
+    assert any("moved normalises activations differently" in line for line in results.failures)
+    assert "moved" not in set(results.frame().query("metric == 'flow_loss'").model)
+
+
+def test_score_auroc_agrees_with_sklearn_and_sees_broken_correlations():
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(501, 1, generator=generator) + 0.3 * torch.randn(501, D, generator=generator)
+
+    class Spread(ExactGaussian):
+        def score(self, x, *, noise=None, generator=None):
+            return -x.var(1)
+
+    results = density.run([Entry("spread", Spread())], x, np.arange(501), score_rows=501)
+    found = value(results, "spread", "score_auroc", "real vs shuffled")
+    generator = torch.Generator().manual_seed(1)
+    fake = x.gather(0, torch.rand(x.shape, generator=generator).argsort(0))
+    scores = torch.cat([-x.var(1), -fake.var(1)]).numpy()
+    assert found.value == pytest.approx(roc_auc_score([1] * 501 + [0] * 501, scores), abs=1e-9)
+    assert found.ci_low > 0.9
+
+
+def test_massive_rows_are_dropped_and_counted(rows):
+    x, owners = rows
+    x = x.clone()
+    x[3] *= 1e4
+    results = density.run([Entry("gaussian", BoundedGaussian(max_norm=100.0))], x, owners)
+    assert results.data["massive_rows_dropped"] == 1
+    assert value(results, "gaussian", "flow_loss").value < 2
+
+
+def test_same_seed_same_numbers_whatever_the_batch_size(rows):
+    entries = [Entry("gaussian", BoundedGaussian())]
+    a = density.run(entries, *rows, batch_size=1024, seed=3).frame()
+    b = density.run(entries, *rows, batch_size=333, seed=3).frame()
+    c = density.run(entries, *rows, seed=4).frame()
+    np.testing.assert_allclose(a.value, b.value, rtol=1e-5)
+    assert not np.allclose(a.value, c.value, rtol=1e-6)
+
+
+def test_stratified_sigma_gives_each_row_every_part_of_the_grid():
+    sigma = density.stratified_sigma(250, 4, seed=0)
+    assert sorted(sigma.ravel()) == sorted(density.SIGMA_GRID)  # each of the 1000 levels exactly once
+    part = np.sort(np.ceil(sigma * 4), axis=0)
+    np.testing.assert_array_equal(part, np.tile([[1], [2], [3], [4]], 250))
+    np.testing.assert_array_equal(density.sigma_bin(np.array([0.001, 0.1, 0.101, 1.0])), [0, 0, 1, 9])
+
+
+@pytest.mark.parametrize(
+    ("x", "owners", "words"),
+    [
+        (torch.zeros(5, D + 1), np.arange(5), "trained on width"),
+        (torch.zeros(5, D), np.arange(4), "one document id a row"),
+        (torch.zeros(1, D), np.arange(1), "at least two"),
+    ],
+)
+def test_bad_input_is_one_clear_line(x, owners, words):
+    with pytest.raises(InputError, match=words):
+        density.run([Entry("gaussian", BoundedGaussian())], x, owners)
