@@ -3,39 +3,60 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 import yaml
 from typer.core import TyperGroup
 
 from glp_lens.errors import InputError
 
-_DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR}
+_DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+# typer brings its own copy of click from some version on, so the class is found through what both export.
+_UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 class Commands(TyperGroup):
     """Commands whose mistakes end in one line and exit code 2."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: typer.Context) -> list[str]:
         """In the order they were added: the order they are used in."""
         return list(self.commands)
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; a mistake in its input is told without a traceback."""
-        try:
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        """Read the group's own options."""
+        with _mistakes_told():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Read the options of a command and run it."""
+        with _mistakes_told():
             return super().invoke(ctx)
-        except InputError as error:
-            _fail(str(error))
-        except OSError as error:
-            if error.errno not in _DISK:
-                raise
-            _fail(f"cannot write or read {error.filename}: {error.strerror}; choose another folder")
-        except KeyboardInterrupt:
-            typer.secho("interrupted: the same command again continues where this stopped", err=True)
-            raise typer.Exit(130) from None
+
+
+@contextmanager
+def _mistakes_told() -> Iterator[None]:
+    """A mistake in the input is told in one line, without usage text or traceback."""
+    try:
+        yield
+    except InputError as error:
+        _fail(str(error))
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # a command group alone shows its help
+            raise
+        hint = f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
+        _fail(error.format_message() + hint)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        _fail(f"cannot write or read {error.filename or 'a file'}: {error.strerror}; choose another folder")
+    except KeyboardInterrupt:
+        typer.secho("interrupted: the same command again continues where this stopped", err=True)
+        raise typer.Exit(130) from None
 
 
 def _fail(message: str) -> None:
@@ -54,18 +75,17 @@ def _load_config(ctx: typer.Context, value: Path | None) -> Path | None:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"config file {value} is not readable YAML: {error}") from None
     if not isinstance(settings, dict):
-        raise InputError(
-            f"config file {value} must hold 'option: value' lines, got {type(settings).__name__}"
-        )
-    settings = {str(name).replace("-", "_"): _text(item) for name, item in settings.items()}
-    known = {parameter.name for parameter in ctx.command.params} - {"config", "help"}
-    unknown = sorted(set(settings) - known)
+        raise InputError(f"config file {value} must hold 'option: value' lines, got {type(settings).__name__}")
+    settings = {str(name).replace("-", "_"): item for name, item in settings.items()}
+    known = {p.name: p for p in ctx.command.params if p.name not in ("config", "help")}
+    unknown = sorted(settings.keys() - known.keys())
     if unknown:
         raise InputError(
             f"config file {value} sets {', '.join(unknown)}, not options of '{ctx.info_name}': "
-            f"known are {', '.join(sorted(k for k in known if k))}"
+            f"known are {', '.join(sorted(known))}"
         )
-    ctx.default_map = {**(ctx.default_map or {}), **settings}
+    values = {name: item if known[name].nargs == -1 else _text(item) for name, item in settings.items()}
+    ctx.default_map = {**(ctx.default_map or {}), **values}
     return value
 
 
@@ -92,10 +112,11 @@ def split(text: str) -> list[str]:
 
 
 def numbers(text: str, option: str) -> tuple[float, ...]:
-    """The numbers of a comma-separated option."""
+    """The numbers of a comma-separated option; at least one."""
     try:
-        return tuple(float(item) for item in split(text))
+        found = tuple(float(item) for item in split(text))
     except ValueError:
-        raise InputError(
-            f"{option} takes numbers separated by commas, for example 0.2,0.4; got {text!r}"
-        ) from None
+        found = ()
+    if not found or not all(map(isfinite, found)):
+        raise InputError(f"{option} takes numbers separated by commas, for example 0.2,0.4; got {text!r}")
+    return found

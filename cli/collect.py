@@ -34,7 +34,7 @@ def collect(
         ),
     ] = "train",
     tokens: Annotated[
-        int | None, typer.Option("--tokens", help="Activations to keep; 0 keeps all.", rich_help_panel="Data")
+        int | None, typer.Option("--tokens", min=0, help="Activations to keep; 0 keeps all.", rich_help_panel="Data")
     ] = 160_000,
     dtype: Annotated[
         str,

@@ -12,26 +12,27 @@ from glp_lens_cli import options as o
 from glp_lens_cli._app import numbers, split
 
 Tokens = Annotated[
-    int, typer.Option("--tokens", help="Activations collected for training.", rich_help_panel="Sizes")
+    int, typer.Option("--tokens", min=1, help="Activations collected for training.", rich_help_panel="Sizes")
 ]
 HeldoutTokens = Annotated[
-    int, typer.Option("--heldout-tokens", help="Activations of held-out documents.", rich_help_panel="Sizes")
+    int, typer.Option("--heldout-tokens", min=1, help="Activations of held-out documents.", rich_help_panel="Sizes")
 ]
 Rows = Annotated[
     int,
     typer.Option(
         "--rows",
+        min=1,
         help="Activations shown to the GLP and to the SAE each; above --tokens means several epochs.",
         rich_help_panel="Sizes",
     ),
 ]
-GlpWidth = Annotated[int, typer.Option("--glp-width", help="Width of the denoiser.", rich_help_panel="Sizes")]
+GlpWidth = Annotated[int, typer.Option("--glp-width", min=1, help="Width of the denoiser.", rich_help_panel="Sizes")]
 GlpMlp = Annotated[
-    int, typer.Option("--glp-mlp", help="Meta-neurons in each of its blocks.", rich_help_panel="Sizes")
+    int, typer.Option("--glp-mlp", min=1, help="Meta-neurons in each of its blocks.", rich_help_panel="Sizes")
 ]
-GlpLayers = Annotated[int, typer.Option("--glp-layers", help="Its blocks.", rich_help_panel="Sizes")]
-SaeLatents = Annotated[int, typer.Option("--sae-latents", help="Dictionary size.", rich_help_panel="Sizes")]
-SaeK = Annotated[int, typer.Option("--sae-k", help="Latents active on a row.", rich_help_panel="Sizes")]
+GlpLayers = Annotated[int, typer.Option("--glp-layers", min=1, help="Its blocks.", rich_help_panel="Sizes")]
+SaeLatents = Annotated[int, typer.Option("--sae-latents", min=1, help="Dictionary size.", rich_help_panel="Sizes")]
+SaeK = Annotated[int, typer.Option("--sae-k", min=1, help="Latents active on a row.", rich_help_panel="Sizes")]
 Tasks = Annotated[
     str,
     typer.Option(
@@ -42,10 +43,10 @@ Tasks = Annotated[
     ),
 ]
 ProbeTrain = Annotated[
-    int, typer.Option("--probe-train", help="Most training prompts a task.", rich_help_panel="Suites")
+    int, typer.Option("--probe-train", min=10, help="Most training prompts a task.", rich_help_panel="Suites")
 ]
 ProbeTest = Annotated[
-    int, typer.Option("--probe-test", help="Most test prompts a task.", rich_help_panel="Suites")
+    int, typer.Option("--probe-test", min=4, help="Most test prompts a task.", rich_help_panel="Suites")
 ]
 Concept = Annotated[
     str, typer.Option("--concept", help="Steer towards sports, business or world.", rich_help_panel="Suites")
@@ -58,25 +59,33 @@ Strengths = Annotated[
         rich_help_panel="Suites",
     ),
 ]
-Prompts = Annotated[
-    int, typer.Option("--prompts", help="Neutral prompts to steer.", rich_help_panel="Suites")
-]
+Prompts = Annotated[int, typer.Option("--prompts", min=2, help="Neutral prompts to steer.", rich_help_panel="Suites")]
 NewTokens = Annotated[
-    int, typer.Option("--new-tokens", help="Tokens generated after each.", rich_help_panel="Suites")
+    int, typer.Option("--new-tokens", min=1, help="Tokens generated after each.", rich_help_panel="Suites")
 ]
 ProjectU = Annotated[
     float,
     typer.Option(
         "--project-u",
+        min=0,
+        max=0.999,
         help="Noise level of the GLP's projection, in the released code's u (1 - sigma, nearly).",
+        rich_help_panel="Suites",
+    ),
+]
+ProjectSigma = Annotated[
+    float,
+    typer.Option(
+        "--project-sigma",
+        min=0.001,
+        max=0.999,
+        help="A second, milder noise level of the GLP's projection.",
         rich_help_panel="Suites",
     ),
 ]
 Documents = Annotated[
     int,
-    typer.Option(
-        "--documents", help="Held-out documents for the change in LM loss.", rich_help_panel="Suites"
-    ),
+    typer.Option("--documents", min=1, help="Held-out documents for the change in LM loss.", rich_help_panel="Suites"),
 ]
 
 
@@ -111,6 +120,7 @@ def compare(
     prompts: Prompts = 24,
     new_tokens: NewTokens = 24,
     project_u: ProjectU = 0.5,
+    project_sigma: ProjectSigma = 0.2,
     documents: Documents = 24,
     device: o.Device = "cpu",
     seed: o.Seed = 0,
@@ -150,9 +160,8 @@ def compare(
         prompts=prompts,
         new_tokens=new_tokens,
         project_u=project_u,
+        project_sigma=project_sigma,
         documents=documents,
     )
-    report = run(
-        settings, out, overwrite=overwrite, command=shlex.join(["glp-lens", *sys.argv[1:]]), say=typer.echo
-    )
+    report = run(settings, out, overwrite=overwrite, command=shlex.join(["glp-lens", *sys.argv[1:]]), say=typer.echo)
     typer.echo(f"report: {report}\nnumbers: {out / 'metrics.csv'} and {out / 'results.json'}")

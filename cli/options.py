@@ -45,7 +45,7 @@ Dtype = Annotated[
     ),
 ]
 Context = Annotated[
-    int, typer.Option("--context", help="Longest sequence in tokens, BOS included.", rich_help_panel=_LM)
+    int, typer.Option("--context", min=2, help="Longest sequence in tokens, BOS included.", rich_help_panel=_LM)
 ]
 Texts = Annotated[
     str,
@@ -58,9 +58,7 @@ Texts = Annotated[
 ]
 Store = Annotated[
     Path,
-    typer.Option(
-        "--store", help="Folder of an activation store, written by 'collect'.", rich_help_panel="Data"
-    ),
+    typer.Option("--store", help="Folder of an activation store, written by 'collect'.", rich_help_panel="Data"),
 ]
 Models = Annotated[
     str,
@@ -74,7 +72,7 @@ Device = Annotated[str, typer.Option("--device", help="Torch device: cpu, cuda, 
 Seed = Annotated[
     int,
     typer.Option(
-        "--seed", help="Of every random choice: same seed, same numbers on one machine.", rich_help_panel=_RUN
+        "--seed", min=0, help="Of every random choice: same seed, same numbers on one machine.", rich_help_panel=_RUN
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the output.", rich_help_panel=_RUN)]

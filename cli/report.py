@@ -15,9 +15,7 @@ def report(
         typer.Argument(help="Folders with results.json of suites, or parents of them.", show_default=False),
     ],
     out: o.Out = Path("report"),
-    title: Annotated[
-        str, typer.Option("--title", help="Headline of the page.")
-    ] = "Activation models compared",
+    title: Annotated[str, typer.Option("--title", help="Headline of the page.")] = "Activation models compared",
     focus: Annotated[str, typer.Option("--focus", help="The model whose wins and losses are told.")] = "glp",
     config: o.Config = None,
 ) -> None:
@@ -31,11 +29,17 @@ def report(
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"folder {folder} does not exist")
-        here = [folder / "results.json"] if (folder / "metrics.csv").exists() else []
-        files = here or sorted(folder.glob("**/results.json"))
+        files = sorted(file for file in folder.glob("**/results.json") if not _is_merged(file))
         if not files:
-            raise InputError(f"{folder} holds no results.json: run probe, steer or fidelity first")
+            raise InputError(f"{folder} holds no results.json of a suite: run probe, steer or fidelity first")
         found += [Results.load(file.parent) for file in files]
     context = {"title": title, "focus": focus}
     typer.echo(f"report: {write_report(found, out, context)}")
     merge_results(found, out, context)
+
+
+def _is_merged(file: Path) -> bool:
+    """Whether a results.json is what `compare` and `report` put together from those of the suites."""
+    from glp_lens.artifacts import read_json
+
+    return "suites" in read_json(file, "results")

@@ -41,8 +41,6 @@ def _lines(value: dict[str, Any], indent: str = "") -> list[str]:
         if isinstance(item, dict):
             lines += [name, *_lines(item, indent + "  ")]
         else:
-            shown = (
-                f"{item:,.4g}" if isinstance(item, float) else f"{item:,}" if type(item) is int else str(item)
-            )
+            shown = f"{item:,.4g}" if isinstance(item, float) else f"{item:,}" if type(item) is int else str(item)
             lines.append(f"{name:28} {shown}")
     return lines

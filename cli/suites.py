@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 _SIGMAS = Annotated[
     str,
-    typer.Option(
-        "--sigmas", help="Noise levels at which a GLP's meta-neurons are read, separated by commas."
-    ),
+    typer.Option("--sigmas", help="Noise levels at which a GLP's meta-neurons are read, separated by commas."),
 ]
 
 
@@ -44,8 +42,7 @@ def probe(
 
     trained = _load(models, device)
     loaded = [
-        probing.load(name, max_train=probe_train, max_test=probe_test)
-        for name in probing.names(split(tasks) or None)
+        probing.load(name, max_train=probe_train, max_test=probe_test) for name in probing.names(split(tasks) or None)
     ]
     entries = probing_entries(trained, numbers(sigmas, "--sigmas"))
     opened, point = _open(model, hook, backend, lm_dtype, device, trained)
@@ -66,6 +63,7 @@ def steer(
     prompts: c.Prompts = 24,
     new_tokens: c.NewTokens = 24,
     project_u: c.ProjectU = 0.5,
+    project_sigma: c.ProjectSigma = 0.2,
     device: o.Device = "cpu",
     seed: o.Seed = 0,
     config: o.Config = None,
@@ -76,18 +74,19 @@ def steer(
     """
     from glp_lens.activations import ActivationStore
     from glp_lens.evals import steering
-    from glp_lens.pipeline.compare import projector_entries
+    from glp_lens.pipeline.compare import matched_rank, projector_entries
 
     trained = _load(models, device)
     alphas = numbers(strengths, "--strengths")
-    norm = ActivationStore.open(store).median_norm
+    activations = ActivationStore.open(store)
+    rank = matched_rank(trained, activations.sample(2048, seed=0))
     opened, point = _open(model, hook, backend, lm_dtype, device, trained)
     results = steering.run(
         opened,
-        projector_entries(trained, project_u),
+        projector_entries(trained, project_u, project_sigma, rank),
         concept,
         hook=point,
-        act_norm=norm,
+        act_norm=activations.median_norm,
         strengths=alphas,
         prompts=prompts,
         new_tokens=new_tokens,
@@ -131,7 +130,7 @@ def fidelity(
     from glp_lens.evals import density
     from glp_lens.evals import fidelity as suite
     from glp_lens.evals.entries import Entry
-    from glp_lens.pipeline.compare import reconstruction_entries
+    from glp_lens.pipeline.compare import matched_rank, reconstruction_entries
 
     trained = _load(models, device)
     heldout = ActivationStore.open(store)
@@ -142,7 +141,7 @@ def fidelity(
     _finish(found, out.parent / "density", "flow_loss", setting="sigma=all")
     results = suite.run(
         opened,
-        reconstruction_entries(trained, project_u),
+        reconstruction_entries(trained, project_u, matched_rank(trained, heldout.sample(2048, seed=0))),
         pool[:documents],
         point,
         mean=heldout.stats.mean,

@@ -21,18 +21,16 @@ def train(
     store: o.Store = Path("acts"),
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", "-o", help="Folder for the model; by default models/KIND.", rich_help_panel="Run"
-        ),
+        typer.Option("--out", "-o", help="Folder for the model; by default models/KIND.", rich_help_panel="Run"),
     ] = None,
-    rows: Annotated[int, typer.Option("--rows", help="Activations shown to a GLP or SAE.")] = 400_000,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Activations shown to a GLP or SAE.")] = 400_000,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", help="Rows a step; by default 512 for a GLP, 2048 for an SAE."),
+        typer.Option("--batch-size", min=1, help="Rows a step; by default 512 (4096 with --recipe paper)."),
     ] = None,
     lr: Annotated[
         float | None,
-        typer.Option("--lr", help="Peak learning rate; by default 2e-3 for a GLP, 1e-3 for an SAE."),
+        typer.Option("--lr", help="Peak learning rate; by default 2e-3 (5e-5 with --recipe paper)."),
     ] = None,
     recipe: Annotated[
         str,
@@ -45,25 +43,23 @@ def train(
     ] = "small",
     width: Annotated[
         int | None,
-        typer.Option("--width", help="Of the denoiser; by default twice d_in.", rich_help_panel=_GLP),
+        typer.Option("--width", min=1, help="Of the denoiser; by default twice d_in.", rich_help_panel=_GLP),
     ] = None,
     mlp: Annotated[
         int | None,
-        typer.Option("--mlp", help="Meta-neurons a block; by default four times d_in.", rich_help_panel=_GLP),
+        typer.Option("--mlp", min=1, help="Meta-neurons a block; by default four times d_in.", rich_help_panel=_GLP),
     ] = None,
-    layers: Annotated[int, typer.Option("--layers", help="Blocks.", rich_help_panel=_GLP)] = 3,
+    layers: Annotated[int, typer.Option("--layers", min=1, help="Blocks.", rich_help_panel=_GLP)] = 3,
     validation: Annotated[
         Path | None,
-        typer.Option(
-            "--validation", help="Store of held-out activations, for the curve.", rich_help_panel=_GLP
-        ),
+        typer.Option("--validation", help="Store of held-out activations, for the curve.", rich_help_panel=_GLP),
     ] = None,
     latents: Annotated[
-        int | None, typer.Option("--latents", help="By default four times d_in.", rich_help_panel=_SAE)
+        int | None, typer.Option("--latents", min=1, help="By default four times d_in.", rich_help_panel=_SAE)
     ] = None,
-    k: Annotated[int, typer.Option("--k", help="Latents active on a row.", rich_help_panel=_SAE)] = 32,
+    k: Annotated[int, typer.Option("--k", min=1, help="Latents active on a row.", rich_help_panel=_SAE)] = 32,
     components: Annotated[
-        int | None, typer.Option("--components", help="By default all.", rich_help_panel="PCA")
+        int | None, typer.Option("--components", min=1, help="By default all.", rich_help_panel="PCA")
     ] = None,
     device: o.Device = "cpu",
     seed: o.Seed = 0,
@@ -86,8 +82,11 @@ def train(
     folder = out or Path("models") / kind
     if (folder / "config.json").exists() and not overwrite:
         raise InputError(f"{folder} already holds a model: choose another --out, or pass --overwrite")
+    if lr is not None and not 0 < lr < 1:
+        raise InputError(f"--lr must be between 0 and 1, got {lr}")
     check_device(device)
     opened = ActivationStore.open(store)
+    folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written must fail before the training
     fitted: ActivationModel
     if kind == "glp":
         settings = _recipe(recipe, rows, batch_size, lr, seed)
@@ -98,7 +97,7 @@ def train(
         )  # fmt: skip
     elif kind == "sae":
         fitted = models.model_class("sae").fit(  # type: ignore[attr-defined]
-            opened, n_latents=latents, k=k, rows=rows, batch_size=batch_size or 2048, lr=lr or 1e-3,
+            opened, n_latents=latents, k=k, rows=rows, batch_size=batch_size or 512, lr=lr or 2e-3,
             device=device, seed=seed,
         )  # fmt: skip
     else:
@@ -117,9 +116,7 @@ def _recipe(name: str, rows: int, batch_size: int | None, lr: float | None, seed
     if name not in recipes:
         raise InputError(f"--recipe must be one of {', '.join(recipes)}, got {name!r}")
     base = recipes[name]
-    return dataclasses.replace(
-        base, rows=rows, batch_size=batch_size or base.batch_size, lr=lr or base.lr, seed=seed
-    )
+    return dataclasses.replace(base, rows=rows, batch_size=batch_size or base.batch_size, lr=lr or base.lr, seed=seed)
 
 
 def _closed_form(kind: str, store: ActivationStore, components: int | None, seed: int) -> ActivationModel:

@@ -77,9 +77,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise InputError(f"weights not found: {path} does not exist") from None
     except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"weights cannot be read: {path} is truncated or no safetensors file ({error})"
-        ) from None
+        raise InputError(f"weights cannot be read: {path} is truncated or no safetensors file ({error})") from None
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -168,9 +168,7 @@ def packaged(
     return _of_split(map(Document.of, corpus["text"], corpus["source"]), split)
 
 
-def split_documents(
-    texts: Iterable[str | Document], split: Split = "train", *, seed: int = 0
-) -> list[Document]:
+def split_documents(texts: Iterable[str | Document], split: Split = "train", *, seed: int = 0) -> list[Document]:
     """Distinct documents of a split in a seeded order, split as `packaged` is: by the texts' hashes.
 
     Raises:
@@ -282,9 +280,7 @@ def _pieces(text: str, size: int | None) -> list[str]:
     if not text or size is None or len(text) <= size:
         return [text] if text else []
     # As much as fits up to white space; a run without any is cut where the piece is full.
-    return [
-        m[0].rstrip() for m in re.finditer(rf"\S(?:.{{0,{size - 1}}}(?=\s|\Z)|.{{0,{size - 1}}})", text, re.S)
-    ]
+    return [m[0].rstrip() for m in re.finditer(rf"\S(?:.{{0,{size - 1}}}(?=\s|\Z)|.{{0,{size - 1}}})", text, re.S)]
 
 
 def _read_txt(file: Path, _column: str) -> Iterator[str]:
@@ -327,9 +323,7 @@ def _read_parquet(file: Path, column: str) -> Iterator[str]:
 
 
 def _no_column(place: str, column: str, found: Iterable[str]) -> InputError:
-    return InputError(
-        f"{place} has no text in {column!r}, found {', '.join(map(str, found))}: name the text column"
-    )
+    return InputError(f"{place} has no text in {column!r}, found {', '.join(map(str, found))}: name the text column")
 
 
 _READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}

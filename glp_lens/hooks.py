@@ -123,9 +123,7 @@ def steer(
 
     def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:
         if tensor.shape[-1] != direction.shape[0]:
-            raise InputError(
-                f"direction has width {direction.shape[0]}, the hook point has width {tensor.shape[-1]}"
-            )
+            raise InputError(f"direction has width {direction.shape[0]}, the hook point has width {tensor.shape[-1]}")
         alpha = torch.as_tensor(strength, dtype=torch.float32, device=tensor.device)
         if alpha.ndim and alpha.shape[0] != tensor.shape[0]:
             raise InputError(f"got {alpha.shape[0]} strengths for a batch of {tensor.shape[0]}")

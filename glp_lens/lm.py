@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from glp_lens.errors import InputError
@@ -37,9 +38,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def cache_folder() -> Path:
     """Where converted models are kept: `$GLP_LENS_CACHE`, or `glp-lens` in the user's cache folder."""
     base = os.environ.get("GLP_LENS_CACHE")
-    return (
-        Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "glp-lens"
-    )
+    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "glp-lens"
 
 
 def open_model(
@@ -59,7 +58,7 @@ def open_model(
         backend: `bridge` for a TransformerBridge (any architecture), `hooked` for a HookedTransformer.
 
     Raises:
-        InputError: unknown dtype or backend, or the model cannot be found.
+        InputError: unknown dtype or backend, or the model cannot be found or is damaged.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -67,7 +66,13 @@ def open_model(
         raise InputError(f"backend must be 'bridge' or 'hooked', got {backend!r}")
     check_device(device)
     folder = _find(name)
-    model = (_open_bridge if backend == "bridge" else _open_hooked)(folder, device, DTYPES[dtype])
+    try:
+        model = (_open_bridge if backend == "bridge" else _open_hooked)(folder, device, DTYPES[dtype])
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"model {name!r} cannot be opened with backend={backend!r} ({reason})") from error
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -213,9 +218,7 @@ def token_nll(model: Model, tokens: Tensor, mask: Tensor, hooks: Hooks = ()) -> 
         fwd_hooks=list(hooks),
     )
     targets = tokens[:, 1:].to(device)
-    nll = torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="none"
-    )
+    nll = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="none")
     return nll.reshape(targets.shape).cpu() * mask[:, 1:]
 
 
@@ -318,9 +321,7 @@ def _open_hooked(folder: str, device: str, dtype: torch.dtype) -> Model:
     head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
     rope = c.rope_parameters
     if rope.get("rope_type", "default") != "default":
-        raise InputError(
-            f"backend 'hooked' does not open rope type {rope['rope_type']!r}: use backend='bridge'"
-        )
+        raise InputError(f"backend 'hooked' does not open rope type {rope['rope_type']!r}: use backend='bridge'")
     cfg = HookedTransformerConfig(
         d_model=c.hidden_size,
         d_head=head,

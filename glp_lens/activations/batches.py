@@ -137,9 +137,7 @@ def _prefetch(windows: Iterator[_Window], read: ReadRows) -> Iterator[tuple[Tens
             loaded = upcoming.result()
 
 
-def _cut(
-    windows: Iterator[tuple[Tensor, Tensor]], carry: Tensor, batch_size: int, drop_last: bool
-) -> Iterator[Tensor]:
+def _cut(windows: Iterator[tuple[Tensor, Tensor]], carry: Tensor, batch_size: int, drop_last: bool) -> Iterator[Tensor]:
     for data, order in windows:
         at = 0
         while len(carry) + len(order) - at >= batch_size:

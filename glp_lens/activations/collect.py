@@ -166,9 +166,7 @@ class _Run:
                 if sum(len(c["position"]) for _, c in self.pending) >= self.settings["shard_rows"]:
                     self._flush()
         if self.kept == 0:
-            raise InputError(
-                f"no activations left to keep in {self.cursor.documents} texts: pass longer texts"
-            )
+            raise InputError(f"no activations left to keep in {self.cursor.documents} texts: pass longer texts")
         self._flush()
         for writer in self.writers.values():
             writer.finish(self.cursor)
@@ -191,9 +189,7 @@ class _Run:
             used = int(group.document[keep[-1]]) + 1
         ids = np.array([document.id for document in documents], dtype=np.uint64)
         if len(keep):
-            rows = {
-                name: self._to_stored(name, group.rows[name][torch.from_numpy(keep)]) for name in self.names
-            }
+            rows = {name: self._to_stored(name, group.rows[name][torch.from_numpy(keep)]) for name in self.names}
             columns = {
                 "token_id": group.token_id[keep],
                 "doc_id": ids[group.document[keep]],
@@ -280,9 +276,7 @@ def _forward(
         for name in names:
             if name not in found or found[name].ndim != 3:
                 got = f"shape {tuple(found[name].shape)}" if name in found else "nothing"
-                raise InputError(
-                    f"hook point {name} gives {got}, expected (batch, pos, d): choose another one"
-                )
+                raise InputError(f"hook point {name} gives {got}, expected (batch, pos, d): choose another one")
             values = found[name][mask.to(found[name].device)].cpu()
             if name not in rows:
                 rows[name] = values.new_empty(int(lengths.sum()), values.shape[1])
@@ -345,16 +339,10 @@ def _check(
 def _folders(out: Path, names: list[str]) -> dict[str, Path]:
     """Where each hook point's store is or will be; refuses a folder that holds anything else."""
     if len(names) > 1 and (out / MANIFEST).exists():
-        raise InputError(
-            f"{out} holds the store of one hook point, expected none or several: choose another folder"
-        )
+        raise InputError(f"{out} holds the store of one hook point, expected none or several: choose another folder")
     folders = {name: out / name if len(names) > 1 else out for name in names}
     for folder in folders.values():
-        if (
-            folder.exists()
-            and not (folder / MANIFEST).is_file()
-            and (folder.is_file() or any(folder.iterdir()))
-        ):
+        if folder.exists() and not (folder / MANIFEST).is_file() and (folder.is_file() or any(folder.iterdir())):
             raise InputError(f"{folder} exists and is not an activation store: choose another folder")
     return folders
 

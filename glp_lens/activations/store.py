@@ -146,9 +146,7 @@ class Manifest:
         except (KeyError, TypeError) as error:
             raise InputError(f"activation store {folder} has a damaged manifest ({error})") from None
         if not valid:
-            raise InputError(
-                f"activation store {folder} has a damaged manifest (its values do not fit together)"
-            )
+            raise InputError(f"activation store {folder} has a damaged manifest (its values do not fit together)")
         return manifest
 
 
@@ -240,9 +238,7 @@ class ActivationStore:
     def column(self, name: str) -> np.ndarray:
         """One value a row: `token_id` (u4), `doc_id` (u8), `position` (u4) or `norm` (f4)."""
         if name not in COLUMNS:
-            raise InputError(
-                f"no column {name!r} in an activation store: expected one of {', '.join(COLUMNS)}"
-            )
+            raise InputError(f"no column {name!r} in an activation store: expected one of {', '.join(COLUMNS)}")
         return self._read(name, np.array([0]), np.array([len(self)]))
 
     def sample_index(self, n: int, seed: int) -> np.ndarray:
@@ -292,7 +288,7 @@ class ActivationStore:
         """Which rows of which corpus through which model these are, for whoever trains on them."""
         manifest, source = self.manifest, self.manifest.source
         return {
-            "model": source.get("model"),
+            "model": source.get("model", {}),
             "weights": source.get("weights"),
             "tokenizer": source.get("tokenizer"),
             "hook": self.hook,
@@ -383,8 +379,7 @@ def describe_store(store: ActivationStore, tokenizer: Any = None, examples: int 
         starts = np.flatnonzero(np.r_[True, documents[1:] != documents[:-1]])[:examples]
         tokens = store.column("token_id")
         found["examples"] = [
-            tokenizer.decode(tokens[s : s + 24][documents[s : s + 24] == documents[s]].tolist())
-            for s in starts
+            tokenizer.decode(tokens[s : s + 24][documents[s : s + 24] == documents[s]].tolist()) for s in starts
         ]
     return found
 
@@ -429,14 +424,10 @@ def _open_shard(folder: Path, shard: Shard, manifest: Manifest) -> tuple[dict[st
         raise InputError(f"activation store {folder} is damaged: {shard.name}: {error}") from None
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"activation store {folder} is damaged: {shard.name} cannot be opened ({reason})"
-        ) from None
+        raise InputError(f"activation store {folder} is damaged: {shard.name} cannot be opened ({reason})") from None
     count = int(values.pop("count")[0])
     if count != n:
-        raise InputError(
-            f"activation store {folder} is damaged: {shard.name}: /stats counts {count} of {n} rows"
-        )
+        raise InputError(f"activation store {folder} is damaged: {shard.name}: /stats counts {count} of {n} rows")
     norm_sum = float(values.pop("norm_sum")[0])
     return layout, Stats(count, norm_sum=norm_sum, **{k: torch.from_numpy(v) for k, v in values.items()})
 

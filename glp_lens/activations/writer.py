@@ -95,10 +95,7 @@ def write_shard(path: Path, x: Acts, columns: Mapping[str, np.ndarray]) -> tuple
         "norm": x.float().norm(dim=1).numpy(),
         **{name: np.asarray(columns[name]) for name in COLUMNS if name != "norm"},
         "block_xxh3": np.array(
-            [
-                xxhash.xxh3_64_intdigest(bits[i : i + HASH_BLOCK].data)
-                for i in range(0, len(bits), HASH_BLOCK)
-            ],
+            [xxhash.xxh3_64_intdigest(bits[i : i + HASH_BLOCK].data) for i in range(0, len(bits), HASH_BLOCK)],
             dtype="<u8",
         ),
         "stats/count": np.array([stats.count], dtype="<u8"),
@@ -113,9 +110,7 @@ def write_shard(path: Path, x: Acts, columns: Mapping[str, np.ndarray]) -> tuple
         os.replace(temporary, path)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise InputError(
-                f"disk full: {path.parent} has no room for a shard of {bits.nbytes} bytes"
-            ) from None
+            raise InputError(f"disk full: {path.parent} has no room for a shard of {bits.nbytes} bytes") from None
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -98,9 +98,12 @@ class Results:
         value = read_json(path, "results")
         if value.pop("format", None) != FORMAT or not {f.name for f in fields(cls)} >= set(value):
             raise InputError(f"{path} is not a results file of format {FORMAT}: run the suite again")
-        metrics: list[Json] = value["metrics"]
-        value["metrics"] = [Metric(**{k: math.nan if v is None else v for k, v in m.items()}) for m in metrics]
-        return cls(**value)
+        try:
+            written: list[Json] = value["metrics"]
+            value["metrics"] = [Metric(**{k: math.nan if v is None else v for k, v in m.items()}) for m in written]  # type: ignore[arg-type]
+            return cls(**value)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is damaged ({error}): run the suite again") from None
 
 
 def metrics_frame(metrics: Iterable[Metric]) -> pd.DataFrame:

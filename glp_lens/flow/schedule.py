@@ -29,7 +29,7 @@ def grid(steps: int) -> Tensor:
 def index_of_u(u: float | Tensor, steps: int) -> Tensor:
     """Index into `grid(steps)` that the released code's `u` picks: floor(u * steps)."""
     value = torch.as_tensor(u)
-    if bool(((value < 0) | (value >= 1)).any()):
+    if not bool(((value >= 0) & (value < 1)).all()):  # NaN included
         raise InputError(f"u must be in [0, 1): 0 is pure noise and values near 1 are data, got {u}")
     return (value * steps).floor().long()
 
@@ -53,11 +53,14 @@ def uniform_sigmas(n: int, generator: Generator) -> Tensor:
     return grid(TRAIN_STEPS)[torch.randint(TRAIN_STEPS, (n,), generator=generator)]
 
 
-def stratified_sigmas(n: int, generator: Generator) -> Tensor:
-    """`n` noise levels, one from each of `n` equal parts of the training values, in random order.
+def stratified_sigmas(n: int, generator: Generator, share: int = 1) -> Tensor:
+    """`n` noise levels that cover the training values evenly, in random order.
 
-    Each is uniform over the 1000 values like `uniform_sigmas`, but a batch covers them evenly, so its loss and
-    gradient vary less.
+    The values are cut into `ceil(n / share)` equal parts, and each part gives one level, used by `share` rows. A
+    row's level is uniform over the 1000 values like that of `uniform_sigmas`, but a batch's loss and gradient vary
+    less, and fewer distinct levels mean less work in the denoiser's time path.
     """
-    u = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
-    return grid(TRAIN_STEPS)[(u * TRAIN_STEPS).long().clamp(max=TRAIN_STEPS - 1)]
+    parts = -(-n // share)
+    u = (torch.arange(parts) + torch.rand(parts, generator=generator)) / parts
+    levels = grid(TRAIN_STEPS)[(u * TRAIN_STEPS).long().clamp(max=TRAIN_STEPS - 1)]
+    return levels.repeat_interleave(share)[torch.randperm(parts * share, generator=generator)[:n]]

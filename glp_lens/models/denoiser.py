@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,22 @@ def sinusoidal(positions: Tensor, width: int) -> Tensor:
     return nn.functional.pad(embedding, (0, width % 2))
 
 
+class Condition(NamedTuple):
+    """Embeddings of the distinct noise levels (and layers) of a batch.
+
+    Attributes:
+        embedding: `(m, d_model)`, one for each distinct level.
+        index: `(n,)`, which of them each row has; None if there is one for all rows, or one for each.
+    """
+
+    embedding: Tensor
+    index: Tensor | None
+
+    def spread(self, projected: Tensor) -> Tensor:
+        """Something computed of each embedding, `(m, k)`, as one for each row (or one for all)."""
+        return projected if self.index is None else projected[self.index]
+
+
 class Block(nn.Module):
     """`x + down(silu(gate(LN x) * time(e)) * up(LN x))`."""
 
@@ -69,10 +85,10 @@ class Block(nn.Module):
         self.time_proj = nn.Linear(d_model, d_mlp)
         self.down_proj = nn.Linear(d_mlp, d_model)
 
-    def meta_neurons(self, h: Tensor, e: Tensor) -> Tensor:
-        """The hidden units `(n, d_mlp)`, input of `down_proj`; `e` is `(n, d_model)` or one row for all."""
+    def meta_neurons(self, h: Tensor, condition: Condition) -> Tensor:
+        """The hidden units `(n, d_mlp)`, input of `down_proj`."""
         x = self.ln(h)
-        return silu(self.gate_proj(x) * self.time_proj(e)) * self.up_proj(x)
+        return silu(self.gate_proj(x) * condition.spread(self.time_proj(condition.embedding))) * self.up_proj(x)
 
 
 class Denoiser(nn.Module):
@@ -90,45 +106,49 @@ class Denoiser(nn.Module):
         if config.multi_layer_n_layers is not None:
             self.layer_embed = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d))
 
-    def condition(self, sigma: float | Tensor, layer: int | Tensor | None, device: torch.device) -> Tensor:
-        """Embedding of noise level and layer: `(1, d_model)` if all rows share them, else `(n, d_model)`.
+    def condition(self, sigma: float | Tensor, layer: int | Tensor | None, device: torch.device) -> Condition:
+        """Embeddings of noise level and layer.
 
-        One shared row spares the time path, over a quarter of the multiplications of a deep denoiser, for all
-        rows but one.
+        The time path is over a quarter of a denoiser's multiplications. It is computed once for each distinct
+        noise level of a batch, so once where all rows share one.
 
         Raises:
             InputError: a layer for a prior of one layer, none for a prior of many, or one out of range.
         """
         config = self.config
         timestep = torch.as_tensor(sigma, dtype=torch.float32, device=device).reshape(-1) * 1000
+        index = None
+        if len(timestep) > 1 and not isinstance(layer, Tensor):
+            timestep, index = timestep.unique(return_inverse=True)
         embedding = self.time_embed(sinusoidal(timestep, config.d_model))
         depth = config.multi_layer_n_layers
         if depth is None:
             if layer is not None:
                 raise InputError("this prior was trained on one layer: leave layer out")
-            return embedding
+            return Condition(embedding, index)
         if layer is None:
             raise InputError(f"this prior is conditioned on the layer: pass layer=0..{depth - 1}")
-        index = torch.as_tensor(layer, device=device).reshape(-1)
-        if bool(((index < 0) | (index >= depth)).any()):
+        layers = torch.as_tensor(layer, device=device).reshape(-1)
+        if bool(((layers < 0) | (layers >= depth)).any()):
             raise InputError(f"layer must be in 0..{depth - 1}, got {layer}")
-        return embedding + self.layer_embed(sinusoidal(index / max(depth - 1, 1), config.d_model))
+        embedding = embedding + self.layer_embed(sinusoidal(layers / max(depth - 1, 1), config.d_model))
+        return Condition(embedding, index)
 
     def forward(self, z: Acts, sigma: float | Tensor, layer: int | Tensor | None = None) -> Acts:
         """Velocity at normalised rows `z` `(n, d_input)`; `sigma` and `layer` are shared or `(n,)`."""
-        e = self.condition(sigma, layer, z.device)
+        condition = self.condition(sigma, layer, z.device)
         h = self.in_proj(z)
         for block in self._blocks():
-            h = h + block.down_proj(block.meta_neurons(h, e))
+            h = h + block.down_proj(block.meta_neurons(h, condition))
         return self.out_proj(self.ln(h))
 
     def meta_neurons(self, z: Acts, sigma: float | Tensor, layer: int | Tensor | None = None) -> Tensor:
         """Hidden units of every block, `(n, n_layers * d_mlp)`, layer-major."""
-        e = self.condition(sigma, layer, z.device)
+        condition = self.condition(sigma, layer, z.device)
         h = self.in_proj(z)
         found = []
         for block in self._blocks():
-            hidden = block.meta_neurons(h, e)
+            hidden = block.meta_neurons(h, condition)
             found.append(hidden)
             h = h + block.down_proj(hidden)
         return torch.cat(found, dim=1)

@@ -45,9 +45,7 @@ class Gaussian(ActivationModel, Featurizer, Projector, Sampler, Scorer, Velocity
         self.provenance = {}
 
     @classmethod
-    def fit(
-        cls, store: ActivationStore, *, diagonal: bool = False, max_rows: int = 1_000_000, seed: int = 0
-    ) -> Self:
+    def fit(cls, store: ActivationStore, *, diagonal: bool = False, max_rows: int = 1_000_000, seed: int = 0) -> Self:
         """Estimate the covariance.
 
         Args:
@@ -60,9 +58,7 @@ class Gaussian(ActivationModel, Featurizer, Projector, Sampler, Scorer, Velocity
             InputError: fewer than two rows.
         """
         if len(store) < 2 or max_rows < 2:
-            raise InputError(
-                f"a covariance needs at least 2 rows, got {min(len(store), max_rows)}: collect more"
-            )
+            raise InputError(f"a covariance needs at least 2 rows, got {min(len(store), max_rows)}: collect more")
         started = time.perf_counter()
         mean, std = mean_and_std(store)
         if diagonal:

@@ -49,9 +49,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         layers = config.multi_layer_n_layers
         shape = (config.d_input,) if layers is None else (layers, config.d_input)
         if mean.shape != shape or var.shape != shape:
-            raise InputError(
-                f"normaliser must have shape {shape}, got {tuple(mean.shape)} and {tuple(var.shape)}"
-            )
+            raise InputError(f"normaliser must have shape {shape}, got {tuple(mean.shape)} and {tuple(var.shape)}")
         self.denoiser = denoiser.eval()
         self.mean, self.var = mean.float(), var.float()
         self.d_in = config.d_input
@@ -103,7 +101,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
             denoiser,
             batches,
             config,
-            validation=model.normalize(validation.to(device)) if validation is not None else None,
+            validation=None if validation is None else model.normalize(check_rows(validation, store.d_in).to(device)),
             state=state,
             identity={"denoiser": shape.to_json(), "store": origin.get("manifest_hash")},
         )
@@ -168,6 +166,8 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
 
         The paper's probes use sigma = 0.1 (its u = 0.9).
         """
+        if not 0 <= sigma <= 1:
+            raise InputError(f"sigma must be in [0, 1]: 0 is data and 1 is noise, got {sigma}")
         z, eps = self._enter(x, layer, noise, generator)
         return self._by_batch(
             lambda rows, index: self.denoiser.meta_neurons(
@@ -197,11 +197,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         """
         if u is not None and sigma is not None:
             raise InputError("pass u (the released code's noise level) or sigma, not both")
-        path = (
-            path_from_sigma(sigma, steps)
-            if sigma is not None
-            else path_from_u(0.5 if u is None else u, steps)
-        )
+        path = path_from_sigma(sigma, steps) if sigma is not None else path_from_u(0.5 if u is None else u, steps)
         x = check_rows(x, self.d_in)
         if float(path[0]) == 0:
             return x.clone()
@@ -295,16 +291,15 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         mean, std = self.mean.to(device), self.var.to(device).sqrt()
         if self.mean.ndim == 1:
             return mean, std
-        if layer is None:
-            raise InputError(f"this prior is conditioned on the layer: pass layer=0..{len(mean) - 1}")
+        index = torch.as_tensor(-1 if layer is None else layer)
+        if bool(((index < 0) | (index >= len(mean))).any()):
+            raise InputError(f"this prior is conditioned on the layer: pass layer=0..{len(mean) - 1}, got {layer}")
         return mean[layer], std[layer]
 
     def _to_device(self, layer: Layer) -> Layer:
         return layer.to(self.device) if isinstance(layer, Tensor) else layer
 
-    def _enter(
-        self, x: Acts, layer: Layer, noise: Acts | None, generator: Generator | None
-    ) -> tuple[Tensor, Tensor]:
+    def _enter(self, x: Acts, layer: Layer, noise: Acts | None, generator: Generator | None) -> tuple[Tensor, Tensor]:
         """Normalised rows and their noise, on the model's device."""
         x = check_rows(x, self.d_in).to(self.device)
         eps = draw_noise(len(x), self.d_in, noise, generator).to(self.device)
@@ -333,10 +328,10 @@ def _pick(value: Layer, index: slice) -> Layer:
 
 def _filled(config: Json, tensors: dict[str, Tensor], path: Path | None) -> Denoiser:
     """A denoiser with weights named as in the released checkpoints."""
-    denoiser = Denoiser(DenoiserConfig(**config))
     try:
+        denoiser = Denoiser(DenoiserConfig(**config))
         denoiser.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items()})
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         line = " ".join(str(error).split())[:300]
         raise InputError(f"{path or 'checkpoint'}: weights do not fit the config ({line})") from None
     return denoiser

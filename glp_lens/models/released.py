@@ -33,16 +33,12 @@ def fetch(name: str) -> Path:
 
     try:
         return Path(
-            snapshot_download(
-                name, allow_patterns=["*.yaml", "*.json", "*.safetensors", STATISTICS], etag_timeout=10
-            )
+            snapshot_download(name, allow_patterns=["*.yaml", "*.json", "*.safetensors", STATISTICS], etag_timeout=10)
         )
     except RepositoryNotFoundError:
         raise InputError(f"{name!r} is neither a folder nor a repository on the Hugging Face Hub") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        raise InputError(
-            f"{name!r} is no folder and cannot be fetched: {str(error).splitlines()[0]}"
-        ) from None
+        raise InputError(f"{name!r} is no folder and cannot be fetched: {str(error).splitlines()[0]}") from None
 
 
 def read(folder: Path, checkpoint: str) -> tuple[Json, dict[str, Tensor], Tensor, Tensor, Json]:
@@ -60,19 +56,13 @@ def read(folder: Path, checkpoint: str) -> tuple[Json, dict[str, Tensor], Tensor
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder / CONFIG} is not the config of a released GLP ({error!r})") from None
     if not _CHECKPOINT.fullmatch(checkpoint):
-        raise InputError(
-            f"checkpoint must be a plain name such as 'final' or 'epoch_0012', got {checkpoint!r}"
-        )
+        raise InputError(f"checkpoint must be a plain name such as 'final' or 'epoch_0012', got {checkpoint!r}")
     weights = folder / f"{checkpoint}.safetensors"
     if checkpoint != "final" and not weights.is_file():
         weights = folder / "checkpoints" / f"{checkpoint}.safetensors"
     if not weights.is_file():
-        there = sorted(
-            p.stem for p in [*folder.glob("*.safetensors"), *folder.glob("checkpoints/*.safetensors")]
-        )
-        raise InputError(
-            f"checkpoint {checkpoint!r} is not in {folder}: there are {', '.join(there) or 'none'}"
-        )
+        there = sorted(p.stem for p in [*folder.glob("*.safetensors"), *folder.glob("checkpoints/*.safetensors")])
+        raise InputError(f"checkpoint {checkpoint!r} is not in {folder}: there are {', '.join(there) or 'none'}")
     try:
         statistics = torch.load(folder / STATISTICS, map_location="cpu", weights_only=True)
         mean, var = statistics["mean"].float(), statistics["var"].float()

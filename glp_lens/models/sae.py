@@ -168,9 +168,7 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
         return model
 
     @classmethod
-    def from_sae_lens(
-        cls, path_or_release: str | Path, sae_id: str | None = None, *, device: str = "cpu"
-    ) -> Self:
+    def from_sae_lens(cls, path_or_release: str | Path, sae_id: str | None = None, *, device: str = "cpu") -> Self:
         """Wrap an autoencoder that sae-lens can load.
 
         Args:

@@ -6,13 +6,17 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from torch import Tensor
+
 from glp_lens import corpus, lm, models
 from glp_lens.activations import ActivationStore, collect
 from glp_lens.artifacts import ActivationModel, versions, write_atomic, write_json
 from glp_lens.corpus import Document
+from glp_lens.errors import InputError
 from glp_lens.evals import density, fidelity, probing, steering
 from glp_lens.evals.entries import Entry
 from glp_lens.evals.results import Results, metrics_frame
+from glp_lens.evals.steering.generate import PROMPTS
 from glp_lens.interface import Projector, Reconstructor
 from glp_lens.models.gaussian import Gaussian
 from glp_lens.models.glp import GLP
@@ -60,6 +64,7 @@ def compare(
     Raises:
         InputError: bad settings, a model or hook point that cannot be used, or a folder that holds another run.
     """
+    _check(config)
     run = _Comparison(config, Path(out), model, texts, command)
     settings = config.to_json()
     if model is not None:
@@ -87,9 +92,7 @@ class _Comparison:
         """All stages, in order."""
         fits = ("train-glp", "train-sae", "train-baselines")
         return [
-            Stage(
-                "collect", (*_LM, "texts", "tokens", "heldout_tokens", "context"), (), ("acts",), self.collect
-            ),
+            Stage("collect", (*_LM, "texts", "tokens", "heldout_tokens", "context"), (), ("acts",), self.collect),
             Stage("train-glp", _GLP, ("collect",), ("models/glp", "models/glp.state"), self.train_glp),
             Stage("train-sae", _SAE, ("collect",), ("models/sae",), self.train_sae),
             Stage(
@@ -109,12 +112,12 @@ class _Comparison:
             ),
             Stage(
                 "steering",
-                ("concept", "strengths", "prompts", "new_tokens", "project_u"),
+                ("concept", "strengths", "prompts", "new_tokens", "project_u", "project_sigma"),
                 fits,
                 ("results/steering", "cache/steering"),
                 self.steering,
             ),
-            Stage("fidelity", ("documents",), fits, ("results/fidelity",), self.fidelity),
+            Stage("fidelity", ("documents", "project_u"), fits, ("results/fidelity",), self.fidelity),
             Stage("report", (), SUITES, ("report.html", "results.json", "metrics.csv", "plots"), self.report),
         ]
 
@@ -158,6 +161,11 @@ class _Comparison:
             for kind in ("glp", "sae", "pca", "gaussian", "raw")
         }
 
+    @cached_property
+    def rank(self) -> int | None:
+        """The PCA rank that matches the SAE's error on held-out rows."""
+        return matched_rank(self.trained, self.heldout.sample(2048, seed=0))
+
     # -- stages --------------------------------------------------------------------------------------------
 
     def collect(self) -> None:
@@ -180,9 +188,7 @@ class _Comparison:
     def train_glp(self) -> None:
         """The generative latent prior."""
         c = self.config
-        recipe = TrainConfig(
-            rows=c.rows, batch_size=c.glp_batch, lr=c.glp_lr, sigmas="stratified", seed=c.seed
-        )
+        recipe = TrainConfig(rows=c.rows, batch_size=c.glp_batch, lr=c.glp_lr, sigmas="stratified", seed=c.seed)
         glp = GLP.fit(
             self.store,
             recipe,
@@ -205,6 +211,7 @@ class _Comparison:
             rows=c.rows,
             batch_size=c.sae_batch,
             lr=c.sae_lr,
+            autocast=True,
             device=c.device,
             seed=c.seed,
         )
@@ -220,9 +227,7 @@ class _Comparison:
     def density(self) -> None:
         """Held-out flow-matching loss beside the Gaussian bound."""
         entries = [Entry(kind, self.trained[kind]) for kind in ("glp", "sae", "pca", "gaussian")]
-        results = density.run(
-            entries, self.heldout.rows(), self.heldout.column("doc_id"), seed=self.config.seed
-        )
+        results = density.run(entries, self.heldout.rows(), self.heldout.column("doc_id"), seed=self.config.seed)
         results.extras["history"] = self._glp().history
         results.save(self.out / "results" / "density")
 
@@ -236,9 +241,7 @@ class _Comparison:
         activations = probing.collect(
             self.model, tasks, self.hook, context=c.context, cache=self.out / "cache" / "probing"
         )
-        results = probing.run(
-            probing_entries(self.trained, c.sigmas), tasks, activations, seed=c.seed, device=c.device
-        )
+        results = probing.run(probing_entries(self.trained, c.sigmas), tasks, activations, seed=c.seed, device=c.device)
         results.save(self.out / "results" / "probing")
 
     def steering(self) -> None:
@@ -246,7 +249,7 @@ class _Comparison:
         c = self.config
         results = steering.run(
             self.model,
-            projector_entries(self.trained, c.project_u),
+            projector_entries(self.trained, c.project_u, c.project_sigma, self.rank),
             c.concept,
             hook=self.hook,
             act_norm=self.store.median_norm,
@@ -263,7 +266,7 @@ class _Comparison:
         c = self.config
         results = fidelity.run(
             self.model,
-            reconstruction_entries(self.trained, c.project_u),
+            reconstruction_entries(self.trained, c.project_u, self.rank),
             self.documents("heldout")[: c.documents],
             self.hook,
             mean=self.store.stats.mean,
@@ -277,15 +280,13 @@ class _Comparison:
         results = [Results.load(self.out / "results" / suite) for suite in SUITES]
         seconds = stage_seconds(self.out)
         context: Json = {
-            "title": f"GLP, SAE and PCA on {self.store.provenance()['model']['name']}",
+            "title": f"GLP, SAE and PCA on {self.store.provenance()['model']['name'].split(' (')[0].split('/')[-1]}",
             "training": training_table(self.trained),
             "store": self.store.provenance(),
             "command": self.command,
             "seed": self.config.seed,
             "versions": versions(),
-            "notes": [
-                f"Wall-clock seconds by stage: {', '.join(f'{k} {v:.0f}' for k, v in seconds.items())}."
-            ],
+            "notes": [f"Wall-clock seconds by stage: {', '.join(f'{k} {v:.0f}' for k, v in seconds.items())}."],
         }
         write_report(results, self.out, context)
         merge_results(results, self.out, {"config": self.config.to_json(), **context})
@@ -294,6 +295,15 @@ class _Comparison:
         glp = self.trained["glp"]
         assert isinstance(glp, GLP)
         return glp
+
+
+def _check(config: CompareConfig) -> None:
+    """Refuse before any work what a late stage would refuse after minutes."""
+    probing.names(config.tasks or None)
+    if config.concept not in steering.NAMES:
+        raise InputError(f"concept must be one of {', '.join(steering.NAMES)}, got {config.concept!r}")
+    if not 2 <= config.prompts <= len(PROMPTS):
+        raise InputError(f"prompts must lie between 2 and {len(PROMPTS)}, got {config.prompts}")
 
 
 def probing_entries(trained: dict[str, ActivationModel], sigmas: Sequence[float]) -> list[Entry]:
@@ -309,16 +319,18 @@ def probing_entries(trained: dict[str, ActivationModel], sigmas: Sequence[float]
     return found
 
 
-def projector_entries(trained: dict[str, ActivationModel], u: float) -> list[Entry]:
-    """What steering compares: each model that can put an edited activation back."""
-    return [
-        Entry(label, model, {"u": u} if model.kind == "glp" else {})
-        for label, model in trained.items()
-        if isinstance(model, Projector) and model.kind != "raw"
-    ]
+def projector_entries(trained: dict[str, ActivationModel], u: float, sigma: float, rank: int | None) -> list[Entry]:
+    """What steering compares: each model that can put an edited activation back, a GLP at two noise levels."""
+    found = []
+    for label, model in trained.items():
+        if model.kind == "glp":
+            found += [Entry(label, model, {"u": u}), Entry(f"{label} sigma={sigma:g}", model, {"sigma": sigma})]
+        elif isinstance(model, Projector) and model.kind != "raw":
+            found.append(Entry(label, model, {"k": rank} if model.kind == "pca" and rank else {}))
+    return found
 
 
-def reconstruction_entries(trained: dict[str, ActivationModel], u: float) -> list[Entry]:
+def reconstruction_entries(trained: dict[str, ActivationModel], u: float, rank: int | None) -> list[Entry]:
     """What fidelity compares: a GLP at several noise levels, PCA at several ranks, any SAE."""
     found = []
     for label, model in trained.items():
@@ -326,11 +338,32 @@ def reconstruction_entries(trained: dict[str, ActivationModel], u: float) -> lis
             found.append(Entry(label, model, {"u": u}))
             found += [Entry(f"{label} sigma={s:g}", model, {"sigma": s}) for s in (0.3, 0.2, 0.1)]
         elif isinstance(model, PCA):
-            ranks = sorted({max(1, model.d_in // 8), max(1, model.d_in // 3), model.k})
-            found += [Entry(label if k == model.k else f"{label} k={k}", model, {"k": k}) for k in ranks]
+            own = rank or model.k
+            ranks = sorted({max(1, model.d_in // 8), own, max(1, model.d_in * 2 // 3)})
+            found += [Entry(label if k == own else f"{label} k={k}", model, {"k": k}) for k in ranks]
         elif isinstance(model, Reconstructor) and model.kind != "raw":
             found.append(Entry(label, model))
     return found
+
+
+def matched_rank(trained: dict[str, ActivationModel], rows: Tensor) -> int | None:
+    """The PCA rank whose squared error on `rows` comes nearest below the SAE's; None without both models.
+
+    PCA's error can be set to anything by its rank, so it is compared at the distortion the SAE happens to have.
+    """
+    sae = next((m for m in trained.values() if m.kind == "sae" and isinstance(m, Reconstructor)), None)
+    pca = next((m for m in trained.values() if isinstance(m, PCA)), None)
+    if sae is None or pca is None:
+        return None
+    limit = float((rows - sae.reconstruct(rows)).square().sum())
+    low, high = 1, pca.n_features
+    while low < high:
+        middle = (low + high) // 2
+        if float((rows - pca.reconstruct(rows, k=middle)).square().sum()) <= limit:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 def training_table(trained: dict[str, ActivationModel]) -> list[Json]:

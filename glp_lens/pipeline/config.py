@@ -43,7 +43,8 @@ class CompareConfig:
         strengths: steering strengths, in median activation norms.
         prompts: neutral prompts that generations start from.
         new_tokens: tokens generated after each.
-        project_u: noise level of the GLP's projection, in the released code's `u`.
+        project_u: noise level of the GLP's projection in the paper, in the released code's `u`.
+        project_sigma: a second, milder noise level, as `sigma`.
         documents: held-out documents for the change in language-model loss.
     """
 
@@ -65,8 +66,8 @@ class CompareConfig:
     glp_batch: int = 512
     sae_latents: int = 2304
     sae_k: int = 32
-    sae_lr: float = 1e-3
-    sae_batch: int = 2048
+    sae_lr: float = 2e-3
+    sae_batch: int = 512
     tasks: tuple[str, ...] = ()
     probe_train: int = 256
     probe_test: int = 200
@@ -76,21 +77,30 @@ class CompareConfig:
     prompts: int = 24
     new_tokens: int = 24
     project_u: float = 0.5
+    project_sigma: float = 0.2
     documents: int = 24
 
     def __post_init__(self) -> None:
         """Refuse settings that no run can have."""
-        for name in ("tokens", "heldout_tokens", "rows", "prompts", "new_tokens", "documents", "probe_train"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, value in asdict(self).items():
+            if isinstance(value, int) and value < 1 and name != "seed":
+                raise InputError(f"{name} must be at least 1, got {value}")
+        if self.seed < 0:
+            raise InputError(f"seed must not be negative, got {self.seed}")
+        if self.rows < self.glp_batch:
+            raise InputError(f"rows must be at least one batch of {self.glp_batch}, got {self.rows}")
+        if self.sae_k > self.sae_latents:
+            raise InputError(f"sae_k must be at most sae_latents = {self.sae_latents}, got {self.sae_k}")
         if not 2 <= self.context <= 8192:
             raise InputError(f"context must be between 2 and 8192 tokens, got {self.context}")
-        if not self.strengths or any(s <= 0 for s in self.strengths):
-            raise InputError(f"strengths must be positive numbers, got {self.strengths}")
+        if not self.strengths or self.strengths[0] <= 0 or list(self.strengths) != sorted(set(self.strengths)):
+            raise InputError(f"strengths must be positive and rising, got {list(self.strengths)}")
         if not self.sigmas or any(not 0 < s < 1 for s in self.sigmas):
             raise InputError(f"sigmas must be between 0 and 1, got {self.sigmas}")
         if not 0 <= self.project_u < 1:
             raise InputError(f"project_u must be in [0, 1), got {self.project_u}")
+        if not 0 < self.project_sigma < 1:
+            raise InputError(f"project_sigma must be between 0 and 1, got {self.project_sigma}")
 
     def to_json(self) -> Json:
         """As JSON: tuples become lists."""

@@ -41,8 +41,9 @@ def run_stages(
 ) -> None:
     """Run the stages in order, each at most once.
 
-    A stage that finished with the same settings is skipped. Before any work starts, a stage that started with
-    other settings is refused, or, with `overwrite`, its output is deleted and made anew.
+    A stage that finished with the same settings is skipped while its output is there. Before any work starts, a
+    stage that made something with other settings is refused, or, with `overwrite`, its output is deleted and made
+    anew.
 
     Args:
         settings: all settings by name, JSON-like.
@@ -60,8 +61,10 @@ def run_stages(
         if marks[stage.name].exists():
             found = read_json(marks[stage.name], f"mark of stage {stage.name!r}")
             changed = _difference(found, wanted[stage.name])
-            if changed:
+            if changed and _made(stage, folder):
                 stale.append((stage, changed))
+            elif changed:  # it failed before it made anything
+                marks[stage.name].unlink()
     if stale and not overwrite:
         stage, changed = stale[0]
         raise InputError(
@@ -76,7 +79,8 @@ def run_stages(
 
     for number, stage in enumerate(stages, 1):
         mark, head = marks[stage.name], f"[{number}/{len(stages)}] {stage.name}"
-        if mark.exists() and read_json(mark, "mark").get("seconds") is not None:
+        found = read_json(mark, "mark") if mark.exists() else {}
+        if found.get("seconds") is not None and set(found.get("made", [])) <= set(_made(stage, folder)):
             say(f"{head}: already done")
             continue
         say(head)
@@ -84,17 +88,19 @@ def run_stages(
         began = time.monotonic()
         stage.work()
         seconds = round(time.monotonic() - began, 1)
-        write_json(mark, {**wanted[stage.name], "seconds": seconds})
+        write_json(mark, {**wanted[stage.name], "seconds": seconds, "made": _made(stage, folder)})
         say(f"{head}: done in {seconds:.0f} s")
 
 
 def stage_seconds(folder: Path) -> dict[str, float]:
     """Wall-clock seconds of each finished stage."""
-    found = {
-        path.stem: read_json(path, "mark").get("seconds")
-        for path in sorted((folder / "stages").glob("*.json"))
-    }
+    found = {path.stem: read_json(path, "mark").get("seconds") for path in sorted((folder / "stages").glob("*.json"))}
     return {name: seconds for name, seconds in found.items() if seconds is not None}
+
+
+def _made(stage: Stage, folder: Path) -> list[str]:
+    """Those of a stage's outputs that are there."""
+    return [name for name in stage.outputs if (folder / name).exists()]
 
 
 def _digest(value: Any) -> str:
@@ -104,9 +110,7 @@ def _digest(value: Any) -> str:
 def _difference(found: Json, wanted: Json) -> str:
     """Which settings differ, in words; empty if none."""
     before, after = found.get("settings", {}), wanted["settings"]
-    changed = [
-        f"{name} {before.get(name)!r} -> {after[name]!r}" for name in after if before.get(name) != after[name]
-    ]
+    changed = [f"{name} {before.get(name)!r} -> {after[name]!r}" for name in after if before.get(name) != after[name]]
     if not changed and found.get("needs") != wanted["needs"]:
         changed = ["what it reads from earlier stages"]
     return ", ".join(changed)[:300]

@@ -27,8 +27,9 @@ def write_report(results: Sequence[Results], out: str | Path, context: Mapping[s
         out: folder, made if absent.
         context: what the results do not hold, all of it optional. `title`, a line; `focus`, the label whose
             wins and losses are told, `glp` by default; `training`, one mapping a model with `model`,
-            `rows_seen`, `rows_distinct`, `parameters`, `flops`, `seconds` and any settings; `store`, facts
-            about the activations; `command`; `seed`; `versions`; `notes`, sentences on this run.
+            `rows_seen`, `rows_distinct`, `parameters`, `flops`, `seconds` and any settings; `store`,
+            facts about the activations, with their number as `rows`; `command`; `seed`; `versions`;
+            `notes`, sentences on this run.
 
     Returns:
         The path of `report.html`.
@@ -54,7 +55,7 @@ def write_report(results: Sequence[Results], out: str | Path, context: Mapping[s
             focus=display(focus),
             headline=verdicts.headline(found, focus),
             verdicts=[(suite, [v for v in found if v.suite == suite]) for suite in verdicts.SUITES],
-            training=sections.training(training) if training else None,
+            training=sections.training(training, (given.get("store") or {}).get("rows")) if training else None,
             store=facts(given.get("store") or {}),
             sections=parts,
             notes=list(given.get("notes") or []),

@@ -76,6 +76,10 @@ class Palette:
         """A matplotlib marker, so that colour is never the only difference."""
         return self._styles.get(family(label), _OTHERS[0])[1]
 
+    def face(self, label: str) -> str:
+        """Fill of the marker: hollow for a model at another setting than its main one, `glp sigma=0.2`."""
+        return "white" if "=" in label else self.color(label)
+
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number with fixed decimals and a real minus sign; a dash if there is none."""

@@ -132,7 +132,7 @@ def probing_tasks(frame: pd.DataFrame, setting: str, palette: Palette) -> Plot:
         axes.get_yticklabels()[-1].set_fontweight("bold")
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(-0.6, len(tasks) + 1.15)
-        axes.set_xlim(max(0.0, min(0.45, float(rows.value.min()) - 0.03)), 1.01)
+        axes.set_xlim(max(0.0, min(0.45, float(rows.ci_low.min()) - 0.01)), 1.01)
         axes.set_xlabel("test AUC of the best single feature (0.5 is chance, 1 is perfect)")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3)
 
@@ -189,7 +189,8 @@ def steering_frontier(frame: pd.DataFrame, palette: Palette) -> Plot:
                     axes.plot(*first, color=palette.color(model), linewidth=1, alpha=0.5, linestyle=":")
                 axes.plot(
                     line.fluency, line.concept, color=palette.color(model), marker=palette.marker(model),
-                    linestyle=(0, (4, 2)) if control else "-", alpha=0.9, label=display(model),
+                    markerfacecolor=palette.face(model), linestyle=(0, (4, 2)) if control else "-", alpha=0.9,
+                    label=display(model),
                 )  # fmt: skip
                 axes.annotate(
                     f"α\u202f=\u202f{line.index[-1]:g}", (line.fluency.iloc[-1], line.concept.iloc[-1]),
@@ -199,7 +200,7 @@ def steering_frontier(frame: pd.DataFrame, palette: Palette) -> Plot:
             axes.set_title(task)
             axes.set_xlabel("fluency, 0 to 2")
             low, high = axes.get_xlim()
-            axes.set_xlim(min(low, 0) - 0.06 * (high - low), high)
+            axes.set_xlim(low - 0.08 * (high - low), high)  # room for the labels
         panels[0].set_ylabel("concept, 0 to 2")
         handles = {
             label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)

@@ -70,19 +70,26 @@ def sections(results: Sequence[Results], palette: Palette) -> list[Section]:
     return found
 
 
-def training(rows: Sequence[Json]) -> Table:
-    """What each model got: rows seen, passes, parameters, operations, seconds, and its own settings."""
+def training(rows: Sequence[Json], store_rows: int | None = None) -> Table:
+    """What each model got: rows seen, passes, parameters, operations, seconds, and its own settings.
+
+    Args:
+        rows: one mapping a model; one without `rows_distinct` saw at most the store's rows.
+        store_rows: rows of the store, if known.
+    """
     shown = ("model", "rows_seen", "rows_distinct", "parameters", "flops", "seconds")
     body = []
     for row in rows:
         seen, distinct = row.get("rows_seen"), row.get("rows_distinct")
+        if distinct is None and seen is not None:
+            distinct = min(seen, store_rows) if store_rows else None
         passes = f"{seen / distinct:.1f} passes" if seen and distinct and seen > distinct else ""
         rest = "; ".join(f"{k.replace('_', ' ')} {_plain(v)}" for k, v in row.items() if k not in shown)
         body.append(
             [
                 Cell(display(str(row.get("model", "")))),
                 Cell(count(seen), passes),
-                Cell(count(distinct if distinct is not None else seen)),
+                Cell(count(distinct)),
                 Cell(count(row.get("parameters"))),
                 Cell(flops(row.get("flops"))),
                 Cell(duration(row.get("seconds"))),
@@ -186,6 +193,11 @@ def _probing(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette) -> 
         f"AUC of about 0.5 + 0.018 √(2 ln K). The view “top {top} features” gives all models at most {top} "
         "candidates.",
     ]
+    if {"pca", "gaussian"} <= set(auc.model):
+        notes.append(
+            "A Gaussian's features, whitened coordinates, are PCA's components on another scale. A single feature's "
+            "AUC does not see scale, so the two agree by construction."
+        )
     if reference is not None:
         notes.insert(0, f"A dense probe on all dimensions reaches a mean AUC of {number(reference.value)}.")
     return Section(
@@ -233,9 +245,11 @@ def _steering(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette) ->
         )
         tables.append(Table(caption, ["Judge", "Check", "Concept", "Value"], body))
     notes = [
-        "Concept is judged by a sentence-embedding classifier trained on another corpus than the "
-        "direction's; fluency by an n-gram model, cut for texts that repeat themselves. No person and no "
+        "Concept is judged by a sentence-embedding classifier trained on other articles than the direction's, "
+        "of the same source; fluency by an n-gram model, cut for texts that repeat themselves. No person and no "
         "large model judged.",
+        "The n-gram model knows shuffled words and loops, not nonsense that is plausible word by word. Read the "
+        "examples, and the language model's own loss under “all strengths”, beside it.",
         "Strength α is in units of the median activation norm. It is chosen on half of the prompts and "
         "scored on the other half, both ways.",
         "The random direction has the same norm: what it scores for the concept, any disturbance would.",
@@ -404,8 +418,8 @@ def _fidelity(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette) ->
         f"{count(data.get('massive_rows_unchanged', 0))} activations with a massive norm passed unchanged "
         "in all conditions, as did BOS.",
         "Loss recovered is 1 for the untouched model and 0 for mean ablation.",
-        "Between two settings, a straight line is drawn; the true curve lies below it, which puts the "
-        "model with several settings at a slight disadvantage.",
+        "Between two settings of a model, its loss is taken as a power of its FVU: the straight line of the "
+        "plot. The farther apart the settings, the less that is to be trusted.",
     ]
     return Section(
         "fidelity",

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +36,7 @@ class TrainConfig:
         lr_end: share of `lr` at the last step.
         warmup: share of the steps in which the learning rate rises linearly; then it falls as a cosine.
         clip: largest norm of the gradient.
-        sigmas: how noise levels are drawn; `stratified` covers each batch evenly.
+        sigmas: how noise levels are drawn; `stratified` covers each batch evenly, with four rows to a level.
         autocast: run the network in bfloat16, with float32 master weights.
         seed: of initialisation, order of rows, and noise.
     """
@@ -54,9 +55,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Refuse settings that cannot train."""
         if self.batch_size < 1 or self.rows < self.batch_size:
-            raise InputError(
-                f"training needs at least one whole batch: rows={self.rows}, batch_size={self.batch_size}"
-            )
+            raise InputError(f"training needs at least one whole batch: rows={self.rows}, batch_size={self.batch_size}")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise InputError(f"lr must be a positive number, got {self.lr}")
         if self.sigmas not in ("uniform", "stratified"):
@@ -129,7 +128,7 @@ def train(
     if resumed:
         step, history, seconds = resumed.step, resumed.history, resumed.seconds
 
-    draw = stratified_sigmas if config.sigmas == "stratified" else uniform_sigmas
+    draw = partial(stratified_sigmas, share=4) if config.sigmas == "stratified" else uniform_sigmas
     every = max(1, config.steps // log_points)
     began = saved = time.monotonic()
     total, count = torch.zeros((), device=device), 0
@@ -147,7 +146,7 @@ def train(
         while step < config.steps:
             for group in optimizer.param_groups:
                 group["lr"] = config.lr_at(step)
-            generator = torch.Generator().manual_seed((config.seed << 40) + step)
+            generator = torch.Generator().manual_seed(((config.seed << 40) + step) % 2**63)
             x = next(data).to(device)
             eps = torch.randn(x.shape, generator=generator).to(device)
             sigma = draw(len(x), generator).to(device)

@@ -36,9 +36,7 @@ def alone(model, text, context=24, hook=HOOK):
 
 
 def files(folder):
-    return {
-        p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
-    }
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def test_rows_are_those_of_each_text_alone_in_document_order(tiny_model, tmp_path):
@@ -113,9 +111,7 @@ def test_several_hook_points_are_row_aligned_stores_of_one_pass(tiny_model, tmp_
 
 @pytest.mark.parametrize("hooks", [[HOOK], [HOOK, OTHER]])
 @pytest.mark.parametrize("stop_at", [1, 5, 9])
-def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
-    tiny_bridge, tmp_path, monkeypatch, hooks, stop_at
-):
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(tiny_bridge, tmp_path, monkeypatch, hooks, stop_at):
     texts = tiny_texts(30)
     collect(tiny_bridge, texts, hooks, tmp_path / "whole", **SMALL)
     real, calls = lm.activations, []

@@ -85,9 +85,7 @@ def test_numbers_equal_a_loop_over_documents(tiny_model, texts, mean):
     assert pick(results, "mean ablation", "fvu").value == pytest.approx(1, rel=1e-6)
     assert pick(results, "whole", "delta_nll").value == pytest.approx(0, abs=1e-5)
     assert pick(results, "whole", "loss_recovered").value == pytest.approx(1, abs=1e-4)
-    assert pick(results, "half", "loss_recovered").value == pytest.approx(
-        (floor - half) / (floor - clean), abs=1e-3
-    )
+    assert pick(results, "half", "loss_recovered").value == pytest.approx((floor - half) / (floor - clean), abs=1e-3)
     assert pick(results, "half", "delta_nll").n == len(texts)
 
 
@@ -111,9 +109,7 @@ def test_massive_rows_pass_unchanged_and_are_counted(tiny_bridge, texts, mean):
     norms = lm.activations(tiny_bridge, tokens, mask, [HOOK])[HOOK].norm(dim=2)[inner].sort().values
     limit = float((norms[-4] + norms[-3]) / 2)
     shrink = Shrink(mean, max_norm=limit)
-    results = fidelity.run(
-        tiny_bridge, [Entry("none", shrink, {"keep": 0.0})], texts, HOOK, mean=mean, context=20
-    )
+    results = fidelity.run(tiny_bridge, [Entry("none", shrink, {"keep": 0.0})], texts, HOOK, mean=mean, context=20)
     assert results.data["massive_rows_unchanged"] == 3
     everything = Shrink(mean, max_norm=1e-9)
     results = fidelity.run(tiny_bridge, [Entry("none", everything)], texts, HOOK, mean=mean, context=20)
@@ -130,11 +126,12 @@ def test_a_model_at_several_settings_is_compared_at_equal_fvu(tiny_bridge, texts
     results = fidelity.run(tiny_bridge, entries, texts, HOOK, mean=mean, context=20)
     frame = results.frame()
     matched = frame[frame.metric == "delta_nll_matched_diff:sae"].iloc[0]
-    weight = (0.16 - 0.01) / (0.25 - 0.01)
+    weight = np.log(0.16 / 0.01) / np.log(0.25 / 0.01)
     ends = [pick(results, f"glp s={i}", "delta_nll").value for i in (1, 2)]
     own = pick(results, "sae", "delta_nll").value
     assert matched.model == "glp"
-    assert matched.value == pytest.approx((1 - weight) * ends[0] + weight * ends[1] - own, abs=1e-6)
+    assert min(ends) > 0
+    assert matched.value == pytest.approx(ends[0] ** (1 - weight) * ends[1] ** weight - own, abs=1e-5)
     assert results.extras["curves"] == {"glp": ["glp s=1", "glp s=2"]}
 
 

@@ -30,9 +30,7 @@ def test_activations_and_loss_equal_the_hugging_face_model(tiny_model, tiny_fold
     got = lm.activations(tiny_model, tokens, mask, [HOOK])[HOOK]
     torch.testing.assert_close(got[mask], want.hidden_states[2][mask], rtol=1e-4, atol=1e-4)
     log_p = want.logits.log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
-    torch.testing.assert_close(
-        lm.token_nll(tiny_model, tokens, mask), -log_p * mask[:, 1:], rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(lm.token_nll(tiny_model, tokens, mask), -log_p * mask[:, 1:], rtol=1e-4, atol=1e-4)
 
 
 def test_every_text_gets_one_bos_and_the_side_asked_for_is_cut(tiny_bridge):

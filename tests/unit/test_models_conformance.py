@@ -23,9 +23,7 @@ D_IN = 14
 def rows(n, seed=0):
     """Correlated rows, off centre, with scales from 0.5 to 20."""
     generator = torch.Generator().manual_seed(seed)
-    mixing = torch.randn(D_IN, D_IN, generator=torch.Generator().manual_seed(99)) * torch.linspace(
-        0.5, 5, D_IN
-    )
+    mixing = torch.randn(D_IN, D_IN, generator=torch.Generator().manual_seed(99)) * torch.linspace(0.5, 5, D_IN)
     return torch.randn(n, D_IN, generator=generator) @ mixing + torch.linspace(-3, 9, D_IN)
 
 
@@ -41,9 +39,7 @@ def store(tmp_path_factory):
 
 
 FITS = {
-    "glp": lambda store: GLP.fit(
-        store, TrainConfig(batch_size=32, rows=96), d_model=10, d_mlp=22, n_layers=3
-    ),
+    "glp": lambda store: GLP.fit(store, TrainConfig(batch_size=32, rows=96), d_model=10, d_mlp=22, n_layers=3),
     "sae": lambda store: SAE.fit(store, n_latents=33, k=5, rows=1500, batch_size=50),
     "pca": lambda store: PCA.fit(store, n_components=9),
     "gaussian": Gaussian.fit,

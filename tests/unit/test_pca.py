@@ -15,9 +15,7 @@ D = 11
 
 def rows(n, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    mixing = (
-        torch.randn(D, D, generator=torch.Generator().manual_seed(5)) * torch.logspace(0.5, -0.8, D)[:, None]
-    )
+    mixing = torch.randn(D, D, generator=torch.Generator().manual_seed(5)) * torch.logspace(0.5, -0.8, D)[:, None]
     return torch.randn(n, D, generator=generator) @ mixing * torch.linspace(1, 6, D) + torch.arange(D) - 2.0
 
 

@@ -73,9 +73,7 @@ def problem(n_tasks=4, n_train=60, n_test=41, strength=1.0):
 
 
 def get(results, model, task, setting, metric):
-    rows = [
-        m for m in results.metrics if (m.model, m.task, m.setting, m.metric) == (model, task, setting, metric)
-    ]
+    rows = [m for m in results.metrics if (m.model, m.task, m.setting, m.metric) == (model, task, setting, metric)]
     assert len(rows) == 1
     return rows[0]
 

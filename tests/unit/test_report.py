@@ -35,9 +35,7 @@ def steering():
             for alpha in (0.4, 0.8):
                 results.add(model, "sports", f"alpha={alpha}", metric, value + alpha, n=32)
             results.add(model, "sports", "alpha=chosen", metric, value, n=32)
-    results.add(
-        "glp", "sports", "alpha=chosen", "harmonic_diff:plain", -0.1, ci_low=-0.2, ci_high=-0.05, n=32
-    )
+    results.add("glp", "sports", "alpha=chosen", "harmonic_diff:plain", -0.1, ci_low=-0.2, ci_high=-0.05, n=32)
     results.add("judge:minilm", "sports", "words=15", "judge_auroc:held_out", 0.99, n=100)
     results.extras["generations"] = [
         {"model": "unsteered", "alpha": 0.0, "prompt": "The first", "text": "plain words"},
@@ -118,8 +116,10 @@ def written(tmp_path_factory):
         "command": "glp-lens quickstart --out a",
         "seed": 0,
         "training": [{"model": "glp", "rows_seen": 768000, "rows_distinct": 256000, "parameters": 16_300_000,
-                      "flops": 7.5e13, "seconds": 271.0, "recipe": "AdamW"}],
-        "store": {"hook": "blocks.14.hook_resid_post", "corpus": {"name": "packaged"}, "max_norm": None},
+                      "flops": 7.5e13, "seconds": 271.0, "recipe": "AdamW"},
+                     {"model": "sae", "rows_seen": 640000, "k": 32}],
+        "store": {"rows": 320000, "hook": "blocks.14.hook_resid_post",
+                  "corpus": {"name": "packaged"}, "max_norm": None},
     }  # fmt: skip
     path = write_report([density(), fidelity(), steering(), probing()], out, context)
     return out, path, path.read_text(encoding="utf-8")
@@ -153,6 +153,7 @@ def test_all_suites_have_their_numbers_verdicts_and_plots(written):
     assert "GLP beats SAE in keeping the language model intact at equal distortion (FVU 0.280)" in words
     assert "No clear winner between GLP and SAE in reading concepts" in words  # Holm's p is .5
     assert "3.0 passes" in words
+    assert "2.0 passes" in words  # the SAE does not tell: at most the rows of the store
     assert "7.5 × 10¹³" in words
     assert "4 min 31 s" in words
     assert "concept 1.2, fluency 0.5" in words

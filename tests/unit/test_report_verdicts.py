@@ -128,8 +128,7 @@ def test_steering_counts_each_pair_once_and_leaves_controls_out():
     assert at_fluency.outcome == "unclear"
     assert "at least 80% of the unsteered fluency" in at_fluency.sentence
     assert headline([at_chosen, at_fluency]) == (
-        "GLP loses in steering to no repair. There is no clear winner in steering at equal fluency against "
-        "no repair."
+        "GLP loses in steering to no repair. There is no clear winner in steering at equal fluency against no repair."
     )
 
 

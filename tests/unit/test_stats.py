@@ -10,9 +10,7 @@ from glp_lens.activations.stats import Stats, merge
 def rows(n, d=7, seed=0):
     generator = torch.Generator().manual_seed(seed)
     # A mean far above the spread: sums of squares in one pass would lose everything here.
-    return (
-        torch.randn(n, d, generator=generator, dtype=torch.float64) * 1e-3 + 5e4 * torch.arange(1.0, d + 1)
-    ).float()
+    return (torch.randn(n, d, generator=generator, dtype=torch.float64) * 1e-3 + 5e4 * torch.arange(1.0, d + 1)).float()
 
 
 @pytest.mark.parametrize("cuts", [[5003], [1, 5002], [3000, 3, 2000]])

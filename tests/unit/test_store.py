@@ -107,9 +107,7 @@ def test_a_shard_is_plain_hdf5_with_checksums(store, x):
         assert bits.dtype == np.uint16
         assert file["block_xxh3"][1] == xxhash.xxh3_64_intdigest(bits[256:].tobytes())
         np.testing.assert_allclose(file["stats/mean"], x[300:600].bfloat16().double().mean(0), rtol=1e-12)
-    np.testing.assert_array_equal(
-        bits.astype(np.uint32) << 16, x[300:600].bfloat16().float().numpy().view(np.uint32)
-    )
+    np.testing.assert_array_equal(bits.astype(np.uint32) << 16, x[300:600].bfloat16().float().numpy().view(np.uint32))
 
 
 def test_large_rows_begin_at_a_page(tmp_path):
@@ -209,9 +207,7 @@ def _rebuild(store, make):
     "make",
     [
         lambda f, x: f.create_dataset("x", data=x, chunks=True, compression="gzip"),
-        lambda f, x: f.create_dataset(
-            "x", shape=x.shape, dtype=x.dtype, external=[("/etc/passwd", 0, x.nbytes)]
-        ),
+        lambda f, x: f.create_dataset("x", shape=x.shape, dtype=x.dtype, external=[("/etc/passwd", 0, x.nbytes)]),
         lambda f, _: f.__setitem__("x", h5py.ExternalLink("shard-00000001.h5", "/x")),
         lambda f, _: f.__setitem__("x", h5py.SoftLink("/norm")),
         lambda f, x: f.create_dataset("x", data=x.astype(np.int16)),

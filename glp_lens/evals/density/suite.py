@@ -133,9 +133,7 @@ def _same_space(entries: Sequence[Entry], rows: Tensor, failures: list[str]) -> 
     few = rows[:8]
     for entry in fields:
         z = cast(VelocityField, entry.model).normalize(few)
-        if kept and not torch.allclose(
-            z, cast(VelocityField, kept[0].model).normalize(few), rtol=1e-2, atol=1e-2
-        ):
+        if kept and not torch.allclose(z, cast(VelocityField, kept[0].model).normalize(few), rtol=1e-2, atol=1e-2):
             failures.append(
                 f"{entry.label} normalises activations differently from {kept[0].label}: its flow-matching "
                 "loss cannot be compared and was left out"
@@ -180,9 +178,7 @@ def _views(sigma: np.ndarray) -> dict[str, np.ndarray]:
     return {setting: chosen for setting, chosen in views.items() if chosen.any()}
 
 
-def _add_losses(
-    results: Results, losses: dict[str, np.ndarray], sigma: np.ndarray, owners: np.ndarray
-) -> None:
+def _add_losses(results: Results, losses: dict[str, np.ndarray], sigma: np.ndarray, owners: np.ndarray) -> None:
     documents = np.broadcast_to(owners, sigma.shape)
     for setting, chosen in _views(sigma).items():
         for label, loss in losses.items():
@@ -234,9 +230,7 @@ def _add_differences(
 
 
 @torch.no_grad()
-def _add_scores(
-    results: Results, entries: Sequence[Entry], rows: Tensor, owners: np.ndarray, seed: int
-) -> None:
+def _add_scores(results: Results, entries: Sequence[Entry], rows: Tensor, owners: np.ndarray, seed: int) -> None:
     """AUROC of real rows against rows shuffled within each dimension, resampling real documents."""
     generator = torch.Generator().manual_seed(seed + 1)
     order = torch.rand(rows.shape, generator=generator).argsort(0)
@@ -253,8 +247,6 @@ def _add_scores(
             continue
         # The AUROC is the mean over real rows of the share of fake rows below, ties counting half.
         below = (np.searchsorted(fake, real, "left") + np.searchsorted(fake, real, "right")) / (2 * len(fake))
-        results.add(
-            entry.label, TASK, "real vs shuffled", "score_auroc", **bootstrap_mean(below, owners)._asdict()
-        )
+        results.add(entry.label, TASK, "real vs shuffled", "score_auroc", **bootstrap_mean(below, owners)._asdict())
         results.add(entry.label, TASK, "real", "score_mean", **bootstrap_mean(real, owners)._asdict())
         results.add(entry.label, TASK, "shuffled", "score_mean", float(fake.mean()), n=len(fake))

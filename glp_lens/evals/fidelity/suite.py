@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from glp_lens import hooks, lm
 from glp_lens.errors import InputError
 from glp_lens.evals.entries import Entry
-from glp_lens.evals.fidelity.matching import match
+from glp_lens.evals.fidelity.matching import match, matched_difference
 from glp_lens.evals.results import Results
 from glp_lens.evals.statistics import bootstrap_mean, bootstrap_ratio
 from glp_lens.flow.schedule import path_from_sigma, path_from_u
@@ -190,9 +190,7 @@ def _check(model: lm.Model, entries: Sequence[Entry], hook: str, mean: Tensor) -
                 f"{tuple(mean.shape)}: use models and a mean of the same store"
             )
         if entry.model.hook not in (None, hook):
-            raise InputError(
-                f"{entry.label} was trained at {entry.model.hook}, asked for {hook}: use its own"
-            )
+            raise InputError(f"{entry.label} was trained at {entry.model.hook}, asked for {hook}: use its own")
         trained = entry.model.provenance.get("store", {}).get("model", {})
         trained = trained.get("weight_processing") if isinstance(trained, dict) else None
         if trained not in (None, processing):
@@ -276,8 +274,8 @@ def _add_differences(results: Results, summary: _Summary, entries: Sequence[Entr
             point = match(fvu, summary.fvu(other.label))
             if point is None:
                 continue
-            nll = (1 - point.weight) * summary.nll[point.low] + point.weight * summary.nll[point.high]
-            gap = bootstrap_mean(nll - summary.nll[other.label], owners)
+            low, high, its = (summary.nll[label] - summary.clean for label in (point.low, point.high, other.label))
+            gap = matched_difference(low, high, its, owners, point.weight)
             setting = f"fvu={summary.fvu(other.label):.4f};between={point.low},{point.high}"
             name = f"delta_nll_matched_diff:{other.label}"
             results.add(curve, TASK, setting, name, **gap._asdict())

@@ -107,9 +107,7 @@ def task_activations(
             )
         last = stream[torch.arange(len(batch)), mask.sum(1).to(stream.device) - 1].float().cpu()
         if not torch.isfinite(last).all():
-            raise InputError(
-                f"activations of task {task.name!r} at {hook!r} are not finite: open the model in float32"
-            )
+            raise InputError(f"activations of task {task.name!r} at {hook!r} are not finite: open the model in float32")
         if rows is None:
             rows = torch.empty(len(ids), last.shape[1])
         rows[batch] = last

@@ -43,9 +43,7 @@ def auc_interval(scores: ArrayLike, labels: ArrayLike, level: float = 0.95) -> I
     return Interval(value, float(low), float(high), n0 + n1)
 
 
-def sign_flip_p(
-    values: ArrayLike, clusters: ArrayLike | None = None, *, draws: int = 2**15, seed: int = 0
-) -> float:
+def sign_flip_p(values: ArrayLike, clusters: ArrayLike | None = None, *, draws: int = 2**15, seed: int = 0) -> float:
     """Two-sided p of a sign-flip test that the values are symmetric around 0, flipping whole clusters.
 
     Exact when all sign patterns number at most `draws`; else a seeded sample of them, with the observed one

@@ -227,9 +227,7 @@ def _dense(task: Task, x: Tensor, split: Split) -> _Line:
     return _Line(interval, found.auc_validation, len(split.train), [interval.value], [])
 
 
-def _probe(
-    task: Task, entry: Entry, x: Tensor, splits: dict[str, Split], options: _Options
-) -> dict[str, _Line]:
+def _probe(task: Task, entry: Entry, x: Tensor, splits: dict[str, Split], options: _Options) -> dict[str, _Line]:
     """Lines of one entry by setting, over all noise seeds; empty if a feature is not finite."""
     model = entry.model
     assert isinstance(model, Featurizer)
@@ -255,9 +253,7 @@ def _probe(
 def _line(probes: list[rank.Probe], scores: NDArray[np.float64], labels: Indices, split: Split) -> _Line:
     y = labels[split.test]
     validation = float(np.mean([probe.auc_validation for probe in probes]))
-    return _Line(
-        auc_interval(scores, y), validation, len(split.train), rank.auc(scores.T, y).tolist(), probes
-    )
+    return _Line(auc_interval(scores, y), validation, len(split.train), rank.auc(scores.T, y).tolist(), probes)
 
 
 @torch.no_grad()
@@ -307,9 +303,7 @@ def _write_tasks(results: Results, tables: dict[str, _Table]) -> None:
     results.extras["probes"] = chosen
 
 
-def _write_means(
-    results: Results, setting: str, table: _Table, families: dict[str, str], options: _Options
-) -> None:
+def _write_means(results: Results, setting: str, table: _Table, families: dict[str, str], options: _Options) -> None:
     for label, lines in table.items():
         for metric, values in (
             ("auc", {task: line.auc.value for task, line in lines.items()}),
@@ -319,9 +313,7 @@ def _write_means(
             results.add(label, ALL, setting, metric, **mean._asdict())
 
 
-def _write_pairs(
-    results: Results, setting: str, table: _Table, families: dict[str, str], options: _Options
-) -> None:
+def _write_pairs(results: Results, setting: str, table: _Table, families: dict[str, str], options: _Options) -> None:
     """Paired differences over the tasks that both models of a pair have."""
     pairs, p_values = list(combinations(table, 2)), []
     means = []

@@ -37,7 +37,6 @@ DEFAULT_TASKS = (
     "149_twt_emotion_happiness",  # emotion
     "151_it_tick_HR Support",  # topic of a help-desk ticket
     "155_athlete_sport_basketball",  # entities: athletes
-    "159_code_Python",  # code
 )
 """A small set for a first look: one task a family, mostly short prompts."""
 
@@ -120,9 +119,7 @@ def names(patterns: str | Sequence[str] | None = None) -> list[str]:
         hits = [name for name in known if fnmatchcase(name, pattern)]
         if not hits:
             near = (difflib.get_close_matches(pattern, known, n=1, cutoff=0.3) or known[:1])[0]
-            raise InputError(
-                f"no probing task matches {pattern!r}: did you mean {near!r}? '*' is all of them"
-            )
+            raise InputError(f"no probing task matches {pattern!r}: did you mean {near!r}? '*' is all of them")
         found |= dict.fromkeys(hits)
     return list(found)
 
@@ -187,9 +184,7 @@ def build(
     """
     y = np.asarray(labels)
     if y.shape != (len(texts),) or not np.isin(y, (0, 1)).all():
-        raise InputError(
-            f"task {name!r}: expected a label 0 or 1 for each of {len(texts)} texts, got shape {y.shape}"
-        )
+        raise InputError(f"task {name!r}: expected a label 0 or 1 for each of {len(texts)} texts, got shape {y.shape}")
     rows = np.concatenate([np.asarray(train, dtype=np.int64), np.asarray(test, dtype=np.int64)])
     n_train = len(np.asarray(train))
     # Texts that differ only in the white space around them count as one.

@@ -1,0 +1,85 @@
+"""Times the ways of doing one piece of work side by side, and prints the ratios at the end of the run."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+OURS = "glp-lens"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median speed of one way of doing a piece of work."""
+
+    work: str
+    way: str
+    per_second: float
+    unit: str
+
+    def __str__(self) -> str:
+        scale, suffix = next(s for s in ((1e6, "M"), (1e3, "k"), (1, "")) if self.per_second >= s[0] or s[0] == 1)
+        return f"{self.per_second / scale:.3g}{suffix} {self.unit}/s"
+
+
+TIMINGS = pytest.StashKey[list[Timing]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[TIMINGS] = []
+    config.addinivalue_line("python_files", "bench_*.py")
+
+
+def pytest_report_header() -> str:
+    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+
+@pytest.fixture
+def timed(benchmark, request: pytest.FixtureRequest):
+    """`timed(work, way, function, *arguments, amount=..., unit=...)` gives back what the last round returned.
+
+    `work` groups the ways that are compared, one of which is `glp-lens`. `amount` is how many of `unit` one
+    call handles. `setup`, untimed, makes the arguments of each round if they cannot be used twice. Several rounds come
+    after one that does not count.
+    """
+
+    def run(
+        work: str,
+        way: str,
+        function: Callable[..., Any],
+        *arguments: Any,
+        amount: int,
+        unit: str,
+        rounds: int = 3,
+        setup: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]] | None = None,
+    ) -> Any:
+        benchmark.group = work
+        result = benchmark.pedantic(function, arguments, setup=setup, rounds=rounds, warmup_rounds=int(rounds > 1))
+        if benchmark.stats:
+            rate = amount / benchmark.stats.stats.median
+            request.config.stash[TIMINGS].append(Timing(work, way, rate, unit))
+        return result
+
+    return run
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    timings = config.stash[TIMINGS]
+    ours = {timing.work: timing for timing in timings if timing.way == OURS}
+    peers = [timing for timing in timings if timing.way != OURS and timing.work in ours]
+    if not peers:
+        return
+    terminalreporter.section("ratios: rows of the table in benchmarks/README.md")
+    terminalreporter.line("| work | compared with | glp-lens | the other way | ratio |")
+    terminalreporter.line("|---|---|---|---|---|")
+    for peer in peers:
+        mine = ours[peer.work]
+        ratio = mine.per_second / peer.per_second
+        terminalreporter.line(f"| {peer.work} | {peer.way} | {mine} | {peer} | {ratio:.3g} |")

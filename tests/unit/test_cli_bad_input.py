@@ -1,0 +1,422 @@
+"""The command line: mistakes end in one line and exit code 2; YAML files give values, the command line wins."""
+
+import json
+import re
+import shlex
+from types import SimpleNamespace
+
+import pytest
+import torch
+import typer
+import yaml
+from glp_lens_cli import app
+from typer.testing import CliRunner
+
+import glp_lens.pipeline
+from glp_lens import lm
+from glp_lens.activations import write_store
+from glp_lens.models.gaussian import Gaussian
+from glp_lens.models.pca import PCA
+from tests.conftest import tiny_texts
+
+HOOK = "blocks.1.hook_resid_post"
+COMMANDS = ["quickstart", "collect", "train", "probe", "steer", "fidelity", "compare", "report", "store info"]
+runner = CliRunner(env={"COLUMNS": "200"})
+
+
+def run(line: str):
+    return runner.invoke(app, shlex.split(line))
+
+
+def told(result) -> str:
+    """The one line of an error; progress bars of work done before may stand above it."""
+    lines = [t for t in re.split(r"[\r\n]+", result.stderr) if t.strip() and not re.search(r"\d+%\|", t)]
+    assert result.exit_code == 2, (result.exception, result.stderr)
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in result.output
+    return lines[0].removeprefix("error: ")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, tiny_folder):
+    """What commands can be pointed at by mistake, by name."""
+    root = tmp_path_factory.mktemp("files")
+
+    def rows(n, d, seed=0):
+        return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+    def copy(source, name, change, file="config.json"):
+        """A folder with the files of another, one of them changed."""
+        (root / name).mkdir()
+        for path in source.iterdir():
+            data = path.read_bytes()
+            (root / name / path.name).write_bytes(change(data) if path.name == file else data)
+
+    def cut(data):
+        return data[: len(data) // 2]
+
+    store = write_store(root / "store", rows(300, 24), hook=HOOK, source={"model": {"name": "tiny"}})
+    narrow = write_store(root / "narrow", rows(50, 7), hook=HOOK)
+    PCA.fit(store).save_pretrained(root / "pca")
+    Gaussian.fit(narrow).save_pretrained(root / "gaussian7")
+    copy(root / "store", "cut_store", cut, "shard-00000000.h5")
+    copy(root / "store", "foreign_store", lambda _: b'{"schema": "photos"}', "manifest.json")
+    copy(root / "store", "unfinished", lambda d: d.replace(b'"complete": true', b'"complete": false'), "manifest.json")
+    copy(root / "pca", "cut_model", cut, "model.safetensors")
+    copy(root / "pca", "no_weights", lambda _: b"", "model.safetensors")
+    copy(root / "pca", "broken_config", cut)
+    copy(root / "pca", "vae", lambda d: d.replace(b'"kind": "pca"', b'"kind": "vae"'))
+    copy(root / "pca", "misfit", lambda d: d.replace(b'"kind": "pca"', b'"kind": "gaussian"'))
+    copy(tiny_folder, "cut_lm", cut, "model.safetensors")
+    copy(tiny_folder, "foreign_lm", lambda _: b'{"model_type": "toaster"}')
+    (root / "empty").mkdir()
+    (root / "photos").mkdir()
+    (root / "photos" / "cat.jpg").write_bytes(b"\xff\xd8")
+    (root / "file").write_text("not a folder")
+    (root / "texts.txt").write_text("\n".join(tiny_texts(40)))
+    (root / "blank.txt").write_text(" \n \n")
+    (root / "latin.txt").write_bytes(b"caf\xe9 \xff")
+    (root / "texts.pdf").write_bytes(b"%PDF")
+    (root / "column.csv").write_text("title,body\na,b\n")
+    (root / "column.jsonl").write_text('{"title": "a"}\n')
+    (root / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    (root / "broken.parquet").write_bytes(b"PAR1 no more")
+    (root / "broken.yaml").write_text("seed: [1, 2\nout: ]")
+    (root / "list.yaml").write_text("- seed\n- 1\n")
+    (root / "unknown.yaml").write_text("seed: 1\ncolour: red\n")
+    (root / "words.yaml").write_text("seed: seven\n")
+    (root / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    for name, text in {
+        "foreign_results": '{"title": "holiday"}',
+        "cut_results": '{"format": 1, "suite": "probing", "metrics": [{"sui',
+        "bare_results": '{"format": 1, "suite": "probing"}',
+        "odd_metrics": '{"format": 1, "suite": "probing", "metrics": [{"colour": 3}]}',
+        "other_run/stages": '{"settings": {"seed": 1}, "needs": {}, "seconds": 1.0}',
+        "damaged_run/stages": '{"settings": {"se',
+    }.items():
+        (root / name).mkdir(parents=True)
+        (root / name / ("collect.json" if "stages" in name else "results.json")).write_text(text)
+    (root / "other_run" / "acts").mkdir()
+    return SimpleNamespace(root=root, text=str(root))
+
+
+@pytest.fixture
+def tiny(monkeypatch, tiny_bridge):
+    """`--model tiny` is the tiny model, opened once; all other names are looked for as usual."""
+    usual = lm.open_model
+    monkeypatch.setattr(lm, "open_model", lambda name, **k: tiny_bridge if name == "tiny" else usual(name, **k))
+
+
+COLLECT = "collect --model tiny --texts {f}/texts.txt --split all"
+PROBE = "probe --model tiny --tasks 5_hist_fig_ismale --probe-train 20 --probe-test 10 --out {new}"
+STEER = "steer --model tiny --models {f}/pca --store {f}/store --out {new}"
+FIDELITY = "fidelity --model tiny --texts {f}/texts.txt --out {new}"
+COMPARE = "compare --model tiny --texts {f}/texts.txt --out {new}"
+
+MISTAKES = [
+    # the line itself
+    ("--nonsense", "No such option: --nonsense"),
+    ("colect", "Did you mean 'collect'"),
+    ("store inf", "Did you mean 'info'"),
+    ("train", "Missing argument"),
+    ("probe", "Missing option '--models'"),
+    ("report", "Missing argument"),
+    ("store info", "Missing argument"),
+    ("collect --tokenz 3", "No such option: --tokenz"),
+    # collect: texts
+    ("collect --texts {f}/none.txt", "none.txt does not exist"),
+    ("collect --texts {f}/empty", "holds no text files"),
+    ("collect --texts {f}/texts.pdf", "expected a file of kind .txt, .jsonl, .csv, .parquet"),
+    ("collect --texts {f}/blank.txt", "every document is empty"),
+    ("collect --texts {f}/latin.txt", "cannot read"),
+    ("collect --texts {f}/column.csv", "has no text in 'text', found title, body"),
+    ("collect --texts {f}/column.jsonl", "line 1 has no text in 'text', found title"),
+    ("collect --texts {f}/broken.jsonl", "line 2 is no JSON"),
+    ("collect --texts {f}/broken.parquet", "cannot read"),
+    ("collect --split test", "--split must be train, heldout or all"),
+    # collect: numbers
+    (COLLECT + " --tokens many", "Invalid value for '--tokens'"),
+    (COLLECT + " --tokens -1", "Invalid value for '--tokens'"),
+    (COLLECT + " --context 1", "Invalid value for '--context'"),
+    (COLLECT + " --context 999999", "context must be 2 to"),
+    (COLLECT + " --seed -1", "Invalid value for '--seed'"),
+    # collect: language model
+    (COLLECT + " --model {f}/none", "does not exist"),
+    (COLLECT + " --model {f}/empty", "without config.json"),
+    (COLLECT + " --model {f}/cut_lm", "cannot be opened"),
+    (COLLECT + " --model {f}/foreign_lm", "cannot be opened"),
+    (COLLECT + " --model {f}/foreign_lm --backend hooked", "opens Llama-architecture folders"),
+    (COLLECT + " --model {f}/cut_lm --device banana", "device 'banana' cannot be used here"),
+    (COLLECT + " --model {f}/cut_lm --device cuda:77", "try --device cpu"),
+    (COLLECT + " --model {f}/cut_lm --lm-dtype int3", "dtype must be one of float32, bfloat16"),
+    (COLLECT + " --model {f}/cut_lm --backend jax", "backend must be 'bridge' or 'hooked'"),
+    (COLLECT + " --hook blocks.1.hook_resid_pots", f"did you mean '{HOOK}'"),
+    # collect: output
+    (COLLECT + " --dtype int8 --out {new}", "got dtype 'int8'"),
+    (COLLECT + " --out {f}/file", "is not an activation store"),
+    (COLLECT + " --out {f}/file/below", "Not a directory; choose another folder"),
+    (COLLECT + " --out {f}/photos", "is not an activation store"),
+    (COLLECT + " --out {f}/store", "choose another folder"),
+    # train
+    ("train vae --store {f}/store", "expected one of glp, sae, pca, gaussian, raw"),
+    ("train pca --store {f}/none", "no activation store at"),
+    ("train pca --store {f}/file", "no activation store at"),
+    ("train pca --store {f}/photos", "no activation store at"),
+    ("train pca --store {f}/foreign_store", "is not the manifest of an activation store"),
+    ("train pca --store {f}/cut_store", "is damaged"),
+    ("train pca --store {f}/unfinished", "was interrupted"),
+    ("train pca --store {f}/store --out {f}/pca", "or pass --overwrite"),
+    ("train pca --store {f}/store --out {f}/file/below", "Not a directory"),
+    ("train pca --store {f}/store --out {f}/file", "choose another folder"),
+    ("train pca --store {f}/store --out {new} --device banana", "device 'banana'"),
+    ("train pca --store {f}/store --out {new} --components 25", "between 1 and 24"),
+    ("train pca --store {f}/store --out {new} --components 0", "Invalid value for '--components'"),
+    ("train glp --store {f}/store --out {new} --rows 100", "at least one whole batch"),
+    ("train glp --store {f}/store --out {new} --rows few", "Invalid value for '--rows'"),
+    ("train glp --store {f}/store --out {new} --batch-size 0", "Invalid value for '--batch-size'"),
+    ("train glp --store {f}/store --out {new} --width 0", "Invalid value for '--width'"),
+    ("train glp --store {f}/store --out {new} --lr -1", "--lr must be between 0 and 1"),
+    ("train glp --store {f}/store --out {new} --lr nan", "--lr must be between 0 and 1"),
+    ("train glp --store {f}/store --out {new} --recipe secret", "--recipe must be one of paper, small"),
+    ("train glp --store {f}/store --out {new} --validation {f}/none", "no activation store at"),
+    ("train glp --store {f}/store --out {new} --validation {f}/narrow", "shape (n, 24), got (50, 7)"),
+    ("train sae --store {f}/store --out {new} --latents 20 --k 21", "k must be between 1 and n_latents = 20"),
+    # probe, and the models that three commands load
+    (PROBE + " --models ''", "at least one folder"),
+    (PROBE + " --models {f}/none", "not found"),
+    (PROBE + " --models {f}/file", "cannot be read"),
+    (PROBE + " --models {f}/empty", "not found"),
+    (PROBE + " --models {f}/photos", "not found"),
+    (PROBE + " --models {f}/broken_config", "cannot be read"),
+    (PROBE + " --models {f}/cut_model", "truncated or no safetensors file"),
+    (PROBE + " --models {f}/no_weights", "truncated or no safetensors file"),
+    (PROBE + " --models {f}/vae", "unknown kind of model 'vae'"),
+    (PROBE + " --models {f}/misfit", "do not fit together"),
+    (PROBE + " --models {f}/cut_lm", "names no kind of model"),
+    (PROBE + " --models a={f}/pca,a={f}/gaussian7", "two models are called 'a'"),
+    (PROBE + " --models {f}/pca --device banana", "device 'banana'"),
+    (PROBE + " --models {f}/pca --tasks poetry", "no probing task matches 'poetry'"),
+    (PROBE + " --models {f}/pca --sigmas low", "--sigmas takes numbers"),
+    (PROBE + " --models {f}/pca --sigmas ''", "--sigmas takes numbers"),
+    (PROBE + " --models {f}/pca --probe-train 0", "Invalid value for '--probe-train'"),
+    (PROBE + " --models {f}/pca --hook blocks.9.hook_resid_post", "did you mean"),
+    (PROBE + " --models {f}/pca --hook blocks.2.hook_resid_post", "was trained with hook point"),
+    (PROBE + " --models {f}/gaussian7", "was trained on width 7"),
+    (PROBE + " --models {f}/pca --model {f}/none", "does not exist"),
+    (PROBE + " --models {f}/pca --out {f}/file/below", "Not a directory"),
+    # steer
+    (STEER + " --models {f}/none", "not found"),
+    (STEER + " --models {f}/cut_model", "truncated or no safetensors file"),
+    (STEER + " --store {f}/none", "no activation store at"),
+    (STEER + " --concept love", "concept must be one of sports, business, world"),
+    (STEER + " --strengths strong", "--strengths takes numbers"),
+    (STEER + " --strengths nan", "--strengths takes numbers"),
+    (STEER + " --strengths 0.4,0.2", "positive and rising"),
+    (STEER + " --strengths=-1,1", "positive and rising"),
+    (STEER + " --prompts 1", "Invalid value for '--prompts'"),
+    (STEER + " --prompts 99", "prompts must lie between 2 and"),
+    (STEER + " --new-tokens 0", "Invalid value for '--new-tokens'"),
+    (STEER + " --project-u 1", "Invalid value for '--project-u'"),
+    (STEER + " --hook blocks.9.hook_resid_post", "did you mean"),
+    (STEER + " --device cuda:77", "device 'cuda:77'"),
+    (STEER + " --model {f}/cut_lm", "cannot be opened"),
+    # fidelity
+    (FIDELITY + " --models {f}/none --store {f}/store", "not found"),
+    (FIDELITY + " --models {f}/cut_model --store {f}/store", "truncated or no safetensors file"),
+    (FIDELITY + " --models {f}/pca --store {f}/none", "no activation store at"),
+    (FIDELITY + " --models {f}/pca --store {f}/cut_store", "is damaged"),
+    (FIDELITY + " --models {f}/pca --store {f}/narrow", "width 24"),
+    (FIDELITY + " --models {f}/pca --store {f}/store --texts {f}/none.txt", "does not exist"),
+    (FIDELITY + " --models {f}/pca --store {f}/store --texts {f}/column.csv", "has no text in 'text'"),
+    (FIDELITY + " --models {f}/pca --store {f}/store --documents 0", "Invalid value for '--documents'"),
+    (FIDELITY + " --models {f}/pca --store {f}/store --hook nothing", "did you mean"),
+    (FIDELITY + " --models {f}/pca --store {f}/store --model {f}/none", "does not exist"),
+    (FIDELITY + " --models {f}/pca --store {f}/store --device banana", "device 'banana'"),
+    (FIDELITY + " --models {f}/pca --store {f}/store --out {f}/file/below", "Not a directory"),
+    # compare and quickstart, which are one
+    (COMPARE + " --tokens 0", "Invalid value for '--tokens'"),
+    (COMPARE + " --rows 3", "at least one batch"),
+    (COMPARE + " --sae-k 50 --sae-latents 20", "sae_k must be at most"),
+    (COMPARE + " --context 99999", "context must be between 2 and 8192"),
+    (COMPARE + " --concept love", "concept must be one of sports, business, world"),
+    (COMPARE + " --tasks poetry", "no probing task matches 'poetry'"),
+    (COMPARE + " --prompts 99", "prompts must lie between 2 and"),
+    (COMPARE + " --strengths 0.4,0.2", "positive and rising"),
+    (COMPARE + " --project-sigma 0", "Invalid value for '--project-sigma'"),
+    (COMPARE + " --texts {f}/none.txt", "does not exist"),
+    (COMPARE + " --texts {f}/blank.txt", "every document is empty"),
+    (COMPARE + " --model {f}/none", "does not exist"),
+    (COMPARE + " --hook nothing", "did you mean"),
+    (COMPARE + " --model {f}/cut_lm --device banana", "device 'banana'"),
+    (COMPARE + " --out {f}/file/below", "Not a directory"),
+    (COMPARE + " --out {f}/other_run", "holds a run with other settings (collect:"),
+    (COMPARE + " --out {f}/damaged_run", "mark of stage 'collect' cannot be read"),
+    (COMPARE.replace("compare", "quickstart") + " --concept love", "concept must be one of"),
+    (COMPARE.replace("compare", "quickstart") + " --out {f}/other_run", "or pass --overwrite"),
+    # report
+    ("report {f}/none --out {new}", "does not exist"),
+    ("report {f}/file --out {new}", "does not exist"),
+    ("report {f}/empty --out {new}", "holds no results.json of a suite"),
+    ("report {f}/foreign_results --out {new}", "is not a results file of format 1"),
+    ("report {f}/cut_results --out {new}", "cannot be read"),
+    ("report {f}/bare_results --out {new}", "is damaged"),
+    ("report {f}/odd_metrics --out {new}", "is damaged"),
+    # store info
+    ("store info {f}/none", "no activation store at"),
+    ("store info {f}/file", "no activation store at"),
+    ("store info {f}/photos", "no activation store at"),
+    ("store info {f}/foreign_store", "is not the manifest of an activation store"),
+    ("store info {f}/cut_store", "is damaged"),
+    ("store info {f}/unfinished", "was interrupted after 300 rows"),
+    ("store info {f}", "stores, open one of:"),
+]
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(("line", "words"), MISTAKES, ids=[line for line, _ in MISTAKES])
+def test_a_mistake_is_told_in_one_line(line, words, files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert words in told(run(line.format(f=files.text, new=tmp_path / "new")))
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "store info"])
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("none.yaml", "does not exist"),
+        ("file/below.yaml", "is not readable YAML"),
+        ("broken.yaml", "is not readable YAML"),
+        ("bytes.yaml", "is not readable YAML"),
+        ("list.yaml", "must hold 'option: value' lines, got list"),
+        ("unknown.yaml", "sets colour"),
+    ],
+)
+def test_a_config_file_that_cannot_be_used(command, file, words, files):
+    assert words in told(run(f"{command} --config {files.root / file}"))
+
+
+def test_a_config_file_with_a_wrong_value(files):
+    assert "Invalid value for '--seed'" in told(run(f"collect --config {files.root / 'words.yaml'}"))
+
+
+def test_nothing_is_written_by_a_run_that_was_refused(files, tmp_path):
+    told(run(COMPARE.format(f=files.text, new=tmp_path / "new") + " --tasks poetry"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
+    def broken(*_args, **_options):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(glp_lens.pipeline, "compare", broken)
+    result = run("compare")
+    assert isinstance(result.exception, ZeroDivisionError)
+    assert result.exit_code == 1
+
+
+def test_an_interrupted_run_says_how_to_go_on(monkeypatch):
+    def interrupted(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(glp_lens.pipeline, "compare", interrupted)
+    result = run("compare")
+    assert result.exit_code == 130
+    assert "the same command again continues" in result.stderr
+
+
+# -- what works ------------------------------------------------------------------------------------------------
+
+
+def parts(command: str):
+    """The parsed command, for example that of `store info`."""
+    found = typer.main.get_command(app)
+    for word in command.split():
+        found = found.commands[word]
+    return found
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_option_and_says_what_it_does(command):
+    result = run(f"{command} --help")
+    assert result.exit_code == 0
+    for parameter in parts(command).params:
+        if parameter.name != "help":
+            assert parameter.help, parameter.name
+            assert any(flag in result.stdout for flag in (*parameter.opts, parameter.name.upper())), parameter.name
+
+
+@pytest.mark.parametrize("line", ["", "--help", "-h", "store", "store --help"])
+def test_the_groups_show_their_commands(line):
+    result = run(line)
+    commands = ["info"] if line.startswith("store") else [c.split()[0] for c in COMMANDS]
+    assert all(name in result.output for name in commands)
+    assert "Error" not in result.output
+
+
+@pytest.fixture
+def settings(monkeypatch, tmp_path):
+    """Runs `compare` and gives back what the library was asked for."""
+    seen = SimpleNamespace()
+
+    def fake(config, out, *, overwrite, command, say):
+        seen.config, seen.out, seen.overwrite = config, out, overwrite
+        return out / "report.html"
+
+    monkeypatch.setattr(glp_lens.pipeline, "compare", fake)
+
+    def ask(options: str = "", **written):
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(written))
+        result = run(f"compare --config {tmp_path / 'run.yaml'} {options}")
+        assert result.exit_code == 0, result.output
+        return seen
+
+    return ask
+
+
+def test_a_config_file_gives_values_and_the_command_line_wins(settings):
+    asked = settings("--seed 9 --strengths 0.1", seed=4, tokens=777, strengths=[0.2, 0.4], overwrite=True)
+    assert (asked.config.seed, asked.config.tokens, asked.config.strengths) == (9, 777, (0.1,))
+    assert asked.overwrite
+    assert asked.config.rows == glp_lens.pipeline.CompareConfig().rows
+
+
+def test_a_config_file_may_write_dashes_and_lists(settings):
+    asked = settings(**{"glp-width": 64, "tasks": ["162_agnews_1", "8*"], "strengths": "0.2, 0.4", "out": "there"})
+    assert asked.config.glp_width == 64
+    assert asked.config.tasks == ("162_agnews_1", "8*")
+    assert asked.config.strengths == (0.2, 0.4)
+    assert str(asked.out) == "there"
+
+
+def test_comma_separated_lists(settings):
+    asked = settings("--tasks '162_agnews_1, 8*,' --strengths 0.25,1 --texts a.txt,b")
+    assert asked.config.tasks == ("162_agnews_1", "8*")
+    assert asked.config.strengths == (0.25, 1.0)
+    assert asked.config.texts == ("a.txt", "b")
+
+
+def test_the_defaults_of_the_command_are_those_of_the_library(settings):
+    assert settings().config == glp_lens.pipeline.CompareConfig()
+
+
+def test_an_argument_may_stand_in_the_config_file(files, tmp_path):
+    (tmp_path / "train.yaml").write_text(f"kind: gaussian\nstore: {files.text}/store\nout: {tmp_path}/model\n")
+    assert run(f"train --config {tmp_path / 'train.yaml'}").exit_code == 0
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["kind"] == "gaussian"
+    (tmp_path / "report.yaml").write_text(f"folders: [{files.text}/none]\n")
+    assert "none does not exist" in told(run(f"report --config {tmp_path / 'report.yaml'}"))
+
+
+def test_a_model_is_replaced_only_on_request(files, tmp_path):
+    line = f"train pca --store {files.text}/store --out {tmp_path}/pca --components "
+    assert run(line + "3").exit_code == 0
+    assert "--overwrite" in told(run(line + "5"))
+    assert run(line + "5 --overwrite").exit_code == 0
+    assert PCA.from_pretrained(tmp_path / "pca").n_features == 5
+
+
+def test_store_info_for_people_and_for_programs(files):
+    assert "300" in run(f"store info {files.text}/store").stdout
+    about = json.loads(run(f"store info {files.text}/store --json").stdout)
+    assert (about["rows"], about["d_in"], about["hook"]) == (300, 24, HOOK)
