@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -42,6 +43,6 @@ def integrate(velocity: Velocity, z: Tensor, sigmas: Tensor, solver: str = "eule
         raise InputError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
     step = SOLVERS[solver]
     levels = sigmas.tolist()
-    for start, end in zip(levels[:-1], levels[1:], strict=True):
+    for start, end in pairwise(levels):
         z = step(velocity, z, start, end)
     return z

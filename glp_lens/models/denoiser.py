@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,8 @@ def sinusoidal(positions: Tensor, width: int) -> Tensor:
     return nn.functional.pad(embedding, (0, width % 2))
 
 
-class Condition(NamedTuple):
+@dataclass(frozen=True)
+class Condition:
     """Embeddings of the distinct noise levels (and layers) of a batch.
 
     Attributes:

@@ -64,7 +64,7 @@ def load(path: Path, key: Json, module: nn.Module, optimizer: Optimizer) -> Plac
             for name, parameter in module.named_parameters():
                 parameter.data.copy_(file.get_tensor(f"weights.{name}"))
                 slots = [
-                    k.split(".", 2)[1] for k in file.keys() if k.startswith("optimizer.") and k.endswith(f".{name}")
+                    k.split(".", 2)[1] for k in list(file.keys()) if k.startswith("optimizer.") and k.endswith(f".{name}")
                 ]
                 optimizer.state[parameter] = {
                     slot: file.get_tensor(f"optimizer.{slot}.{name}").to(parameter.device if slot != "step" else "cpu")
