@@ -56,19 +56,17 @@ def load(path: Path, key: Json, module: nn.Module, optimizer: Optimizer) -> Plac
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            place = json.loads(file.metadata()["place"])
+            place, names = json.loads(file.metadata()["place"]), file.keys()
             if place["key"] != json.loads(json.dumps(key)):
                 raise InputError(
                     f"{path} belongs to a training with other settings or data: delete it, or choose another folder"
                 )
+            slots = sorted({name.split(".", 2)[1] for name in names if name.startswith("optimizer.")})
             for name, parameter in module.named_parameters():
                 parameter.data.copy_(file.get_tensor(f"weights.{name}"))
-                slots = [
-                    k.split(".", 2)[1] for k in list(file.keys()) if k.startswith("optimizer.") and k.endswith(f".{name}")
-                ]
                 optimizer.state[parameter] = {
                     slot: file.get_tensor(f"optimizer.{slot}.{name}").to(parameter.device if slot != "step" else "cpu")
-                    for slot in dict.fromkeys(slots)
+                    for slot in slots
                 }
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as error:
         raise InputError(f"training state {path} is damaged ({error}): delete it to start afresh") from None
