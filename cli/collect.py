@@ -35,7 +35,7 @@ def collect(
     ] = "train",
     tokens: Annotated[
         int | None, typer.Option("--tokens", min=0, help="Activations to keep; 0 keeps all.", rich_help_panel="Data")
-    ] = 160_000,
+    ] = 150_000,
     dtype: Annotated[
         str,
         typer.Option("--dtype", help="Format on disk: bfloat16, float16 or float32.", rich_help_panel="Data"),

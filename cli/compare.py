@@ -104,7 +104,7 @@ def compare(
     lm_dtype: o.Dtype = "bfloat16",
     context: o.Context = 128,
     texts: o.Texts = "",
-    tokens: Tokens = 160_000,
+    tokens: Tokens = 150_000,
     heldout_tokens: HeldoutTokens = 8_000,
     rows: Rows = 400_000,
     glp_width: GlpWidth = 768,

@@ -55,7 +55,7 @@ class CompareConfig:
     device: str = "cpu"
     seed: int = 0
     texts: tuple[str, ...] = ()
-    tokens: int = 160_000
+    tokens: int = 150_000
     heldout_tokens: int = 8_000
     context: int = 128
     rows: int = 400_000
