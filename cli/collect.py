@@ -55,7 +55,11 @@ def collect(
     if split_ not in ("train", "heldout", "all"):
         raise InputError(f"--split must be train, heldout or all, got {split_!r}")
     documents = (
-        corpus.split_documents(corpus.from_files(split(texts)), split_, seed=seed)  # type: ignore[arg-type]
+        corpus.split_documents(
+            corpus.from_files(split(texts), piece=corpus.CHARACTERS_PER_TOKEN * context),
+            split_,  # type: ignore[arg-type]
+            seed=seed,
+        )
         if texts
         else corpus.packaged(seed, split_)  # type: ignore[arg-type]
     )

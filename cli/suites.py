@@ -134,7 +134,8 @@ def fidelity(
 
     trained = _load(models, device)
     heldout = ActivationStore.open(store)
-    pool = list(corpus.from_files(split(texts))) if texts else corpus.packaged(seed, "heldout")
+    piece = corpus.CHARACTERS_PER_TOKEN * context
+    pool = list(corpus.from_files(split(texts), piece=piece)) if texts else corpus.packaged(seed, "heldout")
     opened, point = _open(model, hook, backend, lm_dtype, device, trained)
     entries = [Entry(label, found) for label, found in trained.items()]
     found = density.run(entries, heldout.rows(), heldout.column("doc_id"), seed=seed)

@@ -80,12 +80,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"weights cannot be read: {path} is truncated or no safetensors file ({error})") from None
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file atomically."""
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file so that a crash or a full disk leaves the old one.
+
+    Raises:
+        InputError: the disk is full or cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
-    os.replace(temporary, path)
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
+        os.replace(temporary, path)
+    except SafetensorError as error:
+        raise InputError(f"cannot write {path} ({error}): free space or choose another folder") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class ActivationModel(ABC):

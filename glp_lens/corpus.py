@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Split = Literal["train", "heldout", "all"]
+CHARACTERS_PER_TOKEN = 5
+"""At least what English text has: a piece of this many for each token of the context fills the context."""
 HELD_OUT = 20
 """One text of this many, chosen by its hash, is kept for evaluation."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -106,6 +107,7 @@ def collect(
         if unfilled and next(documents, None) is not None:
             raise InputError(f"the store at {out} was collected from fewer texts: choose another folder")
     else:
+        _make_writable(folders.values())
         run = _Run(model, names=names, folders=folders, found=found, source=source, dtype=dtype)
         digest = _skip(documents, run.cursor, Path(out))
         was_training = model.training
@@ -345,6 +347,17 @@ def _folders(out: Path, names: list[str]) -> dict[str, Path]:
         if folder.exists() and not (folder / MANIFEST).is_file() and (folder.is_file() or any(folder.iterdir())):
             raise InputError(f"{folder} exists and is not an activation store: choose another folder")
     return folders
+
+
+def _make_writable(folders: Iterable[Path]) -> None:
+    """Find out now, not when the first shard is full, that a folder cannot be written."""
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make folder {folder} ({error.strerror}): choose another folder") from None
+        if not os.access(folder, os.W_OK):
+            raise InputError(f"cannot write to folder {folder}: choose another folder")
 
 
 def _continue(folders: dict[str, Path], source: Json, dtype: str) -> dict[str, Manifest | None]:

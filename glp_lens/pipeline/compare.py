@@ -65,6 +65,8 @@ def compare(
         InputError: bad settings, a model or hook point that cannot be used, or a folder that holds another run.
     """
     _check(config)
+    if texts is None and config.texts:
+        texts = list(corpus.from_files(config.texts, piece=corpus.CHARACTERS_PER_TOKEN * config.context))
     run = _Comparison(config, Path(out), model, texts, command)
     settings = config.to_json()
     if model is not None:
@@ -148,10 +150,9 @@ class _Comparison:
 
     def documents(self, split: corpus.Split) -> list[Document]:
         """Texts of a split, in seeded order."""
-        if self.texts is None and not self.config.texts:
+        if self.texts is None:
             return corpus.packaged(self.config.seed, split)
-        given = self.texts if self.texts is not None else corpus.from_files(self.config.texts)
-        return corpus.split_documents(given, split, seed=self.config.seed)
+        return corpus.split_documents(self.texts, split, seed=self.config.seed)
 
     @cached_property
     def trained(self) -> dict[str, ActivationModel]:
@@ -171,7 +172,7 @@ class _Comparison:
     def collect(self) -> None:
         """Activations of training and held-out texts."""
         c = self.config
-        name = "sae-probes texts" if self.texts is None and not c.texts else ", ".join(c.texts) or "own texts"
+        name = "sae-probes texts" if self.texts is None else ", ".join(c.texts) or "own texts"
         sizes: dict[corpus.Split, int] = {"train": c.tokens, "heldout": c.heldout_tokens}
         for split, tokens in sizes.items():
             collect(

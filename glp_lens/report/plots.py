@@ -241,7 +241,8 @@ def fidelity_scatter(frame: pd.DataFrame, curves: dict[str, list[str]], palette:
                 x, y, yerr=_errors(loss.loc[model]), color=palette.color(model), marker=palette.marker(model),
                 linewidth=1.2,
             )  # fmt: skip
-            left = model not in first  # labels of the first curve below the line, the others above it
+            # Labels of the first curve and of single points stand below, those of other curves above the line.
+            left = x > 0.5 or (model not in first and any(model in labels for labels in curves.values()))
             axes.annotate(
                 display(model), (x, y), xytext=(-8, 4) if left else (8, -4), textcoords="offset points",
                 fontsize=9.5, ha="right" if left else "left", va="bottom" if left else "top", color=_INK,

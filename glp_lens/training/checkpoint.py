@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from glp_lens.artifacts import write_tensors
 from glp_lens.errors import InputError
 from glp_lens.types import Json
 
@@ -35,15 +34,12 @@ def save(
     seconds: float,
 ) -> None:
     """Write the state atomically; a crash leaves the previous one."""
-    tensors = {f"weights.{name}": p.detach().cpu() for name, p in module.named_parameters()}
+    tensors: dict[str, Tensor] = {f"weights.{name}": p for name, p in module.named_parameters()}
     for name, parameter in module.named_parameters():
         for slot, value in optimizer.state[parameter].items():
-            tensors[f"optimizer.{slot}.{name}"] = value.detach().cpu()
+            tensors[f"optimizer.{slot}.{name}"] = value
     place = {"key": key, "step": step, "history": history, "seconds": seconds}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(tensors, temporary, metadata={"place": json.dumps(place)})
-    os.replace(temporary, path)
+    write_tensors(path, tensors, {"place": json.dumps(place)})
 
 
 def load(path: Path, key: Json, module: nn.Module, optimizer: Optimizer) -> Place | None:
