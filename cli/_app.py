@@ -55,7 +55,7 @@ def _mistakes_told() -> Iterator[None]:
             raise
         _fail(f"cannot write or read {error.filename or 'a file'}: {error.strerror}; choose another folder")
     except KeyboardInterrupt:
-        typer.secho("interrupted: the same command again continues where this stopped", err=True)
+        typer.secho("interrupted: run the same command again to go on", err=True)
         raise typer.Exit(130) from None
 
 

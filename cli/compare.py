@@ -26,11 +26,16 @@ Rows = Annotated[
         rich_help_panel="Sizes",
     ),
 ]
-GlpWidth = Annotated[int, typer.Option("--glp-width", min=1, help="Width of the denoiser.", rich_help_panel="Sizes")]
-GlpMlp = Annotated[
-    int, typer.Option("--glp-mlp", min=1, help="Meta-neurons in each of its blocks.", rich_help_panel="Sizes")
+GlpWidth = Annotated[
+    int, typer.Option("--glp-width", min=1, help="Width of the GLP's denoiser.", rich_help_panel="Sizes")
 ]
-GlpLayers = Annotated[int, typer.Option("--glp-layers", min=1, help="Its blocks.", rich_help_panel="Sizes")]
+GlpMlp = Annotated[
+    int,
+    typer.Option("--glp-mlp", min=1, help="Meta-neurons in each block of the GLP's denoiser.", rich_help_panel="Sizes"),
+]
+GlpLayers = Annotated[
+    int, typer.Option("--glp-layers", min=1, help="Blocks of the GLP's denoiser.", rich_help_panel="Sizes")
+]
 SaeLatents = Annotated[int, typer.Option("--sae-latents", min=1, help="Dictionary size.", rich_help_panel="Sizes")]
 SaeK = Annotated[int, typer.Option("--sae-k", min=1, help="Latents active on a row.", rich_help_panel="Sizes")]
 Tasks = Annotated[
@@ -69,7 +74,8 @@ ProjectU = Annotated[
         "--project-u",
         min=0,
         max=0.999,
-        help="Noise level of the GLP's projection, in the released code's u (1 - sigma, nearly).",
+        help="Noise level of the GLP's projection as the released code's u: 0 is pure noise, near 1 is data; "
+        "0.5 is sigma 0.474 on 20 steps.",
         rich_help_panel="Suites",
     ),
 ]

@@ -8,8 +8,11 @@ from typing import Annotated
 import typer
 from glp_lens_cli._app import Config
 
+from glp_lens.errors import InputError
+
 __all__ = ["Backend", "Config", "Context", "Device", "Dtype", "Folder", "Hook", "Model", "Models", "Out",
-           "Overwrite", "Seed", "Store", "Texts"]  # fmt: skip
+           "Overwrite", "Replace", "Seed", "Store", "Texts",
+           "refuse_overwrite"]  # fmt: skip
 
 _LM = "Language model"
 _RUN = "Run"
@@ -85,3 +88,22 @@ Overwrite = Annotated[
         rich_help_panel=_RUN,
     ),
 ]
+Replace = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace results that are already in --out, instead of refusing.",
+        rich_help_panel=_RUN,
+    ),
+]
+
+
+def refuse_overwrite(*files: Path, overwrite: bool) -> None:
+    """Refuse, before any work, to replace results without being asked to.
+
+    Raises:
+        InputError: one of the files is there and `overwrite` is not set.
+    """
+    for file in files:
+        if file.exists() and not overwrite:
+            raise InputError(f"{file} already exists: choose another --out, or pass --overwrite")

@@ -17,6 +17,7 @@ def report(
     out: o.Out = Path("report"),
     title: Annotated[str, typer.Option("--title", help="Headline of the page.")] = "Activation models compared",
     focus: Annotated[str, typer.Option("--focus", help="The model whose wins and losses are told.")] = "glp",
+    overwrite: o.Replace = False,
     config: o.Config = None,
 ) -> None:
     """Write report.html, metrics.csv and results.json from the results of any suites."""
@@ -25,6 +26,7 @@ def report(
     from glp_lens.pipeline.compare import merge_results
     from glp_lens.report import write_report
 
+    o.refuse_overwrite(out / "report.html", out / "results.json", overwrite=overwrite)
     found = []
     for folder in folders:
         if not folder.is_dir():

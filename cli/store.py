@@ -1,4 +1,4 @@
-"""`store`: look into activation stores."""
+"""`store`: look into activation stores, and check them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import typer
 from glp_lens_cli._app import Commands
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, help="Look into activation stores.")
+app = typer.Typer(cls=Commands, no_args_is_help=True, help="Look into activation stores, and check them.")
 
 
 @app.callback()
 def _group() -> None:
-    """Look into activation stores."""
+    """Look into activation stores, and check them."""
 
 
 @app.command()
@@ -31,6 +31,17 @@ def info(
         return
     for line in _lines(about):
         typer.echo(line)
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(help="Folder of a store.", show_default=False)]) -> None:
+    """Read all of a store and compare it with the checksums of when it was written."""
+    from glp_lens.activations import ActivationStore
+
+    store = ActivationStore.open(folder)
+    store.verify()
+    size = sum(shard.bytes for shard in store.manifest.shards)
+    typer.echo(f"ok: {len(store):,} rows in {len(store.manifest.shards)} shards, {size:,} bytes: {folder}")
 
 
 def _lines(value: dict[str, Any], indent: str = "") -> list[str]:

@@ -11,6 +11,7 @@ from glp_lens_cli import options as o
 from glp_lens_cli._app import numbers, split
 
 if TYPE_CHECKING:
+    from glp_lens.activations import ActivationStore
     from glp_lens.artifacts import ActivationModel
     from glp_lens.evals.results import Results
 
@@ -34,12 +35,14 @@ def probe(
     sigmas: _SIGMAS = "0.1",
     device: o.Device = "cpu",
     seed: o.Seed = 0,
+    overwrite: o.Replace = False,
     config: o.Config = None,
 ) -> None:
     """Sparse probing: how well the best single feature of each model separates two classes."""
     from glp_lens.evals import probing
     from glp_lens.pipeline.compare import probing_entries
 
+    o.refuse_overwrite(out / "results.json", overwrite=overwrite)
     trained = _load(models, device)
     loaded = [
         probing.load(name, max_train=probe_train, max_test=probe_test) for name in probing.names(split(tasks) or None)
@@ -66,6 +69,7 @@ def steer(
     project_sigma: c.ProjectSigma = 0.2,
     device: o.Device = "cpu",
     seed: o.Seed = 0,
+    overwrite: o.Replace = False,
     config: o.Config = None,
 ) -> None:
     """Steer generation towards a topic, plain and repaired by each model, and judge concept and fluency.
@@ -74,16 +78,17 @@ def steer(
     """
     from glp_lens.activations import ActivationStore
     from glp_lens.evals import steering
-    from glp_lens.pipeline.compare import matched_rank, projector_entries
+    from glp_lens.pipeline.compare import matched_ranks, projector_entries
 
+    o.refuse_overwrite(out / "results.json", overwrite=overwrite)
     trained = _load(models, device)
     alphas = numbers(strengths, "--strengths")
     activations = ActivationStore.open(store)
-    rank = matched_rank(trained, activations.sample(2048, seed=0))
+    ranks = matched_ranks(trained, activations.sample(2048, seed=0))
     opened, point = _open(model, hook, backend, lm_dtype, device, trained)
     results = steering.run(
         opened,
-        projector_entries(trained, project_u, project_sigma, rank),
+        projector_entries(trained, project_u, project_sigma, ranks),
         concept,
         hook=point,
         act_norm=activations.median_norm,
@@ -101,7 +106,7 @@ def fidelity(
     store: Annotated[
         Path, typer.Option("--store", help="Store of held-out activations.", rich_help_panel="Data")
     ] = Path("acts_heldout"),
-    out: o.Out = Path("results/fidelity"),
+    out: o.Out = Path("results"),
     model: o.Model = "HuggingFaceTB/SmolLM2-135M-Instruct",
     hook: o.Hook = None,
     backend: o.Backend = "bridge",
@@ -119,37 +124,38 @@ def fidelity(
     project_u: c.ProjectU = 0.5,
     device: o.Device = "cpu",
     seed: o.Seed = 0,
+    overwrite: o.Replace = False,
     config: o.Config = None,
 ) -> None:
     """Reconstruction error, change in language-model loss, and held-out flow-matching loss.
 
-    The last goes to the folder 'density' beside --out.
+    The last goes to the folder 'density' in --out, the others to 'fidelity'.
     """
     from glp_lens import corpus
-    from glp_lens.activations import ActivationStore
     from glp_lens.evals import density
     from glp_lens.evals import fidelity as suite
     from glp_lens.evals.entries import Entry
-    from glp_lens.pipeline.compare import matched_rank, reconstruction_entries
+    from glp_lens.pipeline.compare import matched_ranks, reconstruction_entries
 
+    o.refuse_overwrite(out / "density/results.json", out / "fidelity/results.json", overwrite=overwrite)
     trained = _load(models, device)
-    heldout = ActivationStore.open(store)
+    heldout = _open_heldout(store, trained)
     piece = corpus.CHARACTERS_PER_TOKEN * context
     pool = list(corpus.from_files(split(texts), piece=piece)) if texts else corpus.packaged(seed, "heldout")
     opened, point = _open(model, hook, backend, lm_dtype, device, trained)
     entries = [Entry(label, found) for label, found in trained.items()]
     found = density.run(entries, heldout.rows(), heldout.column("doc_id"), seed=seed)
-    _finish(found, out.parent / "density", "flow_loss", setting="sigma=all")
+    _finish(found, out / "density", "flow_loss", setting="sigma=all")
     results = suite.run(
         opened,
-        reconstruction_entries(trained, project_u, matched_rank(trained, heldout.sample(2048, seed=0))),
+        reconstruction_entries(trained, project_u, matched_ranks(trained, heldout.sample(2048, seed=0))),
         pool[:documents],
         point,
         mean=heldout.stats.mean,
         context=context,
         seed=seed,
     )
-    _finish(results, out, "delta_nll")
+    _finish(results, out / "fidelity", "delta_nll")
 
 
 def _load(models: str, device: str) -> dict[str, ActivationModel]:
@@ -169,6 +175,30 @@ def _load(models: str, device: str) -> dict[str, ActivationModel]:
     if not found:
         raise InputError("--models needs at least one folder of a trained model")
     return found
+
+
+def _open_heldout(folder: Path, trained: dict[str, ActivationModel]) -> ActivationStore:
+    """A store that can stand for unseen activations: of the models' hook point, and not what they were trained on."""
+    from glp_lens.activations import ActivationStore
+    from glp_lens.errors import InputError
+
+    collect = "glp-lens collect --split heldout --out acts_heldout"
+    if not folder.exists():
+        raise InputError(f"no activation store at {folder}: collect held-out activations with '{collect}'")
+    store = ActivationStore.open(folder)
+    manifest = store.provenance()["manifest_hash"]
+    for label, model in trained.items():
+        if model.hook and model.hook != store.hook:
+            raise InputError(
+                f"{folder} holds {store.hook}, but model {label!r} was trained on {model.hook}: "
+                f"collect held-out activations there with '{collect} --hook {model.hook}'"
+            )
+        if model.provenance.get("store", {}).get("manifest_hash") == manifest:
+            raise InputError(
+                f"{folder} is the store that model {label!r} was trained on, expected held-out "
+                f"activations: collect them with '{collect}'"
+            )
+    return store
 
 
 def _open(

@@ -43,7 +43,9 @@ def train(
     ] = "small",
     width: Annotated[
         int | None,
-        typer.Option("--width", min=1, help="Of the denoiser; by default twice d_in.", rich_help_panel=_GLP),
+        typer.Option(
+            "--width", min=1, help="Width of the GLP's denoiser; by default twice d_in.", rich_help_panel=_GLP
+        ),
     ] = None,
     mlp: Annotated[
         int | None,
@@ -55,7 +57,10 @@ def train(
         typer.Option("--validation", help="Store of held-out activations, for the curve.", rich_help_panel=_GLP),
     ] = None,
     latents: Annotated[
-        int | None, typer.Option("--latents", min=1, help="By default four times d_in.", rich_help_panel=_SAE)
+        int | None,
+        typer.Option(
+            "--latents", min=1, help="Dictionary size of the SAE; by default four times d_in.", rich_help_panel=_SAE
+        ),
     ] = None,
     k: Annotated[int, typer.Option("--k", min=1, help="Latents active on a row.", rich_help_panel=_SAE)] = 32,
     components: Annotated[

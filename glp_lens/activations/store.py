@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import xxhash
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from glp_lens.activations.batches import shuffled_batches, window_rows
 from glp_lens.activations.stats import Stats, merge
@@ -171,7 +172,7 @@ class ActivationStore:
     def open(cls, path: str | Path, *, partial: bool = False) -> ActivationStore:
         """Open a store after checking its manifest and the structure and size of every shard.
 
-        Damage inside a shard that leaves its structure whole is not looked for: that takes reading it all.
+        Damage inside a shard that leaves its structure whole takes reading it all: see `verify`.
 
         Args:
             path: the store's folder.
@@ -283,6 +284,36 @@ class ActivationStore:
             drop_last=drop_last,
             window=window_rows(self.d_in * STORED[self.dtype].itemsize),
         )
+
+    def verify(self) -> None:
+        """Read every shard whole and compare its size and xxh3-128 with the manifest's.
+
+        `open` checks structure only; this finds a change of any single bit.
+
+        Raises:
+            InputError: shards that are missing, unreadable or not as they were written, by name.
+        """
+        shards, damaged = self.manifest.shards, []
+        total = sum(shard.bytes for shard in shards)
+        with tqdm(total=total, desc="verify", unit="B", unit_scale=True, mininterval=2) as bar:
+            for shard in shards:
+                digest, size = xxhash.xxh3_128(), 0
+                try:
+                    with (self.path / shard.name).open("rb") as file:
+                        while chunk := file.read(4 << 20):
+                            digest.update(chunk)
+                            size += len(chunk)
+                            bar.update(len(chunk))
+                    intact = (size, digest.hexdigest()) == (shard.bytes, shard.xxh3_128)
+                except OSError:
+                    intact = False
+                if not intact:
+                    damaged.append(shard.name)
+        if damaged:
+            raise InputError(
+                f"activation store {self.path} is damaged: {len(damaged)} of {len(shards)} shards differ from what "
+                f"was written ({', '.join(damaged)}): restore them from a copy, or collect again into a new folder"
+            )
 
     def provenance(self) -> Json:
         """Which rows of which corpus through which model these are, for whoever trains on them."""

@@ -16,7 +16,7 @@ Sigma = float | Tensor
 
 def column(sigma: Sigma, like: Tensor) -> Tensor:
     """`sigma` as a tensor that broadcasts against rows `(n, d)`: shape `()` or `(n, 1)`."""
-    value = torch.as_tensor(sigma, dtype=like.dtype, device=like.device)
+    value = torch.as_tensor(sigma, dtype=like.dtype).to(like.device)
     return value[:, None] if value.ndim == 1 else value
 
 

@@ -117,7 +117,7 @@ class Denoiser(nn.Module):
             InputError: a layer for a prior of one layer, none for a prior of many, or one out of range.
         """
         config = self.config
-        timestep = torch.as_tensor(sigma, dtype=torch.float32, device=device).reshape(-1) * 1000
+        timestep = torch.as_tensor(sigma, dtype=torch.float32).to(device).reshape(-1) * 1000
         index = None
         if len(timestep) > 1 and not isinstance(layer, Tensor):
             timestep, index = timestep.unique(return_inverse=True)
@@ -129,7 +129,7 @@ class Denoiser(nn.Module):
             return Condition(embedding, index)
         if layer is None:
             raise InputError(f"this prior is conditioned on the layer: pass layer=0..{depth - 1}")
-        layers = torch.as_tensor(layer, device=device).reshape(-1)
+        layers = torch.as_tensor(layer).to(device).reshape(-1)
         if bool(((layers < 0) | (layers >= depth)).any()):
             raise InputError(f"layer must be in 0..{depth - 1}, got {layer}")
         embedding = embedding + self.layer_embed(sinusoidal(layers / max(depth - 1, 1), config.d_model))
@@ -157,6 +157,12 @@ class Denoiser(nn.Module):
     def _blocks(self) -> Iterator[Block]:
         return cast("Iterator[Block]", iter(self.layers))
 
-    def flops_per_row(self) -> float:
-        """Floating-point operations of one forward pass for one row, 2 a multiplication, time path included."""
-        return 2.0 * sum(p.numel() for p in self.parameters() if p.ndim == 2)
+    def flops_per_row(self, rows_per_sigma: int = 1) -> float:
+        """Floating-point operations of one forward pass for one row, 2 a multiplication.
+
+        Args:
+            rows_per_sigma: rows that share a noise level, among which the time path is divided.
+        """
+        matrices = {name: p.numel() for name, p in self.named_parameters() if p.ndim == 2}
+        time_path = sum(size for name, size in matrices.items() if "time_" in name or "layer_embed" in name)
+        return 2.0 * (sum(matrices.values()) - time_path + time_path / rows_per_sigma)

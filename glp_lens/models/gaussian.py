@@ -92,15 +92,15 @@ class Gaussian(ActivationModel, Featurizer, Projector, Sampler, Scorer, Velocity
 
     def normalize(self, x: Acts) -> Acts:
         """Each dimension to mean 0 and variance 1, by the training data's statistics."""
-        return (check_rows(x, self.d_in).to(self.mean.device) - self.mean) / self.std
+        return self._standardize(x).to(x.device)
 
     def denormalize(self, z: Acts) -> Acts:
         """Back to activation units."""
-        return check_rows(z, self.d_in).to(self.mean.device) * self.std + self.mean
+        return (check_rows(z, self.d_in).to(self.mean.device) * self.std + self.mean).to(z.device)
 
     def encode(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Features:
         """Whitened rows `(n, d_in)`: uncorrelated, variance 1, the direction of largest variance first."""
-        return self._rotate(self.normalize(x)) / self.eigenvalues.sqrt()
+        return (self._rotate(self._standardize(x)) / self.eigenvalues.sqrt()).to(x.device)
 
     def project(
         self,
@@ -119,9 +119,9 @@ class Gaussian(ActivationModel, Featurizer, Projector, Sampler, Scorer, Velocity
         if not 0 <= sigma <= 1:
             raise InputError(f"sigma must be between 0 (keep) and 1 (replace by the mean), got {sigma}")
         if sigma == 0:
-            return check_rows(x, self.d_in).to(self.mean.device).clone()
+            return check_rows(x, self.d_in).clone()
         signal = (1 - sigma) ** 2 * self.eigenvalues
-        return self.denormalize(self._scale(self.normalize(x), signal / (signal + sigma**2)))
+        return self.denormalize(self._scale(self._standardize(x), signal / (signal + sigma**2))).to(x.device)
 
     def sample(self, n: int, *, noise: Acts | None = None, generator: Generator | None = None) -> Acts:
         """`n` draws: noise times the symmetric square root of the covariance.
@@ -134,7 +134,8 @@ class Gaussian(ActivationModel, Featurizer, Projector, Sampler, Scorer, Velocity
     def score(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> PerRow:
         """Log-density in activation units; it ranks rows as the negative Mahalanobis distance does."""
         distance = self.encode(x).square().sum(1)
-        volume = self.eigenvalues.double().log().sum() + 2 * self.std.double().log().sum()
+        # Sums in float64 run on the CPU: not every accelerator has the type.
+        volume = self.eigenvalues.cpu().double().log().sum() + 2 * self.std.cpu().double().log().sum()
         return -0.5 * (distance + float(volume + self.d_in * math.log(2 * math.pi)))
 
     def velocity(self, z: Acts, sigma: float | Tensor) -> Acts:
@@ -143,10 +144,10 @@ class Gaussian(ActivationModel, Featurizer, Projector, Sampler, Scorer, Velocity
         By linear regression, `(sigma - (1 - sigma) eigenvalue) / ((1 - sigma)^2 eigenvalue + sigma^2)` times
         `z` along each eigendirection.
         """
-        z = check_rows(z, self.d_in).to(self.mean.device)
-        s = torch.as_tensor(sigma, dtype=torch.float32, device=z.device).reshape(-1, 1)
+        rows = check_rows(z, self.d_in).to(self.mean.device)
+        s = torch.as_tensor(sigma, dtype=torch.float32).to(rows.device).reshape(-1, 1)
         variance = (1 - s) ** 2 * self.eigenvalues + s**2
-        return self._scale(z, (s - (1 - s) * self.eigenvalues) / variance)
+        return self._scale(rows, (s - (1 - s) * self.eigenvalues) / variance).to(z.device)
 
     def optimal_loss(self, sigma: float) -> float:
         """Smallest flow-matching loss a dimension at `sigma` that any model of Gaussian data can reach.
@@ -154,12 +155,16 @@ class Gaussian(ActivationModel, Featurizer, Projector, Sampler, Scorer, Velocity
         The mean over eigenvalues of `eigenvalue / ((1 - sigma)^2 eigenvalue + sigma^2)`, the variance of
         `eps - x` that `z` leaves unexplained.
         """
-        values = self.eigenvalues.double()
+        values = self.eigenvalues.cpu().double()
         return float((values / ((1 - sigma) ** 2 * values + sigma**2)).mean())
 
     def optimal_loss_mean(self) -> float:
         """`optimal_loss` averaged over sigma uniform in [0, 1]: `pi/2` times the mean root eigenvalue."""
-        return math.pi / 2 * float(self.eigenvalues.double().sqrt().mean())
+        return math.pi / 2 * float(self.eigenvalues.cpu().double().sqrt().mean())
+
+    def _standardize(self, x: Acts) -> Acts:
+        """`normalize`, with the result on the model's device."""
+        return (check_rows(x, self.d_in).to(self.mean.device) - self.mean) / self.std
 
     def _rotate(self, z: Tensor) -> Tensor:
         return z if self.eigenvectors is None else z @ self.eigenvectors

@@ -87,7 +87,8 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         config = config or TrainConfig()
         shape = DenoiserConfig(store.d_in, d_model or 2 * store.d_in, d_mlp or 4 * store.d_in, n_layers)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+            # Not torch.manual_seed, which would reseed the generators of all accelerators too.
+            torch.default_generator.manual_seed(config.seed)
             denoiser = Denoiser(shape)
         mean, std = mean_and_std(store)
         model = cls(denoiser, mean, std**2).to(device)
@@ -113,7 +114,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
                 "rows_seen": seen,
                 "rows_distinct": min(seen, len(store)),
                 "parameters": sum(p.numel() for p in denoiser.parameters()),
-                "flops": 3 * denoiser.flops_per_row() * seen,
+                "flops": 3 * denoiser.flops_per_row(config.rows_per_sigma) * seen,
                 "seconds": result.seconds,
                 "seed": config.seed,
                 "recipe": f"AdamW lr {config.lr:g}, batch {config.batch_size}, {config.sigmas} sigma",
@@ -135,11 +136,11 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
 
     def velocity(self, z: Acts, sigma: float | Tensor, layer: Layer = None) -> Acts:
         """The denoiser: expected `eps - x` in normalised space; `sigma` is a number or `(n,)`."""
-        sigmas = torch.as_tensor(sigma, device=self.device)
+        sigmas, layer = torch.as_tensor(sigma).to(self.device), self._to_device(layer)
         return self._by_batch(
             lambda rows, index: self.denoiser(rows, _pick(sigmas, index), _pick(layer, index)),
             check_rows(z, self.d_in),
-        )
+        ).to(z.device)
 
     # -- capabilities --------------------------------------------------------------------------------------
 
@@ -168,13 +169,14 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         """
         if not 0 <= sigma <= 1:
             raise InputError(f"sigma must be in [0, 1]: 0 is data and 1 is noise, got {sigma}")
+        layer = self._to_device(layer)
         z, eps = self._enter(x, layer, noise, generator)
         return self._by_batch(
             lambda rows, index: self.denoiser.meta_neurons(
                 interpolate(rows, eps[index], sigma), sigma, _pick(layer, index)
             ),
             z,
-        )
+        ).to(x.device)
 
     def project(
         self,
@@ -201,9 +203,10 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         x = check_rows(x, self.d_in)
         if float(path[0]) == 0:
             return x.clone()
+        layer = self._to_device(layer)
         z, eps = self._enter(x, layer, noise, generator)
         start = interpolate(z, eps, float(path[0]))
-        return self.denormalize(self._flow(start, path, layer, solver), self._to_device(layer)).to(x.device)
+        return self.denormalize(self._flow(start, path, layer, solver), layer).to(x.device)
 
     def reconstruct(
         self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None, **options: float
@@ -222,8 +225,9 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         solver: str = "euler",
     ) -> Acts:
         """Activations drawn by following the flow from noise to data on the `steps`-grid."""
+        layer = self._to_device(layer)
         z = draw_noise(n, self.d_in, noise, generator).to(self.device)
-        return self.denormalize(self._flow(z, grid(steps), layer, solver), self._to_device(layer))
+        return self.denormalize(self._flow(z, grid(steps), layer, solver), layer)
 
     def score(
         self,
@@ -234,6 +238,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         generator: Generator | None = None,
     ) -> PerRow:
         """Minus the denoising error, averaged over dimensions and over five noise levels: higher is more typical."""
+        layer = self._to_device(layer)
         z, eps = self._enter(x, layer, noise, generator)
 
         def error(rows: Tensor, index: slice) -> Tensor:
@@ -244,7 +249,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
                 total -= ((v - target) ** 2).mean(1)
             return total / len(_SCORE_SIGMAS)
 
-        return self._by_batch(error, z)
+        return self._by_batch(error, z).to(x.device)
 
     def denoise(self, z: Acts, sigma: float, layer: Layer = None) -> Acts:
         """One-step estimate of the clean normalised rows behind `z` at noise level `sigma`."""
@@ -262,7 +267,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         Raises:
             InputError: nothing there, or files that are damaged or do not fit together.
         """
-        path = released.fetch(str(folder))
+        path = released.fetch(str(folder), checkpoint)
         if not (path / released.CONFIG).is_file():
             return super().from_pretrained(path)
         config, tensors, mean, var, origin = released.read(path, checkpoint)
@@ -294,6 +299,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         index = torch.as_tensor(-1 if layer is None else layer)
         if bool(((index < 0) | (index >= len(mean))).any()):
             raise InputError(f"this prior is conditioned on the layer: pass layer=0..{len(mean) - 1}, got {layer}")
+        layer = layer.to(device) if isinstance(layer, Tensor) else layer
         return mean[layer], std[layer]
 
     def _to_device(self, layer: Layer) -> Layer:
@@ -303,7 +309,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         """Normalised rows and their noise, on the model's device."""
         x = check_rows(x, self.d_in).to(self.device)
         eps = draw_noise(len(x), self.d_in, noise, generator).to(self.device)
-        return self.normalize(x, self._to_device(layer)), eps
+        return self.normalize(x, layer), eps
 
     def _flow(self, z: Tensor, path: Tensor, layer: Layer, solver: str) -> Tensor:
         return self._by_batch(

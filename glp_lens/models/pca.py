@@ -125,12 +125,13 @@ class PCA(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
     def noise_variance(self, k: int | None = None) -> float:
         """Mean variance of the directions beyond the first `k` components."""
         k = self._rank(k)
-        left = float(self.explained_variance[k:].double().sum()) + self.discarded_variance
+        # Sums in float64 run on the CPU: not every accelerator has the type.
+        left = float(self.explained_variance[k:].cpu().double().sum()) + self.discarded_variance
         return max(left / max(self.d_in - k, 1), self._floor)
 
     def encode(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Features:
         """Scores on all components, `(n, n_features)`."""
-        return self._standardize(x) @ self.components.T
+        return (self._standardize(x) @ self.components.T).to(x.device)
 
     def reconstruct(
         self,
@@ -142,7 +143,7 @@ class PCA(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
     ) -> Acts:
         """The rows as their first `k` components give them back."""
         basis = self.components[: self._rank(k)]
-        return self._standardize(x) @ basis.T @ basis * self.std + self.mean
+        return (self._standardize(x) @ basis.T @ basis * self.std + self.mean).to(x.device)
 
     def project(
         self,
@@ -184,7 +185,7 @@ class PCA(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         Both in activation units.
         """
         if method == "reconstruction":
-            x = check_rows(x, self.d_in).to(self.mean.device)
+            x = check_rows(x, self.d_in)
             return -(x - self.reconstruct(x, k=k)).square().sum(1)
         if method != "log_density":
             raise InputError(f"method must be 'log_density' or 'reconstruction', got {method!r}")
@@ -195,11 +196,11 @@ class PCA(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         outside = (z - inside @ basis).square().sum(1)
         distance = (inside.square() / variance).sum(1) + outside / outside_variance
         volume = (
-            float(variance.double().log().sum() + 2 * self.std.double().log().sum())
+            float(variance.cpu().double().log().sum() + 2 * self.std.cpu().double().log().sum())
             + (self.d_in - len(basis)) * math.log(outside_variance)
             + self.d_in * math.log(2 * math.pi)
         )
-        return -0.5 * (distance + volume)
+        return -0.5 * (distance + volume).to(x.device)
 
     @property
     def _floor(self) -> float:

@@ -58,7 +58,7 @@ class Raw(ActivationModel, Featurizer, Reconstructor, Projector, Sampler):
 
     def encode(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Features:
         """A copy of the rows, `(n, d_in)`."""
-        return check_rows(x, self.d_in).to(self.reservoir.device).clone()
+        return check_rows(x, self.d_in).clone()
 
     def reconstruct(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Acts:
         """A copy of the rows."""
@@ -74,9 +74,10 @@ class Raw(ActivationModel, Featurizer, Reconstructor, Projector, Sampler):
         The first column of the noise picks the row, through the normal distribution function, so that noise
         shared between models makes this one reproducible too.
         """
-        noise = draw_noise(n, self.d_in, noise, generator).to(self.reservoir.device)
-        place = torch.special.ndtr(noise[:, 0].double()) * len(self.reservoir)
-        return self.reservoir[place.long().clamp(max=len(self.reservoir) - 1)]
+        noise = draw_noise(n, self.d_in, noise, generator)
+        # In float64 on the CPU: not every accelerator has the type.
+        place = torch.special.ndtr(noise[:, 0].cpu().double()) * len(self.reservoir)
+        return self.reservoir[place.long().clamp(max=len(self.reservoir) - 1).to(self.reservoir.device)]
 
     def _config(self) -> Json:
         return {}

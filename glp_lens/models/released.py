@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from glp_lens.artifacts import read_tensors
+from glp_lens.artifacts import WEIGHTS, read_tensors
 from glp_lens.errors import InputError
 from glp_lens.types import Json
 
@@ -21,24 +21,27 @@ _CHECKPOINT = re.compile(r"[A-Za-z0-9_-]+")
 _SHAPE = ("d_input", "d_model", "d_mlp", "n_layers", "multi_layer_n_layers")
 
 
-def fetch(name: str) -> Path:
-    """The folder of that name, or the Hub repository of that id, downloaded."""
+def fetch(name: str, checkpoint: str) -> Path:
+    """The folder of that name, or of the Hub repository of that id, with one checkpoint downloaded.
+
+    Raises:
+        InputError: neither is there, or a checkpoint name that is no plain name.
+    """
+    if not _CHECKPOINT.fullmatch(checkpoint):
+        raise InputError(f"checkpoint must be a plain name such as 'final' or 'epoch_0012', got {checkpoint!r}")
     path = Path(name).expanduser()
     if path.is_dir():
         return path
     if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise InputError(f"model folder {name!r} does not exist")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    weights = [WEIGHTS, f"{checkpoint}.safetensors", f"checkpoints/{checkpoint}.safetensors"]
     try:
-        return Path(
-            snapshot_download(name, allow_patterns=["*.yaml", "*.json", "*.safetensors", STATISTICS], etag_timeout=10)
-        )
-    except RepositoryNotFoundError:
-        raise InputError(f"{name!r} is neither a folder nor a repository on the Hugging Face Hub") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        raise InputError(f"{name!r} is no folder and cannot be fetched: {str(error).splitlines()[0]}") from None
+        return Path(snapshot_download(name, allow_patterns=["*.yaml", "*.json", STATISTICS, *weights], etag_timeout=10))
+    except Exception as error:  # a missing network, a proxy and the Hub each fail with errors of their own
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise InputError(f"{name!r} is no folder and cannot be fetched from the Hub ({reason})") from None
 
 
 def read(folder: Path, checkpoint: str) -> tuple[Json, dict[str, Tensor], Tensor, Tensor, Json]:
@@ -47,7 +50,7 @@ def read(folder: Path, checkpoint: str) -> tuple[Json, dict[str, Tensor], Tensor
     The YAML's `${...}` interpolations are left as they are: only `glp_kwargs` matters here.
 
     Raises:
-        InputError: files missing or not in the released format; a checkpoint name that is no plain name.
+        InputError: files missing or not in the released format.
     """
     try:
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
@@ -55,8 +58,6 @@ def read(folder: Path, checkpoint: str) -> tuple[Json, dict[str, Tensor], Tensor
         trace = config["glp_kwargs"].get("tracedict_config") or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder / CONFIG} is not the config of a released GLP ({error!r})") from None
-    if not _CHECKPOINT.fullmatch(checkpoint):
-        raise InputError(f"checkpoint must be a plain name such as 'final' or 'epoch_0012', got {checkpoint!r}")
     weights = folder / f"{checkpoint}.safetensors"
     if checkpoint != "final" and not weights.is_file():
         weights = folder / "checkpoints" / f"{checkpoint}.safetensors"

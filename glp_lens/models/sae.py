@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -100,7 +101,7 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
         Raises:
             InputError: an empty store, or `k` above `n_latents`.
         """
-        import sae_lens
+        sae_lens = _import_sae_lens()
         from sae_lens.config import SAETrainerConfig
         from sae_lens.training.sae_trainer import SAETrainer
 
@@ -179,8 +180,7 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
         Raises:
             InputError: no such folder, release or id.
         """
-        import sae_lens
-
+        sae_lens = _import_sae_lens()
         try:
             if sae_id is None:
                 sae = sae_lens.SAE.load_from_disk(path_or_release, device=device, dtype="float32")
@@ -209,12 +209,12 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
     @torch.no_grad()
     def encode(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Features:
         """Activations of the latents, `(n, n_features)`."""
-        return self.sae.encode(check_rows(x, self.d_in).to(self.sae.W_dec.device))
+        return self.sae.encode(check_rows(x, self.d_in).to(self.sae.W_dec.device)).to(x.device)
 
     @torch.no_grad()
     def reconstruct(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Acts:
         """The rows decoded from their latents."""
-        return self.sae(check_rows(x, self.d_in).to(self.sae.W_dec.device))
+        return self.sae(check_rows(x, self.d_in).to(self.sae.W_dec.device)).to(x.device)
 
     def project(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Acts:
         """The same as `reconstruct`."""
@@ -222,7 +222,7 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
 
     def score(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> PerRow:
         """Negative squared error of reconstruction, in activation units."""
-        x = check_rows(x, self.d_in).to(self.sae.W_dec.device)
+        x = check_rows(x, self.d_in)
         return -(x - self.reconstruct(x)).square().sum(1)
 
     def health(self, x: Acts) -> Health:
@@ -240,10 +240,11 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
         error = 0.0
         for rows in x.split(_BLOCK):
             fires += (self.encode(rows) != 0).sum(0)
-            error -= float(self.score(rows).double().sum())
-        spread = float((x.double() - x.double().mean(0)).square().sum())
+            error -= float(self.score(rows).cpu().double().sum())
+        wide = x.cpu().double()  # not every accelerator has float64
+        spread = float((wide - wide.mean(0)).square().sum())
         return Health(
-            alive=float((fires > 0).double().mean()),
+            alive=float((fires > 0).cpu().double().mean()),
             l0=float(fires.sum()) / len(x),
             fvu=error / spread if spread > 0 else math.nan,
             n=len(x),
@@ -260,12 +261,23 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
 
     @classmethod
     def _restore(cls, config: Json, tensors: dict[str, Tensor]) -> Self:
-        import sae_lens
+        sae_lens = _import_sae_lens()
 
         def from_memory(*_: Any, **__: Any) -> tuple[Json, dict[str, Tensor]]:
             return config, tensors
 
         return cls(sae_lens.SAE.load_from_disk("", converter=from_memory))
+
+
+def _import_sae_lens() -> ModuleType:
+    """The library, or one line on how to get it."""
+    try:
+        import sae_lens
+    except ModuleNotFoundError as error:
+        if error.name != "sae_lens":
+            raise
+        raise InputError("sparse autoencoders need the package sae-lens: pip install sae-lens") from None
+    return sae_lens
 
 
 def _endless(store: ActivationStore, batch_size: int, seed: int) -> Iterator[Tensor]:

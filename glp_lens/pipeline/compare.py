@@ -17,6 +17,7 @@ from glp_lens.evals import density, fidelity, probing, steering
 from glp_lens.evals.entries import Entry
 from glp_lens.evals.results import Results, metrics_frame
 from glp_lens.evals.steering.generate import PROMPTS
+from glp_lens.evals.steering.judges import SentenceEmbedder
 from glp_lens.interface import Projector, Reconstructor
 from glp_lens.models.gaussian import Gaussian
 from glp_lens.models.glp import GLP
@@ -70,7 +71,7 @@ def compare(
     run = _Comparison(config, Path(out), model, texts, command)
     settings = config.to_json()
     if model is not None:
-        settings["model"] = lm.describe(model)["name"]
+        settings["model"] = f"{lm.describe(model)['name']}, weights {lm.weights_hash(model)}"
     if texts is not None:
         settings["texts"] = f"{len(texts)} texts, hash {_hash(texts)}"
     run_stages(run.stages(), settings, run.out, overwrite=overwrite, say=say)
@@ -101,7 +102,7 @@ class _Comparison:
                 "train-baselines",
                 (),
                 ("collect",),
-                ("models/pca", "models/gaussian", "models/raw"),
+                ("models/pca", "models/pca_raw", "models/gaussian", "models/raw"),
                 self.train_baselines,
             ),
             Stage("density", (), fits, ("results/density",), self.density),
@@ -128,10 +129,18 @@ class _Comparison:
     @cached_property
     def model(self) -> lm.Model:
         """The language model."""
-        if self.given_model is not None:
-            return self.given_model
         c = self.config
-        return lm.open_model(c.model, device=c.device, dtype=c.lm_dtype, backend=c.backend)
+        model = self.given_model
+        if model is None:
+            model = lm.open_model(c.model, device=c.device, dtype=c.lm_dtype, backend=c.backend)
+        if (self.out / "stages" / "train-glp.json").exists():  # then the store is complete
+            trained_on, opened = self.store.provenance()["weights"], lm.weights_hash(model)
+            if trained_on != opened:
+                raise InputError(
+                    f"{self.out} was collected from other weights ({trained_on}) than those of the model opened now "
+                    f"({opened}): use the same copy of the model, or another folder"
+                )
+        return model
 
     @cached_property
     def hook(self) -> str:
@@ -159,13 +168,13 @@ class _Comparison:
         """The trained models by kind."""
         return {
             kind: models.load(self.out / "models" / kind).to(self.config.device)
-            for kind in ("glp", "sae", "pca", "gaussian", "raw")
+            for kind in ("glp", "sae", "pca", "pca_raw", "gaussian", "raw")
         }
 
     @cached_property
-    def rank(self) -> int | None:
-        """The PCA rank that matches the SAE's error on held-out rows."""
-        return matched_rank(self.trained, self.heldout.sample(2048, seed=0))
+    def ranks(self) -> dict[str, int]:
+        """The ranks at which PCA has the SAE's error on held-out rows."""
+        return matched_ranks(self.trained, self.heldout.sample(2048, seed=0))
 
     # -- stages --------------------------------------------------------------------------------------------
 
@@ -216,12 +225,16 @@ class _Comparison:
             device=c.device,
             seed=c.seed,
         )
+        health = sae.health(self.heldout.rows())
+        sae.provenance["training"] |= {"alive": health.alive, "l0": health.l0, "heldout_fvu": health.fvu}
         sae.save_pretrained(self.out / "models" / "sae")
 
     def train_baselines(self) -> None:
         """PCA, the Gaussian and raw activations, on the same rows."""
         seed, rows = self.config.seed, len(self.store)
-        PCA.fit(self.store, max_rows=rows, seed=seed).save_pretrained(self.out / "models" / "pca")
+        for name, standardize in (("pca", True), ("pca_raw", False)):
+            pca = PCA.fit(self.store, standardize=standardize, max_rows=rows, seed=seed)
+            pca.save_pretrained(self.out / "models" / name)
         Gaussian.fit(self.store, seed=seed).save_pretrained(self.out / "models" / "gaussian")
         Raw.fit(self.store, seed=seed).save_pretrained(self.out / "models" / "raw")
 
@@ -250,7 +263,7 @@ class _Comparison:
         c = self.config
         results = steering.run(
             self.model,
-            projector_entries(self.trained, c.project_u, c.project_sigma, self.rank),
+            projector_entries(self.trained, c.project_u, c.project_sigma, self.ranks),
             c.concept,
             hook=self.hook,
             act_norm=self.store.median_norm,
@@ -267,10 +280,11 @@ class _Comparison:
         c = self.config
         results = fidelity.run(
             self.model,
-            reconstruction_entries(self.trained, c.project_u, self.rank),
+            reconstruction_entries(self.trained, c.project_u, self.ranks),
             self.documents("heldout")[: c.documents],
             self.hook,
             mean=self.store.stats.mean,
+            std=self.store.stats.var.sqrt(),
             context=c.context,
             seed=c.seed,
         )
@@ -301,6 +315,7 @@ class _Comparison:
 def _check(config: CompareConfig) -> None:
     """Refuse before any work what a late stage would refuse after minutes."""
     probing.names(config.tasks or None)
+    SentenceEmbedder.check()
     if config.concept not in steering.NAMES:
         raise InputError(f"concept must be one of {', '.join(steering.NAMES)}, got {config.concept!r}")
     if not 2 <= config.prompts <= len(PROMPTS):
@@ -311,6 +326,8 @@ def probing_entries(trained: dict[str, ActivationModel], sigmas: Sequence[float]
     """What probing compares: a GLP's meta-neurons at each noise level, and every other model's features."""
     found = []
     for label, model in trained.items():
+        if label == "pca_raw":  # fidelity's second view of PCA
+            continue
         if model.kind != "glp":
             found.append(Entry(label, model))
         elif len(sigmas) == 1:
@@ -320,18 +337,20 @@ def probing_entries(trained: dict[str, ActivationModel], sigmas: Sequence[float]
     return found
 
 
-def projector_entries(trained: dict[str, ActivationModel], u: float, sigma: float, rank: int | None) -> list[Entry]:
+def projector_entries(
+    trained: dict[str, ActivationModel], u: float, sigma: float, ranks: dict[str, int]
+) -> list[Entry]:
     """What steering compares: each model that can put an edited activation back, a GLP at two noise levels."""
     found = []
     for label, model in trained.items():
         if model.kind == "glp":
             found += [Entry(label, model, {"u": u}), Entry(f"{label} sigma={sigma:g}", model, {"sigma": sigma})]
-        elif isinstance(model, Projector) and model.kind != "raw":
-            found.append(Entry(label, model, {"k": rank} if model.kind == "pca" and rank else {}))
+        elif isinstance(model, Projector) and label not in ("raw", "pca_raw"):
+            found.append(Entry(label, model, {"k": ranks[label]} if label in ranks else {}))
     return found
 
 
-def reconstruction_entries(trained: dict[str, ActivationModel], u: float, rank: int | None) -> list[Entry]:
+def reconstruction_entries(trained: dict[str, ActivationModel], u: float, ranks: dict[str, int]) -> list[Entry]:
     """What fidelity compares: a GLP at several noise levels, PCA at several ranks, any SAE."""
     found = []
     for label, model in trained.items():
@@ -339,32 +358,35 @@ def reconstruction_entries(trained: dict[str, ActivationModel], u: float, rank: 
             found.append(Entry(label, model, {"u": u}))
             found += [Entry(f"{label} sigma={s:g}", model, {"sigma": s}) for s in (0.3, 0.2, 0.1)]
         elif isinstance(model, PCA):
-            own = rank or model.k
-            ranks = sorted({max(1, model.d_in // 8), own, max(1, model.d_in * 2 // 3)})
-            found += [Entry(label if k == own else f"{label} k={k}", model, {"k": k}) for k in ranks]
+            own = ranks.get(label, model.k)
+            others = {max(1, own // 4), min(model.n_features, own * 7 // 5)}
+            found += [Entry(label if k == own else f"{label} k={k}", model, {"k": k}) for k in sorted({own, *others})]
         elif isinstance(model, Reconstructor) and model.kind != "raw":
             found.append(Entry(label, model))
     return found
 
 
-def matched_rank(trained: dict[str, ActivationModel], rows: Tensor) -> int | None:
-    """The PCA rank whose squared error on `rows` comes nearest below the SAE's; None without both models.
+def matched_ranks(trained: dict[str, ActivationModel], rows: Tensor) -> dict[str, int]:
+    """For each PCA the rank whose squared error on `rows` comes nearest below the SAE's; empty without an SAE.
 
     PCA's error can be set to anything by its rank, so it is compared at the distortion the SAE happens to have.
     """
     sae = next((m for m in trained.values() if m.kind == "sae" and isinstance(m, Reconstructor)), None)
-    pca = next((m for m in trained.values() if isinstance(m, PCA)), None)
-    if sae is None or pca is None:
-        return None
+    if sae is None:
+        return {}
     limit = float((rows - sae.reconstruct(rows)).square().sum())
-    low, high = 1, pca.n_features
-    while low < high:
-        middle = (low + high) // 2
-        if float((rows - pca.reconstruct(rows, k=middle)).square().sum()) <= limit:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    found = {}
+    for label, model in trained.items():
+        if isinstance(model, PCA):
+            low, high = 1, model.n_features
+            while low < high:
+                middle = (low + high) // 2
+                if float((rows - model.reconstruct(rows, k=middle)).square().sum()) <= limit:
+                    high = middle
+                else:
+                    low = middle + 1
+            found[label] = low
+    return found
 
 
 def training_table(trained: dict[str, ActivationModel]) -> list[Json]:

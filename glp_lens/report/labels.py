@@ -13,6 +13,7 @@ _NAMES = {
     "glp": "GLP",
     "sae": "SAE",
     "pca": "PCA",
+    "pca_raw": "PCA raw",
     "gaussian": "Gaussian",
     "raw": "raw activations",
     "dense": "dense probe",
@@ -27,6 +28,7 @@ _STYLES = {
     "glp": ("#d55e00", "o"),
     "sae": ("#0072b2", "s"),
     "pca": ("#009e73", "^"),
+    "pca_raw": ("#56b4e9", "p"),
     "gaussian": ("#cc79a7", "D"),
     "raw": ("#8c8c8c", "v"),
     "plain": ("#e69f00", "P"),
@@ -38,7 +40,7 @@ _STYLES = {
     "clean": ("#8c8c8c", "*"),
     "unsteered": ("#8c8c8c", "*"),
 }
-_OTHERS = (("#56b4e9", "p"), ("#b09c00", "h"), ("#6a51a3", "<"), ("#a6611a", ">"), ("#1b7837", "d"))
+_OTHERS = (("#b09c00", "h"), ("#6a51a3", "<"), ("#a6611a", ">"), ("#1b7837", "d"))
 
 
 def family(label: str) -> str:

@@ -139,7 +139,7 @@ def probing_tasks(frame: pd.DataFrame, setting: str, palette: Palette) -> Plot:
     caption = (
         "One row a task; each marker is the feature a model chose on training data, scored once on test "
         "data. Bars are 95% intervals: over test rows for a task, over task families for the mean. The "
-        "upright tick is a logistic regression on all dimensions, the most a linear probe could read here."
+        "upright tick is a logistic regression on all dimensions, for reference."
     )
     return _render("probing_tasks", caption, (7.6, 1.6 + 0.47 * (len(tasks) + 1)), draw)
 

@@ -198,6 +198,7 @@ def _probing(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette) -> 
             "A Gaussian's features, whitened coordinates, are PCA's components on another scale. A single feature's "
             "AUC does not see scale, so the two agree by construction."
         )
+    notes += _probing_size(runs)
     if reference is not None:
         notes.insert(0, f"A dense probe on all dimensions reaches a mean AUC of {number(reference.value)}.")
     return Section(
@@ -211,6 +212,25 @@ def _probing(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette) -> 
         [means, gaps],
         notes=notes,
     )
+
+
+def _probing_size(runs: Sequence[Results]) -> list[str]:
+    """A note on how much text the tasks had, if the runs tell."""
+    splits = [
+        split
+        for run in runs
+        for task in run.data.get("tasks", {}).values()
+        for split in task.values()
+        if isinstance(split, dict) and {"train", "test"} <= set(split)
+    ]
+    contexts = [run.data["context"] for run in runs if run.data.get("context")]
+    if not (splits and contexts):
+        return []
+    train, test = (max(split[part] for split in splits) for part in ("train", "test"))
+    return [
+        f"Up to {count(train)} training and {count(test)} test prompts a task, cut to {count(max(contexts))} "
+        "tokens: AUCs are not comparable with published ones on full splits."
+    ]
 
 
 _SWEPT = {
@@ -376,13 +396,23 @@ def _fidelity(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette) ->
     loss = frame[frame.metric == "delta_nll"]
     models = list(loss.model)
     get: Callable[[str, str], pd.Series | None] = lambda m, metric: _row(frame, model=m, metric=metric)  # noqa: E731
+    scaled = [get(m, "fvu_standardised") for m in models]
+    has_scaled = any(r is not None for r in scaled)
     main = _table(
         "Reconstruction error and its price, on the same rows. Brackets: 95% intervals over documents.",
-        ["Model", "Network calls", "FVU", "Delta LM loss (nats)", "Loss recovered"],
+        [
+            "Model",
+            "Network calls",
+            "FVU",
+            *(["FVU, standardised"] if has_scaled else []),
+            "Delta LM loss (nats)",
+            "Loss recovered",
+        ],
         [
             [Cell(display(m)) for m in models],
             [Cell(count(r.value) if (r := get(m, "network_calls")) is not None else DASH) for m in models],
             [_cell(get(m, "fvu")) for m in models],
+            *([[_cell(r) for r in scaled]] if has_scaled else []),
             [_cell(get(m, "delta_nll"), sign=True) for m in models],
             [_cell(get(m, "loss_recovered")) for m in models],
         ],
@@ -421,6 +451,15 @@ def _fidelity(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette) ->
         "Between two settings of a model, its loss is taken as a power of its FVU: the straight line of the "
         "plot. The farther apart the settings, the less that is to be trusted.",
     ]
+    if has_scaled:
+        notes.append(
+            "Models are trained on different losses: GLP and standardised PCA on standardised dimensions, SAE and "
+            "plain PCA (“PCA raw”) on raw squared error. So “equal distortion” depends on the space; the matched "
+            "comparison uses raw FVU. “FVU, standardised” divides squared errors by each dimension's variance."
+        )
+    dtype = data.get("model", {}).get("dtype", "float32")
+    if dtype != "float32":
+        notes.append(f"The language model ran in {dtype}: differences of about 0.01 nats are within its rounding.")
     return Section(
         "fidelity",
         "Fidelity: what does the language model lose?",

@@ -256,9 +256,18 @@ def verdicts(frame: pd.DataFrame, focus: str = "glp") -> list[Verdict]:
 
 
 def headline(found: list[Verdict], focus: str = "glp") -> str:
-    """The whole result in a few sentences, losses named."""
+    """The whole result in a few sentences, losses named.
+
+    Where a rival is compared with several settings of the focus, only the main one counts: the label that equals
+    the focus, or else the first.
+    """
     if not found:
         return f"There is nothing to compare {display(focus)} with."
+    main: dict[tuple[str, str], str] = {}
+    for v in found:
+        key = (v.area or v.suite, v.second)
+        main[key] = v.first if v.first == focus else main.get(key, v.first)
+    found = [v for v in found if v.first == main[v.area or v.suite, v.second]]
     who = display(focus)
     parts = [
         (f"{who} wins in", "over", "ahead"),

@@ -61,8 +61,7 @@ def load(path: Path, key: Json, module: nn.Module, optimizer: Optimizer) -> Plac
             for name, parameter in module.named_parameters():
                 parameter.data.copy_(file.get_tensor(f"weights.{name}"))
                 optimizer.state[parameter] = {
-                    slot: file.get_tensor(f"optimizer.{slot}.{name}").to(parameter.device if slot != "step" else "cpu")
-                    for slot in slots
+                    slot: file.get_tensor(f"optimizer.{slot}.{name}").to(parameter.device) for slot in slots
                 }
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as error:
         raise InputError(f"training state {path} is damaged ({error}): delete it to start afresh") from None

@@ -62,6 +62,11 @@ class TrainConfig:
             raise InputError(f"sigmas must be 'uniform' or 'stratified', got {self.sigmas!r}")
 
     @property
+    def rows_per_sigma(self) -> int:
+        """Rows of a batch that share a noise level, and with it the denoiser's time path."""
+        return 4 if self.sigmas == "stratified" else 1
+
+    @property
     def steps(self) -> int:
         """Optimiser steps: whole batches in `rows`."""
         return self.rows // self.batch_size
@@ -128,7 +133,7 @@ def train(
     if resumed:
         step, history, seconds = resumed.step, resumed.history, resumed.seconds
 
-    draw = partial(stratified_sigmas, share=4) if config.sigmas == "stratified" else uniform_sigmas
+    draw = partial(stratified_sigmas, share=config.rows_per_sigma) if config.sigmas == "stratified" else uniform_sigmas
     every = max(1, config.steps // log_points)
     began = saved = time.monotonic()
     total, count = torch.zeros((), device=device), 0

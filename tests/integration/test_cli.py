@@ -92,7 +92,7 @@ def test_probe(command, models):
 
 def test_fidelity_and_density(command, models):
     line = f"fidelity LM --models {models} --store heldout --texts texts.csv --documents 5 --context 24"
-    said = command(line + " --out results/fidelity")
+    said = command(line + " --out results")
     assert "delta_nll" in said
     assert "flow_loss" in said
     assert {"clean", "mean ablation", "glp", "sae", "pca"} <= set(pd.read_csv("results/fidelity/metrics.csv").model)

@@ -89,6 +89,33 @@ def test_numbers_equal_a_loop_over_documents(tiny_model, texts, mean):
     assert pick(results, "half", "delta_nll").n == len(texts)
 
 
+def test_standardised_fvu_divides_each_dimension_by_its_variance(tiny_bridge, texts, mean):
+    class Zero(Shrink):
+        """Keeps all dimensions but the first 7, which it sets to the mean."""
+
+        def reconstruct(self, x, **options):
+            return torch.cat([self.mean[:7].expand(len(x), 7), x[:, 7:]], 1)
+
+    std = torch.linspace(0.1, 3.0, D)
+    std[5] = 0  # never varied in training: does not count
+    options = {"mean": mean, "context": 20}
+    results = fidelity.run(tiny_bridge, [Entry("zero", Zero(mean))], texts, HOOK, std=std, **options)
+    tokens, mask = lm.pad(lm.to_ids(tiny_bridge, texts, 20))
+    inner = mask.clone()
+    inner[:, 0] = False
+    x = lm.activations(tiny_bridge, tokens, mask, [HOOK])[HOOK][inner].double().numpy()
+    z = np.delete((x - mean.double().numpy()) / np.where(std == 0, 1, std.double()), 5, axis=1)
+    found = pick(results, "zero", "fvu_standardised")
+    assert found.value == pytest.approx((z[:, :6] ** 2).sum() / (z**2).sum(), rel=1e-4)
+    assert found.ci_low < found.value < found.ci_high
+    assert pick(results, "zero", "fvu").value != pytest.approx(found.value, rel=0.05)
+    assert pick(results, "mean ablation", "fvu_standardised").value == pytest.approx(1, rel=1e-6)
+    without = fidelity.run(tiny_bridge, [Entry("zero", Zero(mean))], texts, HOOK, **options)
+    assert "fvu_standardised" not in set(without.frame().metric)
+    with pytest.raises(InputError, match="standard deviation"):
+        fidelity.run(tiny_bridge, [Entry("zero", Zero(mean))], texts, HOOK, std=std[:1], **options)
+
+
 def test_noise_is_shared_by_models_and_independent_of_the_batch_size(tiny_bridge, texts, mean):
     first, second = Shrink(mean), Shrink(mean)
     entries = [Entry("a", first, {"amount": 0.3}), Entry("b", second, {"amount": 0.3})]

@@ -20,7 +20,8 @@ from glp_lens.models.pca import PCA
 from tests.conftest import tiny_texts
 
 HOOK = "blocks.1.hook_resid_post"
-COMMANDS = ["quickstart", "collect", "train", "probe", "steer", "fidelity", "compare", "report", "store info"]
+COMMANDS = ["quickstart", "collect", "train", "probe", "steer", "fidelity", "compare", "report", "store info",
+            "store verify"]  # fmt: skip
 runner = CliRunner(env={"COLUMNS": "200"})
 
 
@@ -57,10 +58,13 @@ def files(tmp_path_factory, tiny_folder):
         return data[: len(data) // 2]
 
     store = write_store(root / "store", rows(300, 24), hook=HOOK, source={"model": {"name": "tiny"}})
+    write_store(root / "held", rows(60, 24, seed=1), hook=HOOK)
+    write_store(root / "elsewhere", rows(60, 24, seed=1), hook="blocks.2.hook_resid_post")
     narrow = write_store(root / "narrow", rows(50, 7), hook=HOOK)
     PCA.fit(store).save_pretrained(root / "pca")
     Gaussian.fit(narrow).save_pretrained(root / "gaussian7")
     copy(root / "store", "cut_store", cut, "shard-00000000.h5")
+    copy(root / "store", "flipped", lambda d: d[:-9] + bytes([d[-9] ^ 1]) + d[-8:], "shard-00000000.h5")
     copy(root / "store", "foreign_store", lambda _: b'{"schema": "photos"}', "manifest.json")
     copy(root / "store", "unfinished", lambda d: d.replace(b'"complete": true', b'"complete": false'), "manifest.json")
     copy(root / "pca", "cut_model", cut, "model.safetensors")
@@ -88,6 +92,8 @@ def files(tmp_path_factory, tiny_folder):
     (root / "words.yaml").write_text("seed: seven\n")
     (root / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     for name, text in {
+        "done": "{}",
+        "done_fidelity/density": "{}",
         "foreign_results": '{"title": "holiday"}',
         "cut_results": '{"format": 1, "suite": "probing", "metrics": [{"sui',
         "bare_results": '{"format": 1, "suite": "probing"}',
@@ -224,16 +230,24 @@ MISTAKES = [
     # fidelity
     (FIDELITY + " --models {f}/none --store {f}/store", "not found"),
     (FIDELITY + " --models {f}/cut_model --store {f}/store", "truncated or no safetensors file"),
-    (FIDELITY + " --models {f}/pca --store {f}/none", "no activation store at"),
+    (FIDELITY + " --models {f}/pca --store {f}/none", "glp-lens collect --split heldout --out acts_heldout"),
+    (FIDELITY + " --models {f}/pca --store {f}/store", "is the store that model 'pca' was trained on"),
+    (FIDELITY + " --models {f}/pca --store {f}/elsewhere", f"model 'pca' was trained on {HOOK}"),
+    (FIDELITY + " --models {f}/pca --store {f}/held --out {f}/done_fidelity", "pass --overwrite"),
+    (PROBE + " --models {f}/pca --out {f}/done", "pass --overwrite"),
+    (STEER + " --out {f}/done", "pass --overwrite"),
+    ("report {f}/done --out {f}/done", "pass --overwrite"),
+    ("store verify {f}/flipped", "1 of 1 shards differ"),
+    ("store verify {f}/none", "no activation store at"),
     (FIDELITY + " --models {f}/pca --store {f}/cut_store", "is damaged"),
     (FIDELITY + " --models {f}/pca --store {f}/narrow", "width 24"),
-    (FIDELITY + " --models {f}/pca --store {f}/store --texts {f}/none.txt", "does not exist"),
-    (FIDELITY + " --models {f}/pca --store {f}/store --texts {f}/column.csv", "has no text in 'text'"),
-    (FIDELITY + " --models {f}/pca --store {f}/store --documents 0", "Invalid value for '--documents'"),
-    (FIDELITY + " --models {f}/pca --store {f}/store --hook nothing", "did you mean"),
-    (FIDELITY + " --models {f}/pca --store {f}/store --model {f}/none", "does not exist"),
-    (FIDELITY + " --models {f}/pca --store {f}/store --device banana", "device 'banana'"),
-    (FIDELITY + " --models {f}/pca --store {f}/store --out {f}/file/below", "Not a directory"),
+    (FIDELITY + " --models {f}/pca --store {f}/held --texts {f}/none.txt", "does not exist"),
+    (FIDELITY + " --models {f}/pca --store {f}/held --texts {f}/column.csv", "has no text in 'text'"),
+    (FIDELITY + " --models {f}/pca --store {f}/held --documents 0", "Invalid value for '--documents'"),
+    (FIDELITY + " --models {f}/pca --store {f}/held --hook nothing", "did you mean"),
+    (FIDELITY + " --models {f}/pca --store {f}/held --model {f}/none", "does not exist"),
+    (FIDELITY + " --models {f}/pca --store {f}/held --device banana", "device 'banana'"),
+    (FIDELITY + " --models {f}/pca --store {f}/held --out {f}/file/below", "Not a directory"),
     # compare and quickstart, which are one
     (COMPARE + " --tokens 0", "Invalid value for '--tokens'"),
     (COMPARE + " --rows 3", "at least one batch"),
@@ -280,7 +294,7 @@ def test_a_mistake_is_told_in_one_line(line, words, files, tmp_path, monkeypatch
     assert words in told(run(line.format(f=files.text, new=tmp_path / "new")))
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "store info"])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("store")])
 @pytest.mark.parametrize(
     ("file", "words"),
     [
@@ -349,7 +363,7 @@ def test_help_names_every_option_and_says_what_it_does(command):
 @pytest.mark.parametrize("line", ["", "--help", "-h", "store", "store --help"])
 def test_the_groups_show_their_commands(line):
     result = run(line)
-    commands = ["info"] if line.startswith("store") else [c.split()[0] for c in COMMANDS]
+    commands = ["info", "verify"] if line.startswith("store") else [c.split()[0] for c in COMMANDS]
     assert all(name in result.output for name in commands)
     assert "Error" not in result.output
 
@@ -420,3 +434,9 @@ def test_store_info_for_people_and_for_programs(files):
     assert "300" in run(f"store info {files.text}/store").stdout
     about = json.loads(run(f"store info {files.text}/store --json").stdout)
     assert (about["rows"], about["d_in"], about["hook"]) == (300, 24, HOOK)
+
+
+def test_store_verify_prints_one_line(files):
+    assert re.fullmatch(
+        r"ok: 300 rows in 1 shards, [\d,]+ bytes: .*store\n", run(f"store verify {files.text}/store").stdout
+    )

@@ -133,6 +133,26 @@ def test_score_auroc_agrees_with_sklearn_and_sees_broken_correlations():
     assert found.ci_low > 0.9
 
 
+def test_typicality_rows_come_from_all_documents_with_their_owners():
+    owners = np.repeat(np.arange(100), 9)
+    x = torch.as_tensor(owners, dtype=torch.float32)[:, None].repeat(1, D)
+    seen = []
+
+    class Spy(ExactGaussian):
+        def score(self, x, *, noise=None, generator=None):
+            seen.append(x[:, 0].numpy())
+            return x[:, 0]
+
+    runs = [density.run([Entry("spy", Spy())], x, owners, score_rows=200, seed=s) for s in (0, 0, 1)]
+    real = seen[::2]
+    assert [len(rows) for rows in real] == [200] * 3
+    assert len(np.unique(real[0])) > 80
+    assert np.array_equal(real[0], real[1])
+    assert not np.array_equal(real[0], real[2])
+    # `n` counts documents: the owners are those of the rows drawn.
+    assert value(runs[0], "spy", "score_mean", "real").n == len(np.unique(real[0]))
+
+
 def test_massive_rows_are_dropped_and_counted(rows):
     x, owners = rows
     x = x.clone()

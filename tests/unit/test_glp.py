@@ -332,3 +332,13 @@ def test_rows_of_each_layer_keep_their_layer_in_small_batches(monkeypatch):
     monkeypatch.setattr(module, "_BATCH", 2)
     torch.testing.assert_close(glp.project(x, layer=layer), whole[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(glp.encode(x, layer=layer), whole[1], atol=1e-4, rtol=1e-4)
+
+
+def test_training_leaves_the_global_generators_alone(tmp_path, monkeypatch):
+    store = write_store(tmp_path / "s", torch.randn(64, 6, generator=torch.Generator().manual_seed(0)), hook="h")
+    reseeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseeded.append)
+    before = torch.get_rng_state()
+    GLP.fit(store, TrainConfig(batch_size=16, rows=32), d_model=8, d_mlp=10, n_layers=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not reseeded

@@ -24,7 +24,7 @@ def test_patterns():
 def test_default_tasks_exist_one_a_family():
     assert set(tasks.DEFAULT_TASKS) <= set(tasks.all_names())
     families = [tasks.family(name) for name in tasks.DEFAULT_TASKS]
-    assert len(set(families)) == len(families) >= 14
+    assert len(set(families)) == len(families) >= 12
 
 
 def test_families_join_all_tasks_that_share_over_one_percent_of_prompts():

@@ -9,6 +9,7 @@ import pytest
 from glp_lens.errors import InputError
 from glp_lens.evals.results import Results
 from glp_lens.report import write_report
+from glp_lens.report.labels import Palette
 
 EVIL = "<script>alert('x')</script> & co"
 
@@ -175,6 +176,37 @@ def test_one_suite_alone_makes_a_page(tmp_path, make):
     text = write_report([make()], tmp_path).read_text()
     assert Page(text).open == []
     assert text.count("<svg") == 1
+
+
+def test_notes_tell_rounding_losses_and_sizes_only_if_the_results_do(tmp_path):
+    bare = write_report([fidelity(), probing()], tmp_path / "bare").read_text()
+    for words in ("within its rounding", "FVU, standardised", "cut to"):
+        assert words not in bare
+    loss, probes = fidelity(), probing()
+    loss.data["model"] = {"dtype": "bfloat16"}
+    loss.add("sae", "heldout", "", "fvu_standardised", 0.347, ci_low=0.3, ci_high=0.4, n=24)
+    probes.data = {
+        "context": 96,
+        "tasks": {
+            "a_task": {"family": "a", "official": {"train": 250, "test": 200}, "dedup": {"train": 240, "test": 170}},
+            "b_task": {"family": "b", "official": {"train": 256, "test": 90}},
+        },
+    }
+    told = " ".join(" ".join(Page(write_report([loss, probes], tmp_path / "told").read_text()).words).split())
+    assert "The language model ran in bfloat16: differences of about 0.01 nats are within its rounding." in told
+    assert "FVU, standardised" in told
+    assert "0.347 [0.300, 0.400]" in told
+    assert "the matched comparison uses raw FVU" in told
+    assert "Up to 256 training and 200 test prompts a task, cut to 96 tokens" in told
+    loss.data["model"] = {"dtype": "float32"}
+    assert "within its rounding" not in write_report([loss], tmp_path / "exact").read_text()
+
+
+def test_plain_pca_has_its_own_style_and_no_unknown_model_shares_it():
+    palette = Palette(["pca", "pca_raw k=72", "another"])
+    styles = [(palette.color(m), palette.marker(m)) for m in ("pca", "pca_raw k=72", "another")]
+    assert styles[1] == ("#56b4e9", "p")
+    assert len(set(styles)) == 3
 
 
 def test_empty_or_nearly_empty_results_do_not_break_the_page(tmp_path):

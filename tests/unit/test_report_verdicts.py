@@ -5,7 +5,7 @@ import math
 import pytest
 
 from glp_lens.evals.results import Results
-from glp_lens.report import headline, verdicts
+from glp_lens.report import Verdict, headline, verdicts
 from glp_lens.report.labels import display, family, flops, interval, number, p_value, signed
 
 
@@ -132,6 +132,21 @@ def test_steering_counts_each_pair_once_and_leaves_controls_out():
     )
 
 
+def steering_verdict(first, second, outcome):
+    return Verdict("steering", outcome, first, second, "")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_headline_speaks_of_the_main_setting_only(order):
+    found = [steering_verdict("glp", "plain", "behind"), steering_verdict("glp sigma=0.2", "plain", "ahead")]
+    assert headline(found[::order]) == "GLP loses in steering to no repair."
+
+
+def test_headline_without_the_main_setting_speaks_of_the_first():
+    found = [steering_verdict("glp sigma=0.2", "sae", "ahead"), steering_verdict("glp sigma=0.1", "sae", "behind")]
+    assert headline(found) == "GLP wins in steering over SAE."
+
+
 def test_headline_of_nothing():
     assert headline(verdicts(Results("probing").frame())) == "There is nothing to compare GLP with."
 
@@ -140,6 +155,7 @@ def test_labels_and_numbers():
     assert family("glp sigma=0.1") == family("GLP") == "glp"
     assert family("random+glp") == "random"
     assert display("pca k=64").replace("\u202f", "") == "PCA k=64"
+    assert display("pca_raw k=64").replace("\u202f", "") == "PCA raw k=64"
     assert display("random+glp") == "random direction + GLP"
     assert number(-0.0004) == "0.000"
     assert number(-1.5, 1) == "−1.5"

@@ -1,6 +1,7 @@
 """The sparse autoencoder: sae-lens's trainer on our rows, its files, its health on data with a known code."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -123,3 +124,9 @@ def test_health_of_no_rows_is_refused_and_of_constant_rows_undefined(model):
     with pytest.raises(InputError, match="at least one row"):
         model.health(torch.zeros(0, D))
     assert math.isnan(model.health(torch.ones(3, D)).fvu)
+
+
+def test_without_sae_lens_one_line_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "sae_lens", None)
+    with pytest.raises(InputError, match="pip install sae-lens"):
+        SAE.from_sae_lens(tmp_path)

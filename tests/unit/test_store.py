@@ -241,3 +241,22 @@ def test_provenance_and_description_can_be_written_as_json(tmp_path, x):
     assert found["bytes"] == sum(file.stat().st_size for file in store.path.glob("*.h5"))
     norms = x.double().norm(dim=1).numpy()
     assert found["norm_quantiles"]["0.99"] == pytest.approx(np.quantile(norms, 0.99), rel=1e-6)
+
+
+@pytest.mark.parametrize("where", [0.0, 0.3, 0.77, 1.0])
+def test_verify_finds_a_single_flipped_bit(store, where):
+    store.verify()
+    path = store.path / store.manifest.shards[1].name
+    data = bytearray(path.read_bytes())
+    data[int(where * (len(data) - 1))] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"1 of 4 shards differ .*\(shard-00000001\.h5\)"):
+        store.verify()
+
+
+def test_verify_names_all_shards_that_are_cut_or_gone(store):
+    first, second = (store.path / shard.name for shard in store.manifest.shards[:2])
+    os.truncate(first, first.stat().st_size - 1)
+    second.unlink()
+    with pytest.raises(InputError, match=r"2 of 4 .*\(shard-00000000\.h5, shard-00000001\.h5\)"):
+        store.verify()

@@ -70,9 +70,9 @@ def run(
         rows: `(n, d_in)` activations that no model was trained on.
         documents: `(n,)` ids of the documents the rows came from; intervals resample whole documents.
         draws: noisings of each row.
-        score_rows: rows used in the typicality check.
+        score_rows: rows used in the typicality check, drawn from all documents.
         batch_size: rows in one call of a model.
-        seed: of noise, noise levels and shuffling.
+        seed: of noise, noise levels, shuffling and the rows of the typicality check.
 
     Returns:
         Metrics of task `heldout`: `flow_loss`, `flow_loss_bound` (setting `sigma=all` or a bin such as
@@ -101,7 +101,9 @@ def run(
         _add_differences(results, [e.label for e in fields], losses, sigma, owners)
     else:
         results.failures.append("no model has a velocity field: no flow-matching loss was measured")
-    _add_scores(results, entries, rows[:score_rows], owners[:score_rows], seed)
+    chosen = np.random.default_rng(seed).choice(len(rows), min(score_rows, len(rows)), replace=False)
+    chosen.sort()
+    _add_scores(results, entries, rows[chosen], owners[chosen], seed)
     results.seconds = time.perf_counter() - started
     return results
 

@@ -25,6 +25,7 @@ from glp_lens.interface import Reconstructor, VelocityField
 
 TASK = "heldout"
 MEAN = "mean ablation"
+_FVU = ("fvu", "fvu_standardised")
 _STEPS = 20
 
 
@@ -35,7 +36,7 @@ class _Text(Protocol):
 
 @dataclass
 class _Measured:
-    """Per replaced token: `nll` of the next token `(t,)`; per reconstructed row: squared `error` `(r,)`."""
+    """Per replaced token: `nll` of the next token `(t,)`; per reconstructed row: squared `error` `(r, scales)`."""
 
     nll: list[np.ndarray]
     error: list[np.ndarray]
@@ -65,6 +66,7 @@ def run(
     hook: str,
     *,
     mean: Tensor,
+    std: Tensor | None = None,
     context: int = 128,
     batch_size: int = 8,
     seed: int = 0,
@@ -82,22 +84,26 @@ def run(
         documents: held-out texts, or objects with a `text`.
         hook: the hook point, that of the training store.
         mean: `(d_in,)` mean of the training store: the value of the mean ablation and the reference of FVU.
+        std: `(d_in,)` standard deviation of the training store, for `fvu_standardised`; dimensions where it is 0
+            do not count there.
         context: tokens of each document, BOS included.
         batch_size: documents in one forward pass.
         seed: of the noise, which is drawn by document, whatever the batch size, and shared by all models.
 
     Returns:
         Metrics of task `heldout`: `nll` (nats a token; also of model `clean`), `delta_nll`, `fvu`,
+        `fvu_standardised` (with `std`: squared errors divided by each dimension's variance),
         `loss_recovered` (1 is clean, 0 is mean ablation), `network_calls`, `delta_nll_diff:<other>` (paired,
         each at its own FVU) and `delta_nll_matched_diff:<other>` (paired, read off at the other's FVU).
 
     Raises:
-        InputError: labels that repeat, models trained on another hook point, width or weight processing, or
-            no text long enough to predict a token.
+        InputError: labels that repeat, models trained on another hook point, width or weight processing, a `std`
+            of another shape than `mean`, or no text long enough to predict a token.
     """
     started = time.perf_counter()
     entries = [e for e in entries if isinstance(e.model, Reconstructor)]
     _check(model, entries, hook, mean)
+    scales = _scales(mean, std)
     texts = [d if isinstance(d, str) else d.text for d in documents]
     ids = [row for row in lm.to_ids(model, texts, context) if len(row) > 2]
     if not ids:
@@ -123,13 +129,13 @@ def run(
             token_owners.append(batch.owners[batch.inner.numpy()])
             row_owners.append(batch.owners[batch.usual.numpy()])
             rows = batch.rows()
-            spread.append((rows - mean).double().square().sum(1).numpy())
+            spread.append(((rows - mean).double().square() @ scales).numpy())
             massive += int((batch.mask[:, 1:] & ~batch.usual[:, 1:]).sum())
             bar.update(size)
             for entry in [*entries, None]:
                 new = mean.expand_as(rows) if entry is None else _reconstruct(entry, rows, batch.noise)
                 found = measured[MEAN if entry is None else entry.label]
-                found.error.append((rows - new).double().square().sum(1).numpy())
+                found.error.append(((rows - new).double().square() @ scales).numpy())
                 found.nll.append(_replaced_nll(model, batch, new, hook))
                 bar.update(size)
 
@@ -164,7 +170,7 @@ def run(
 
 @dataclass(frozen=True)
 class _Summary:
-    """Everything measured: by token `(t,)`, by row `(r,)`, and by condition."""
+    """Everything measured: by token `(t,)`, by row `(r,)` or `(r, scales)`, and by condition."""
 
     clean: np.ndarray
     spread: np.ndarray
@@ -174,7 +180,8 @@ class _Summary:
     error: dict[str, np.ndarray]
 
     def fvu(self, label: str) -> float:
-        return float(self.error[label].sum() / self.spread.sum()) if self.spread.sum() else float("nan")
+        spread = self.spread[:, 0].sum()
+        return float(self.error[label][:, 0].sum() / spread) if spread else float("nan")
 
 
 def _check(model: lm.Model, entries: Sequence[Entry], hook: str, mean: Tensor) -> None:
@@ -198,6 +205,20 @@ def _check(model: lm.Model, entries: Sequence[Entry], hook: str, mean: Tensor) -
                 f"{entry.label} was trained on {trained} weights, this model's are {processing}: "
                 "open the model the way it was opened for collection"
             )
+
+
+def _scales(mean: Tensor, std: Tensor | None) -> Tensor:
+    """`(d_in, scales)` weights of squared errors, one column for each of `_FVU`: 1, then `1 / std^2` if known."""
+    ones = torch.ones(len(mean), dtype=torch.float64)
+    if std is None:
+        return ones[:, None]
+    if std.shape != mean.shape:
+        raise InputError(
+            f"expected a standard deviation of shape {tuple(mean.shape)} like the mean, got {tuple(std.shape)}: "
+            "pass both of the training store"
+        )
+    variance = std.double().cpu().square()
+    return torch.stack([ones, torch.where(variance > 0, 1 / variance, 0.0)], dim=1)
 
 
 def _clean_pass(
@@ -256,8 +277,9 @@ def _add_metrics(results: Results, summary: _Summary, settings: dict[str, str]) 
         setting, delta = settings.get(label, ""), nll - summary.clean
         results.add(label, TASK, setting, "nll", **bootstrap_mean(nll, owners)._asdict())
         results.add(label, TASK, setting, "delta_nll", **bootstrap_mean(delta, owners)._asdict())
-        fvu = bootstrap_ratio(summary.error[label], summary.spread, summary.row_owners)
-        results.add(label, TASK, setting, "fvu", **fvu._asdict())
+        for name, error, spread in zip(_FVU, summary.error[label].T, summary.spread.T, strict=False):
+            fvu = bootstrap_ratio(error, spread, summary.row_owners)
+            results.add(label, TASK, setting, name, **fvu._asdict())
         recovered = bootstrap_ratio(floor - delta, floor, owners)
         results.add(label, TASK, setting, "loss_recovered", **recovered._asdict())
 

@@ -53,9 +53,9 @@ def load(name: str, seed: int = 0) -> Concept:
     for topic, dataset in _DIRECTION.items():
         frame = corpus.read_dataset(dataset)
         topics[topic] = _distinct(frame["prompt"][frame["target"] == 1])
-    used = {_key(text) for texts in topics.values() for text in texts}
+    used = {corpus.beginning(text) for texts in topics.values() for text in texts}
     frame = corpus.read_dataset(_JUDGE_DATASET).drop_duplicates("prompt")
-    frame = frame[[_key(text) not in used for text in frame["prompt"]]]
+    frame = frame[[corpus.beginning(text) not in used for text in frame["prompt"]]]
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(frame))
     return Concept(
@@ -67,13 +67,8 @@ def load(name: str, seed: int = 0) -> Concept:
     )
 
 
-def _key(text: str) -> str:
-    """What two copies of a news item share, though the datasets cut and space them differently."""
-    return " ".join(text.split()).casefold()[:60]
-
-
 def _distinct(texts: Sequence[str]) -> list[str]:
-    return list({_key(str(text)): str(text) for text in texts if str(text).strip()}.values())
+    return list({corpus.beginning(str(text)): str(text) for text in texts if str(text).strip()}.values())
 
 
 def _shuffled(texts: Sequence[str], rng: np.random.Generator) -> list[str]:

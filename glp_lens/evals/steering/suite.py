@@ -226,6 +226,7 @@ def _direction(model: lm.Model, concept: Concept, hook: str, n: int, folder: Pat
     positive, negative = list(concept.positive[:n]), list(concept.negative[:n])
     fingerprint = {
         "model": lm.describe(model),
+        "weights": lm.weights_hash(model),
         "hook": hook,
         "texts": _digest(json.dumps([positive, negative]).encode()),
     }
@@ -269,7 +270,8 @@ def _generations(
     """Generate, or read what an equal run has generated before."""
     entry, direction = condition.entry, condition.direction
     fingerprint = {
-        "model": lm.describe(model), "hook": hook, "prompts": list(prompts), "new_tokens": new_tokens,
+        "model": lm.describe(model), "weights": lm.weights_hash(model), "hook": hook,
+        "prompts": list(prompts), "new_tokens": new_tokens,
         "seed": seed, "strengths": list(condition.strengths), "own_nll": own_nll,
         "direction": None if direction is None else _digest(direction.numpy().tobytes()),
         "projector": None if entry is None else [entry.model.kind, entry.setting, _model_digest(entry)],
