@@ -152,6 +152,7 @@ def fidelity(
         pool[:documents],
         point,
         mean=heldout.stats.mean,
+        std=heldout.stats.var.sqrt(),
         context=context,
         seed=seed,
     )
