@@ -336,7 +336,7 @@ def test_an_interrupted_run_says_how_to_go_on(monkeypatch):
     monkeypatch.setattr(glp_lens.pipeline, "compare", interrupted)
     result = run("compare")
     assert result.exit_code == 130
-    assert "the same command again continues" in result.stderr
+    assert "run the same command again to go on" in result.stderr
 
 
 # -- what works ------------------------------------------------------------------------------------------------
