@@ -10,7 +10,7 @@ from glp_lens_cli._app import Config
 
 from glp_lens.errors import InputError
 
-__all__ = ["Backend", "Config", "Context", "Device", "Dtype", "Folder", "Hook", "Model", "Models", "Out",
+__all__ = ["Backend", "Config", "Context", "Device", "Dtype", "Hook", "Model", "Models", "Out",
            "Overwrite", "Replace", "Seed", "Store", "Texts",
            "refuse_overwrite"]  # fmt: skip
 
@@ -79,7 +79,6 @@ Seed = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the output.", rich_help_panel=_RUN)]
-Folder = Annotated[Path, typer.Argument(help="Folder to read.", show_default=False)]
 Overwrite = Annotated[
     bool,
     typer.Option(

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
-from glp_lens.flow.path import data_from_velocity, interpolate, velocity_target
+from glp_lens.flow.path import interpolate, velocity_target
 from glp_lens.flow.schedule import grid, path_from_sigma, path_from_u
 from glp_lens.flow.solvers import integrate
 from glp_lens.interface import Featurizer, Projector, Reconstructor, Sampler, Scorer, VelocityField
@@ -250,10 +250,6 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
             return total / len(_SCORE_SIGMAS)
 
         return self._by_batch(error, z).to(x.device)
-
-    def denoise(self, z: Acts, sigma: float, layer: Layer = None) -> Acts:
-        """One-step estimate of the clean normalised rows behind `z` at noise level `sigma`."""
-        return data_from_velocity(z, self.velocity(z, sigma, layer), sigma)
 
     # -- saving --------------------------------------------------------------------------------------------
 
