@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from glp_lens import corpus
+from glp_lens.corpus.probing import _cap
 from glp_lens.errors import InputError
 
 
@@ -80,11 +81,16 @@ def test_heldout_is_a_twentieth_apart_from_train_under_every_seed(everything):
 
 def test_cap_is_the_largest_that_keeps_every_source_under_its_share():
     counts = np.array([1000, 50, 40, 40, 30])
-    cap = corpus._cap(counts, 0.3)
+    cap = _cap(counts, 0.3)
     fits = [c for c in range(1, 1001) if c <= 0.3 * np.minimum(counts, c).sum()]
     assert cap == max(fits)
     with pytest.raises(InputError, match="share must be at least"):
-        corpus._cap(counts, 0.01)
+        _cap(counts, 0.01)
+
+
+def test_an_empty_name_is_the_packaged_corpus():
+    assert corpus.open_corpus(seed=2, max_documents=50) == corpus.packaged(2)[:50]
+    assert corpus.open_corpus([], split="heldout", seed=2) == corpus.packaged(2, "heldout")
 
 
 @pytest.mark.parametrize("options", [{"split": "test"}, {"share": 0.0}, {"share": 2.0}])

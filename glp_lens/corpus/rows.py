@@ -1,0 +1,125 @@
+"""How a row of a table, of a file or of the Hub, becomes documents."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from glp_lens.corpus.documents import Document, beginning
+from glp_lens.errors import InputError
+
+TEXT = "text"
+"""The text column if none is named. Where there is no such column, `messages` is read."""
+MESSAGES = "messages"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What to read of each row, and how long a piece of its text may be.
+
+    Attributes:
+        text: the column that holds a text, or a conversation: a list of messages with `role` and `content`.
+        labels: columns of numbers.
+        piece: longer texts are cut into pieces of at most this many characters; None keeps them whole.
+    """
+
+    text: str
+    labels: tuple[str, ...]
+    piece: int | None
+
+    @classmethod
+    def of(cls, text: str, labels: str | Sequence[str], piece: int | None) -> Columns:
+        """The columns that a caller names.
+
+        Raises:
+            InputError: `piece` is under 1.
+        """
+        if piece is not None and piece < 1:
+            raise InputError(f"piece must be at least 1 character or None, got {piece}")
+        return cls(text, (labels,) if isinstance(labels, str) else tuple(labels), piece)
+
+    def names(self, found: Iterable[str], place: str) -> list[str]:
+        """The text column, then the label columns, all of which a table has.
+
+        Args:
+            found: the columns that the table has.
+            place: the table, for the message.
+
+        Raises:
+            InputError: it lacks one.
+        """
+        found = list(found)
+        use_messages = self.text == TEXT and TEXT not in found and MESSAGES in found
+        text = MESSAGES if use_messages else self.text
+        if text not in found:
+            raise _no_text(place, text, found)
+        for label in self.labels:
+            if label not in found:
+                raise InputError(
+                    f"{place} has no label column {label!r}, found {', '.join(found)}: name a column of numbers"
+                )
+        return [text, *self.labels]
+
+    def documents(self, row: Mapping[str, Any], source: str, place: str) -> Iterator[Document]:
+        """The documents of a row: none if its text is empty or null, several if it is cut.
+
+        Raises:
+            InputError: a column is missing; it holds neither text nor messages; a label is no number.
+        """
+        column, *names = self.names(row, place)
+        labels = tuple((name, _number(row[name], name, place)) for name in names)
+        value = row[column]
+        if isinstance(value, list):
+            document = Document.chat(_messages(value, column, place), source, labels=labels)
+            if document.text.strip():
+                yield document
+        elif isinstance(value, str):
+            parts = pieces(value, self.piece)
+            whole = beginning(value) if len(parts) > 1 else ""
+            yield from (Document.of(part, source, labels=labels, whole=whole) for part in parts)
+        elif value is not None:
+            raise _no_text(place, column, row)
+
+
+def pieces(text: str, size: int | None) -> list[str]:
+    """A text without outer white space, cut at white space into pieces of at most `size` characters."""
+    text = text.strip()
+    if not text or size is None or len(text) <= size:
+        return [text] if text else []
+    # As much as fits up to white space; a run without any is cut where the piece is full.
+    return [m[0].rstrip() for m in re.finditer(rf"\S(?:.{{0,{size - 1}}}(?=\s|\Z)|.{{0,{size - 1}}})", text, re.S)]
+
+
+def _messages(value: list[Any], column: str, place: str) -> list[tuple[str, str]]:
+    try:
+        messages = [(message["role"], message["content"]) for message in value]
+    except (KeyError, TypeError):
+        messages = [(None, None)]
+    if not all(isinstance(part, str) for message in messages for part in message):
+        raise InputError(
+            f"{place}: expected messages with a role and a content of text in {column!r}, "
+            f"got {str(value)[:60]!r}: name a text column"
+        )
+    return messages
+
+
+def _number(value: Any, name: str, place: str) -> int | float:
+    for kind in (int, float) if isinstance(value, str) else ():  # a csv file holds text only
+        try:
+            value = kind(value)
+            break
+        except ValueError:
+            continue
+    # A missing label is not zero, and a store holds 64 bits of a whole number.
+    if isinstance(value, int) and abs(value) < 2**63:
+        return int(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    raise InputError(f"{place}: label {name!r} must be a number, got {str(value)[:40]!r}: name a column of numbers")
+
+
+def _no_text(place: str, column: str, found: Iterable[str]) -> InputError:
+    return InputError(f"{place} has no text in {column!r}, found {', '.join(map(str, found))}: name the text column")
