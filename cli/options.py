@@ -10,7 +10,7 @@ from glp_lens_cli._app import Config
 
 from glp_lens.errors import InputError
 
-__all__ = ["Backend", "Config", "Context", "Device", "Dtype", "Hook", "Model", "Models", "Out",
+__all__ = ["AllowMismatch", "Backend", "Config", "Context", "Device", "Dtype", "Hook", "Model", "Models", "Out",
            "Overwrite", "Replace", "Seed", "Store", "Texts",
            "refuse_overwrite"]  # fmt: skip
 
@@ -93,6 +93,14 @@ Replace = Annotated[
         "--overwrite",
         help="Replace results that are already in --out, instead of refusing.",
         rich_help_panel=_RUN,
+    ),
+]
+AllowMismatch = Annotated[
+    bool,
+    typer.Option(
+        "--allow-mismatch",
+        help="Use models trained at another hook point, on another language model or weight processing.",
+        rich_help_panel=_LM,
     ),
 ]
 

@@ -33,6 +33,7 @@ def probe(
     probe_train: c.ProbeTrain = 1024,
     probe_test: c.ProbeTest = 1024,
     sigmas: _SIGMAS = "0.1",
+    allow_mismatch: o.AllowMismatch = False,
     device: o.Device = "cpu",
     seed: o.Seed = 0,
     overwrite: o.Replace = False,
@@ -50,7 +51,8 @@ def probe(
     entries = probing_entries(trained, numbers(sigmas, "--sigmas"))
     opened, point = _open(model, hook, backend, lm_dtype, device, trained)
     activations = probing.collect(opened, loaded, point, context=context, cache=out / "cache")
-    _finish(probing.run(entries, loaded, activations, seed=seed, device=device), out, "auc", task="all")
+    results = probing.run(entries, loaded, activations, seed=seed, device=device, allow_mismatch=allow_mismatch)
+    _finish(results, out, "auc", task="all")
 
 
 def steer(
@@ -67,6 +69,7 @@ def steer(
     new_tokens: c.NewTokens = 24,
     project_u: c.ProjectU = 0.5,
     project_sigma: c.ProjectSigma = 0.2,
+    allow_mismatch: o.AllowMismatch = False,
     device: o.Device = "cpu",
     seed: o.Seed = 0,
     overwrite: o.Replace = False,
@@ -84,6 +87,7 @@ def steer(
     trained = _load(models, device)
     alphas = numbers(strengths, "--strengths")
     activations = ActivationStore.open(store)
+    _check_store(activations, trained, "glp-lens collect --out acts", allow_mismatch=allow_mismatch)
     ranks = matched_ranks(trained, activations.sample(2048, seed=0))
     opened, point = _open(model, hook, backend, lm_dtype, device, trained)
     results = steering.run(
@@ -97,6 +101,7 @@ def steer(
         new_tokens=new_tokens,
         seed=seed,
         folder=out / "cache",
+        allow_mismatch=allow_mismatch,
     )
     _finish(results, out, "harmonic", setting="alpha=chosen")
 
@@ -122,6 +127,7 @@ def fidelity(
     ] = "",
     documents: c.Documents = 24,
     project_u: c.ProjectU = 0.5,
+    allow_mismatch: o.AllowMismatch = False,
     device: o.Device = "cpu",
     seed: o.Seed = 0,
     overwrite: o.Replace = False,
@@ -139,7 +145,7 @@ def fidelity(
 
     o.refuse_overwrite(out / "density/results.json", out / "fidelity/results.json", overwrite=overwrite)
     trained = _load(models, device)
-    heldout = _open_heldout(store, trained)
+    heldout = _open_heldout(store, trained, allow_mismatch=allow_mismatch)
     piece = corpus.CHARACTERS_PER_TOKEN * context
     pool = list(corpus.from_files(split(texts), piece=piece)) if texts else corpus.packaged(seed, "heldout")
     opened, point = _open(model, hook, backend, lm_dtype, device, trained)
@@ -155,6 +161,7 @@ def fidelity(
         std=heldout.stats.var.sqrt(),
         context=context,
         seed=seed,
+        allow_mismatch=allow_mismatch,
     )
     _finish(results, out / "fidelity", "delta_nll")
 
@@ -178,7 +185,25 @@ def _load(models: str, device: str) -> dict[str, ActivationModel]:
     return found
 
 
-def _open_heldout(folder: Path, trained: dict[str, ActivationModel]) -> ActivationStore:
+def _check_store(
+    store: ActivationStore, trained: dict[str, ActivationModel], command: str, *, allow_mismatch: bool
+) -> None:
+    """Refuse a store of other activations than the models were trained on."""
+    from glp_lens import provenance
+
+    for label, model in trained.items():
+        remedy = f"collect activations for {store.path} as in training, '{command}"
+        remedy += f" --hook {model.hook}'" if model.hook else "'"
+        provenance.check(
+            f"model {label!r} was trained",
+            provenance.trained_on(model),
+            store.provenance(),
+            remedy=remedy,
+            allow_mismatch=allow_mismatch,
+        )
+
+
+def _open_heldout(folder: Path, trained: dict[str, ActivationModel], *, allow_mismatch: bool) -> ActivationStore:
     """A store that can stand for unseen activations: of the models' hook point, and not what they were trained on."""
     from glp_lens.activations import ActivationStore
     from glp_lens.errors import InputError
@@ -187,13 +212,9 @@ def _open_heldout(folder: Path, trained: dict[str, ActivationModel]) -> Activati
     if not folder.exists():
         raise InputError(f"no activation store at {folder}: collect held-out activations with '{collect}'")
     store = ActivationStore.open(folder)
+    _check_store(store, trained, collect, allow_mismatch=allow_mismatch)
     manifest = store.provenance()["manifest_hash"]
     for label, model in trained.items():
-        if model.hook and model.hook != store.hook:
-            raise InputError(
-                f"{folder} holds {store.hook}, but model {label!r} was trained on {model.hook}: "
-                f"collect held-out activations there with '{collect} --hook {model.hook}'"
-            )
         if model.provenance.get("store", {}).get("manifest_hash") == manifest:
             raise InputError(
                 f"{folder} is the store that model {label!r} was trained on, expected held-out "

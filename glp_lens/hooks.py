@@ -7,6 +7,7 @@ device and shape it was given. They work alike on `HookedTransformer` and `Trans
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
@@ -27,9 +28,41 @@ class _Projects(Protocol):
     @property
     def d_in(self) -> int: ...
     @property
+    def hook(self) -> str | None: ...
+    @property
     def max_norm(self) -> float | None: ...
     @property
     def project(self) -> Callable[..., Tensor]: ...
+
+
+_ALIASES = {
+    "hook_in": "hook_resid_pre",
+    "hook_out": "hook_resid_post",
+    "ln2.hook_in": "hook_resid_mid",
+    "attn.hook_out": "hook_attn_out",
+    "mlp.hook_out": "hook_mlp_out",
+}
+"""What TransformerBridge calls hook points of a block, and their older names, which work there too."""
+
+
+def same_point(one: str, other: str) -> bool:
+    """Whether two names may mean one hook point: false only where they surely do not.
+
+    A TransformerBridge has further aliases that depend on the architecture, all for names that end in `hook_in` or
+    `hook_out`: of such a name and an older one only the layers are compared, save for the residual stream.
+    """
+    (layer, name), (other_layer, other_name) = _parts(one), _parts(other)
+    if layer != other_layer:
+        return False
+    own = [n.rsplit(".", 1)[-1] in ("hook_in", "hook_out") for n in (name, other_name)]
+    residual = {"hook_resid_pre", "hook_resid_post"} & {name, other_name}
+    return name == other_name or (own[0] != own[1] and not residual)
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """The layer, empty outside of the blocks, and the rest of the name."""
+    found = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    return (found[1], _ALIASES.get(found[2], found[2])) if found else ("", name)
 
 
 def edit(function: Callable[[Tensor], Tensor], positions: Positions = "last") -> HookFunction:
@@ -58,6 +91,8 @@ def project(
     projector: _Projects,
     positions: Positions = "last",
     noise: RowNoise | None = None,
+    *,
+    allow_mismatch: bool = False,
     **options: Any,
 ) -> HookFunction:
     """A hook that puts activations back on the projector's manifold.
@@ -72,10 +107,11 @@ def project(
         projector: any model with the `Projector` capability.
         noise: noise for each call; without it, noise is drawn from the options' `generator`, or from one
             seeded with 0 that lives as long as the hook.
+        allow_mismatch: work at another hook point than the projector was trained at.
         options: passed on to `projector.project`, for example `sigma=0.3` or `u=0.5, steps=20`.
 
     Raises:
-        InputError: on the first call, if the stream's width is not the projector's.
+        InputError: on a call, if the stream's width or the hook point is not the projector's.
     """
     calls = 0
     if noise is None:
@@ -96,7 +132,18 @@ def project(
             new = torch.where(massive, rows, new)
         return new
 
-    return edit(function, positions)
+    run = edit(function, positions)
+
+    def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:
+        name = getattr(hook, "name", None)
+        if not allow_mismatch and name and projector.hook and not same_point(projector.hook, name):
+            raise InputError(
+                f"this {type(projector).__name__} was trained at {projector.hook}, here is {name}: use the hook point "
+                "it was trained at, or pass allow_mismatch=True"
+            )
+        return run(tensor, hook=hook)
+
+    return hook_fn
 
 
 def steer(
@@ -105,6 +152,8 @@ def steer(
     projector: _Projects | None = None,
     positions: Positions = "last",
     noise: RowNoise | None = None,
+    *,
+    allow_mismatch: bool = False,
     **options: Any,
 ) -> HookFunction:
     """A hook that adds `strength * direction`, then lets `projector` repair the result.
@@ -115,14 +164,18 @@ def steer(
         strength: one number, or `(batch,)` with one strength for each sequence.
         projector: any model with the `Projector` capability, or None to steer without repair. Where the
             strength is 0, nothing is projected either.
+        allow_mismatch: work at another hook point than the projector was trained at.
         options: passed on to `projector.project`.
 
     Raises:
-        InputError: if `direction` is not a finite vector; on a call with the wrong width or batch size.
+        InputError: if `direction` is not a finite vector; on a call with the wrong width or batch size, or at
+            another hook point than the projector's.
     """
     if direction.ndim != 1 or not torch.isfinite(direction).all():
         raise InputError(f"direction must be a finite vector (d_in,), got shape {tuple(direction.shape)}")
-    repair = project(projector, positions, noise, **options) if projector is not None else None
+    repair = None
+    if projector is not None:
+        repair = project(projector, positions, noise, allow_mismatch=allow_mismatch, **options)
 
     def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:
         if tensor.shape[-1] != direction.shape[0]:
@@ -138,7 +191,7 @@ def steer(
 
         moved = edit(add, positions)(tensor)
         if repair is not None:
-            moved = torch.where(alpha != 0, repair(moved), moved)
+            moved = torch.where(alpha != 0, repair(moved, hook=hook), moved)
         return moved
 
     return hook_fn

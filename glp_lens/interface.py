@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Generator, Tensor
 
-from glp_lens import hooks
+from glp_lens import hooks, lm, provenance
 from glp_lens.errors import InputError
 from glp_lens.types import Acts, Features, PerRow
 
@@ -65,6 +65,8 @@ class Projector(ABC):
         self,
         hook: str | None = None,
         *,
+        model: lm.Model | None = None,
+        allow_mismatch: bool = False,
         positions: hooks.Positions = "last",
         noise: hooks.RowNoise | None = None,
         **options: Any,
@@ -75,11 +77,26 @@ class Projector(ABC):
 
         Args:
             hook: the hook point; by default the one this model was trained on.
+            model: the language model it is for. With it, weights and their processing are checked at once;
+                without it, only the hook point and the width, when the hook runs.
+            allow_mismatch: work on another hook point or language model than in training.
+
+        Raises:
+            InputError: no hook point is known, or another one, or another language model.
         """
         name = hook or self.hook
         if name is None:
             raise InputError("this model does not know its hook point: pass hook='blocks.N.hook_resid_post'")
-        return name, hooks.project(self, positions, noise, **options)
+        if model is not None:
+            provenance.check_use(self, model, name, allow_mismatch=allow_mismatch)
+        else:
+            provenance.check(
+                f"this {type(self).__name__} was trained",
+                {"hook": self.hook},
+                {"hook": name},
+                allow_mismatch=allow_mismatch,
+            )
+        return name, hooks.project(self, positions, noise, allow_mismatch=allow_mismatch, **options)
 
 
 class Sampler(ABC):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from glp_lens import corpus, lm, models
+from glp_lens import corpus, lm, models, provenance
 from glp_lens.activations import ActivationStore, collect
 from glp_lens.artifacts import ActivationModel, versions, write_atomic, write_json
 from glp_lens.corpus import Document
@@ -134,11 +134,10 @@ class _Comparison:
         if model is None:
             model = lm.open_model(c.model, device=c.device, dtype=c.lm_dtype, backend=c.backend)
         if (self.out / "stages" / "train-glp.json").exists():  # then the store is complete
-            trained_on, opened = self.store.provenance()["weights"], lm.weights_hash(model)
-            if trained_on != opened:
+            found = provenance.mismatches(self.store.provenance(), provenance.here(model, self.store.hook))
+            if found:
                 raise InputError(
-                    f"{self.out} was collected from other weights ({trained_on}) than those of the model opened now "
-                    f"({opened}): use the same copy of the model, or another folder"
+                    f"{self.out} was collected {', '.join(found)}: use the same copy of the model, or another folder"
                 )
         return model
 
@@ -155,7 +154,14 @@ class _Comparison:
     @cached_property
     def heldout(self) -> ActivationStore:
         """Activations of held-out documents."""
-        return ActivationStore.open(self.out / "acts" / "heldout")
+        store = ActivationStore.open(self.out / "acts" / "heldout")
+        provenance.check(
+            f"{self.store.path} was collected",
+            self.store.provenance(),
+            store.provenance(),
+            remedy=f"collect {store.path} the same way, with overwrite",
+        )
+        return store
 
     def documents(self, split: corpus.Split) -> list[Document]:
         """Texts of a split, in seeded order."""

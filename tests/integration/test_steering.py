@@ -259,8 +259,21 @@ def test_bad_input_is_refused_in_one_line(tiny_hooked, options, message):
     assert "\n" not in str(error.value)
 
 
-def test_weights_processed_otherwise_are_refused(tiny_hooked):
+@pytest.mark.parametrize(
+    ("store", "words"),
+    [
+        ({"hook": "blocks.2.hook_resid_post"}, "at blocks.2"),
+        ({"model": {"weight_processing": "folded+centred"}}, r"with folded\+centred weights \(here raw\)"),
+        ({"model": {"name": "meta-llama/x"}}, "on meta-llama/x"),
+    ],
+)
+def test_a_model_of_other_activations_is_refused_unless_told(tiny_hooked, store, words):
     model = Shaken(24)
-    model.provenance = {"store": {"hook": HOOK, "model": {"weight_processing": "folded+centred"}}}
-    with pytest.raises(InputError, match=r"folded\+centred"):
-        steering(tiny_hooked, [Entry("x", model)])
+    model.provenance["store"] |= store
+    entry = Entry("x", model, {"scale": 0.3})
+    with pytest.raises(InputError, match=f"x was trained {words}.*allow_mismatch") as error:
+        steering(tiny_hooked, [entry])
+    assert "\n" not in str(error.value)
+    results = steering(tiny_hooked, [entry], allow_mismatch=True)
+    assert results.failures[0].startswith("x was trained")
+    assert "x" in set(results.frame().model)

@@ -62,7 +62,8 @@ def test_knows_where_it_comes_from(model, store):
     assert model.hook == store.hook
     assert model.max_norm == 1e6
     training = model.provenance["training"]
-    assert training["rows_seen"] > 0
+    assert training["rows_seen"] >= training["rows_distinct"] > 0
+    assert training["rows_distinct"] <= len(store)
     assert {"parameters", "flops", "seconds", "seed"} <= set(training)
 
 

@@ -175,5 +175,5 @@ def test_bad_input_is_refused_in_one_line():
         suite.run([elsewhere], tasks, acts)
     assert suite.run([elsewhere], tasks, acts, allow_mismatch=True).metrics
     folded = Entry("f", Map(torch.eye(D), store={"model": {"weight_processing": "folded"}}))
-    with pytest.raises(InputError, match="weight processing"):
+    with pytest.raises(InputError, match=r"folded weights \(here raw\)"):
         suite.run([folded], tasks, acts)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from glp_lens import hooks, lm
+from glp_lens import hooks, lm, provenance
 from glp_lens.errors import InputError
 from glp_lens.evals.entries import Entry
 from glp_lens.evals.fidelity.matching import match, matched_difference
@@ -70,6 +70,7 @@ def run(
     context: int = 128,
     batch_size: int = 8,
     seed: int = 0,
+    allow_mismatch: bool = False,
 ) -> Results:
     """Replace activations by their reconstructions and measure what the language model loses.
 
@@ -89,6 +90,8 @@ def run(
         context: tokens of each document, BOS included.
         batch_size: documents in one forward pass.
         seed: of the noise, which is drawn by document, whatever the batch size, and shared by all models.
+        allow_mismatch: use models trained at another hook point, or on another language model or weight
+            processing; each is noted in `failures`.
 
     Returns:
         Metrics of task `heldout`: `nll` (nats a token; also of model `clean`), `delta_nll`, `fvu`,
@@ -97,12 +100,12 @@ def run(
         each at its own FVU) and `delta_nll_matched_diff:<other>` (paired, read off at the other's FVU).
 
     Raises:
-        InputError: labels that repeat, models trained on another hook point, width or weight processing, a `std`
-            of another shape than `mean`, or no text long enough to predict a token.
+        InputError: labels that repeat, models trained on another hook point, width, language model or weight
+            processing, a `std` of another shape than `mean`, or no text long enough to predict a token.
     """
     started = time.perf_counter()
     entries = [e for e in entries if isinstance(e.model, Reconstructor)]
-    _check(model, entries, hook, mean)
+    accepted = _check(model, entries, hook, mean, allow_mismatch=allow_mismatch)
     scales = _scales(mean, std)
     texts = [d if isinstance(d, str) else d.text for d in documents]
     ids = [row for row in lm.to_ids(model, texts, context) if len(row) > 2]
@@ -139,7 +142,7 @@ def run(
                 found.nll.append(_replaced_nll(model, batch, new, hook))
                 bar.update(size)
 
-    results = Results("fidelity")
+    results = Results("fidelity", failures=accepted)
     results.config = {"hook": hook, "context": context, "documents": len(ids), "seed": seed}
     results.data = {
         "model": lm.describe(model),
@@ -184,27 +187,20 @@ class _Summary:
         return float(self.error[label][:, 0].sum() / spread) if spread else float("nan")
 
 
-def _check(model: lm.Model, entries: Sequence[Entry], hook: str, mean: Tensor) -> None:
+def _check(model: lm.Model, entries: Sequence[Entry], hook: str, mean: Tensor, *, allow_mismatch: bool) -> list[str]:
+    """Refuse what cannot be compared; a line for each mismatch that was accepted."""
     lm.check_hook(model, hook)
     labels = [e.label for e in entries]
     if len(set(labels)) < len(labels) or MEAN in labels:
         raise InputError(f"labels must differ, and none may be {MEAN!r}; got {', '.join(labels)}")
-    processing = lm.describe(model)["weight_processing"]
     for entry in entries:
         if mean.shape != (entry.model.d_in,):
             raise InputError(
                 f"{entry.label} was trained on width {entry.model.d_in}, the store's mean has shape "
                 f"{tuple(mean.shape)}: use models and a mean of the same store"
             )
-        if entry.model.hook not in (None, hook):
-            raise InputError(f"{entry.label} was trained at {entry.model.hook}, asked for {hook}: use its own")
-        trained = entry.model.provenance.get("store", {}).get("model", {})
-        trained = trained.get("weight_processing") if isinstance(trained, dict) else None
-        if trained not in (None, processing):
-            raise InputError(
-                f"{entry.label} was trained on {trained} weights, this model's are {processing}: "
-                "open the model the way it was opened for collection"
-            )
+    models = {e.label: e.model for e in entries}
+    return provenance.check_models(models, provenance.here(model, hook), allow_mismatch=allow_mismatch)
 
 
 def _scales(mean: Tensor, std: Tensor | None) -> Tensor:

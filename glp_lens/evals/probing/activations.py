@@ -25,7 +25,7 @@ class TaskActivations:
 
     Attributes:
         rows: for each task name `(n, d_in)` float32 on the CPU, in the order of the task's texts.
-        source: `model` (see `lm.describe`), `hook`, `context`, and `tokens` by task.
+        source: `model` (see `lm.describe`), `weights` (their hash), `hook`, `context`, and `tokens` by task.
     """
 
     rows: dict[str, Tensor]
@@ -45,14 +45,21 @@ def collect(
     lm.check_hook(model, hook)
     ids = {task.name: _ids(model, task, context) for task in tasks}
     tokens = {name: sum(map(len, rows)) for name, rows in ids.items()}
-    rows = {}
+    rows, weights = {}, lm.weights_hash(model)
     total = sum(tokens.values())
     with tqdm(total=total, desc="probing texts", unit="tok", unit_scale=True, mininterval=2) as bar:
         for task in tasks:
             rows[task.name] = task_activations(
-                model, task, hook, context=context, batch_tokens=batch_tokens, cache=cache, progress=bar
+                model,
+                task,
+                hook,
+                context=context,
+                batch_tokens=batch_tokens,
+                cache=cache,
+                progress=bar,
+                weights=weights,
             )
-    source = {"model": lm.describe(model), "hook": hook, "context": context, "tokens": tokens}
+    source = {"model": lm.describe(model), "weights": weights, "hook": hook, "context": context, "tokens": tokens}
     return TaskActivations(rows, source)
 
 
@@ -65,6 +72,7 @@ def task_activations(
     batch_tokens: int = 4096,
     cache: str | Path | None = None,
     progress: tqdm | None = None,
+    weights: str | None = None,
 ) -> Acts:
     """Activation `(n, d_in)` float32 at the last token of each text of the task.
 
@@ -80,6 +88,7 @@ def task_activations(
         cache: a folder where the result is kept. It is used again for the same texts, model, weights, hook
             point and context.
         progress: a bar to advance by the number of tokens done.
+        weights: `lm.weights_hash(model)`, if it is known already: it takes a pass over the weights.
 
     Raises:
         InputError: unknown hook point, one of another shape, or activations that are not finite.
@@ -89,7 +98,7 @@ def task_activations(
     total = sum(map(len, ids))
     file = None
     if cache is not None:
-        file = Path(cache) / f"{task.name}-{_fingerprint(model, task, hook, context)}.safetensors"
+        file = Path(cache) / f"{task.name}-{_fingerprint(model, weights, task, hook, context)}.safetensors"
         found = _cached(file, len(ids))
         if found is not None:
             if progress is not None:
@@ -146,7 +155,7 @@ def _cached(file: Path, n: int) -> Tensor | None:
     return rows if rows is not None and len(rows) == n else None
 
 
-def _fingerprint(model: lm.Model, task: Task, hook: str, context: int) -> str:
+def _fingerprint(model: lm.Model, weights: str | None, task: Task, hook: str, context: int) -> str:
     """Hash of all that the activations depend on."""
-    facts = [lm.describe(model), lm.weights_hash(model), hook, context, task.texts]
+    facts = [lm.describe(model), weights or lm.weights_hash(model), hook, context, task.texts]
     return xxhash.xxh3_128_hexdigest(json.dumps(facts).encode())

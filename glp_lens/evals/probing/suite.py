@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from glp_lens import provenance
 from glp_lens.errors import InputError
 from glp_lens.evals.entries import Entry
 from glp_lens.evals.probing import dense, rank
@@ -103,7 +104,8 @@ def run(
         resamples: bootstrap draws.
         seed: of the bootstrap and the sign flips.
         device: where activations and noise are handed to the models.
-        allow_mismatch: probe models trained at another hook point or on a model with other weight processing.
+        allow_mismatch: probe models trained at another hook point, or on another language model or weight
+            processing; each is noted in `failures`.
 
     Raises:
         InputError: nothing to probe, labels that are not unique, activations that do not fit the models.
@@ -111,7 +113,7 @@ def run(
     start = time.perf_counter()
     options = _Options(tuple(seeds), max_features, row_block, resamples, seed, device)
     _check(entries, tasks, options)
-    _check_activations(entries, tasks, activations, allow_mismatch)
+    accepted = _check_activations(entries, tasks, activations, allow_mismatch)
     results = Results(
         "probing",
         config={
@@ -124,6 +126,7 @@ def run(
             "tasks": {task.name: _describe(task) for task in tasks},
             "models": {entry.label: entry.model.provenance for entry in entries},
         },
+        failures=accepted,
     )
     usable = [entry for entry in entries if isinstance(entry.model, Featurizer)]
     for entry in entries:
@@ -168,7 +171,9 @@ def _check(entries: Sequence[Entry], tasks: Sequence[Task], options: _Options) -
 
 def _check_activations(
     entries: Sequence[Entry], tasks: Sequence[Task], activations: TaskActivations, allow_mismatch: bool
-) -> None:
+) -> list[str]:
+    """Refuse activations that do not fit the models; a line for each mismatch that was accepted."""
+    widths = set()
     for task in tasks:
         rows = activations.rows.get(task.name)
         if rows is None or len(rows) != len(task.texts):
@@ -176,28 +181,15 @@ def _check_activations(
                 f"task {task.name!r} has {len(task.texts)} texts, got activations of "
                 f"{'none' if rows is None else len(rows)}: collect them for this very task"
             )
-        for entry in entries:
-            if rows.shape[1] != entry.model.d_in:
-                raise InputError(
-                    f"{entry.label} was trained on width {entry.model.d_in}, the activations have width "
-                    f"{rows.shape[1]}: use the model and hook point it was trained on"
-                )
-    here = activations.source
-    for entry in entries:
-        store = entry.model.provenance.get("store", {})
-        for what, trained, found in (
-            ("hook point", store.get("hook"), here.get("hook")),
-            (
-                "weight processing",
-                store.get("model", {}).get("weight_processing"),
-                here.get("model", {}).get("weight_processing"),
-            ),
-        ):
-            if None not in (trained, found) and trained != found and not allow_mismatch:
-                raise InputError(
-                    f"{entry.label} was trained with {what} {trained!r}, the activations have {found!r}: "
-                    "collect them as in training, or pass allow_mismatch=True"
-                )
+        widths.add(rows.shape[1])
+    models = {entry.label: entry.model for entry in entries}
+    return [
+        note
+        for width in widths
+        for note in provenance.check_models(
+            models, {**activations.source, "d_in": width}, allow_mismatch=allow_mismatch
+        )
+    ]
 
 
 def _describe(task: Task) -> Json:

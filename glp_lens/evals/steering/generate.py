@@ -46,6 +46,7 @@ def generate(
     seed: int = 0,
     batch_rows: int = 160,
     desc: str = "steering",
+    allow_mismatch: bool = False,
 ) -> Tensor:
     """Greedy continuations of every prompt at every strength, ids `(n_prompts, n_strengths, new_tokens)`.
 
@@ -67,6 +68,7 @@ def generate(
         seed: for the noise of stochastic projectors.
         batch_rows: most sequences generated at once.
         desc: label of the progress bar.
+        allow_mismatch: repair at another hook point than `entry`'s model was trained at.
     """
     if not prompts or not strengths:
         raise InputError("steering needs at least one prompt and one strength")
@@ -88,7 +90,7 @@ def generate(
                     noise = _row_noise(stacked.to(device))
                     options = entry.options
                 projector: Any = entry.model if entry is not None else None
-                edit = hooks.steer(direction, alpha, projector, "last", noise, **options)
+                edit = hooks.steer(direction, alpha, projector, "last", noise, allow_mismatch=allow_mismatch, **options)
             with torch.inference_mode(), model.hooks(fwd_hooks=[(hook, _counted(edit, bar))]):
                 text = model.generate(
                     tokens.to(device),

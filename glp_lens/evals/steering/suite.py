@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
-from glp_lens import corpus, lm
+from glp_lens import corpus, lm, provenance
 from glp_lens.artifacts import read_json, write_json
 from glp_lens.errors import InputError
 from glp_lens.evals.entries import Entry
@@ -82,6 +82,7 @@ def run(
     fluency_texts: Sequence[str] | None = None,
     fluency_tokens: int = 1_500_000,
     embedder: SentenceEmbedder | None = None,
+    allow_mismatch: bool = False,
 ) -> Results:
     """Steer generations towards a concept, plain and repaired by each entry, and score concept and fluency.
 
@@ -119,6 +120,8 @@ def run(
         fluency_texts: texts for the n-gram model, the packaged corpus by default; the last ones validate it.
         fluency_tokens: most tokens for the n-gram model.
         embedder: the sentence model of the concept judge, loaded by default.
+        allow_mismatch: use models trained at another hook point, or on another language model or weight
+            processing; each is noted in `failures`.
 
     Raises:
         InputError: bad arguments, an entry trained elsewhere, or a concept that cannot be judged.
@@ -146,12 +149,21 @@ def run(
     )  # fmt: skip
     embedder = embedder or SentenceEmbedder.load()
     judges = fit_judges(concept, embedder, seed=seed)  # first: it refuses concepts that cannot be judged
-    usable = _usable(model, entries, hook, results)
-    direction = _direction(model, concept, hook, texts_per_side, folder)
+    here = provenance.here(model, hook)
+    usable = _usable(entries, here, results, allow_mismatch=allow_mismatch)
+    direction = _direction(model, concept, here, texts_per_side, folder)
     conditions = _conditions(usable, direction, act_norm, strengths, seed=seed, random_repaired=random_repaired)
     generations = {
         c.label: _generations(
-            model, c, prompts, hook=hook, new_tokens=new_tokens, seed=seed, folder=folder, own_nll=own_nll
+            model,
+            c,
+            prompts,
+            here=here,
+            new_tokens=new_tokens,
+            seed=seed,
+            folder=folder,
+            own_nll=own_nll,
+            allow_mismatch=allow_mismatch,
         )
         for c in conditions
     }
@@ -196,43 +208,31 @@ def _check_strengths(strengths: Sequence[float]) -> tuple[float, ...]:
     return values
 
 
-def _usable(model: lm.Model, entries: Sequence[Entry], hook: str, results: Results) -> list[Entry]:
+def _usable(entries: Sequence[Entry], here: Json, results: Results, *, allow_mismatch: bool) -> list[Entry]:
     """The entries that can repair; refuses labels used twice and models trained on other activations."""
     labels = [UNSTEERED, PLAIN, RANDOM, *(entry.label for entry in entries)]
     if len(set(labels)) != len(labels):
         raise InputError(f"entries need distinct labels other than {', '.join(labels[:3])}, got {labels[3:]}")
-    processing = lm.weight_processing(model)
-    usable = []
+    usable = [entry for entry in entries if isinstance(entry.model, Projector)]
     for entry in entries:
-        if not isinstance(entry.model, Projector):
+        if entry not in usable:
             results.failures.append(f"{entry.label} cannot project activations: left out of steering")
-            continue
-        trained = entry.model.provenance.get("store", {}).get("model", {}).get("weight_processing", processing)
-        if entry.model.d_in != model.cfg.d_model or entry.model.hook not in (None, hook):
-            raise InputError(
-                f"{entry.label} was trained at {entry.model.hook} (width {entry.model.d_in}), not {hook} "
-                f"(width {model.cfg.d_model}): steer where it was trained"
-            )
-        if trained != processing:
-            raise InputError(
-                f"{entry.label} was trained on {trained} weights, this model's are {processing}: "
-                "open the model with the processing it was trained on"
-            )
-        usable.append(entry)
+    models = {entry.label: entry.model for entry in usable}
+    results.failures += provenance.check_models(models, here, allow_mismatch=allow_mismatch)
     return usable
 
 
-def _direction(model: lm.Model, concept: Concept, hook: str, n: int, folder: Path | None) -> Tensor:
+def _direction(model: lm.Model, concept: Concept, here: Json, n: int, folder: Path | None) -> Tensor:
     positive, negative = list(concept.positive[:n]), list(concept.negative[:n])
     fingerprint = {
-        "model": lm.describe(model),
-        "weights": lm.weights_hash(model),
-        "hook": hook,
+        "model": here["model"],
+        "weights": here["weights"],
+        "hook": here["hook"],
         "texts": _digest(json.dumps([positive, negative]).encode()),
     }
 
     def make() -> list[float]:
-        return difference_of_means(model, positive, negative, hook).tolist()
+        return difference_of_means(model, positive, negative, here["hook"]).tolist()
 
     return torch.tensor(_cached(folder, f"direction-{concept.name}", fingerprint, make))
 
@@ -261,16 +261,17 @@ def _generations(
     condition: _Condition,
     prompts: Sequence[str],
     *,
-    hook: str,
+    here: Json,
     new_tokens: int,
     seed: int,
     folder: Path | None,
     own_nll: bool,
+    allow_mismatch: bool,
 ) -> _Generations:
     """Generate, or read what an equal run has generated before."""
     entry, direction = condition.entry, condition.direction
     fingerprint = {
-        "model": lm.describe(model), "weights": lm.weights_hash(model), "hook": hook,
+        "model": here["model"], "weights": here["weights"], "hook": here["hook"],
         "prompts": list(prompts), "new_tokens": new_tokens,
         "seed": seed, "strengths": list(condition.strengths), "own_nll": own_nll,
         "direction": None if direction is None else _digest(direction.numpy().tobytes()),
@@ -279,8 +280,8 @@ def _generations(
 
     def make() -> Json:
         ids = generate(
-            model, prompts, condition.strengths, hook=hook, direction=direction, entry=entry,
-            new_tokens=new_tokens, seed=seed, desc=f"steer {condition.label}",
+            model, prompts, condition.strengths, hook=here["hook"], direction=direction, entry=entry,
+            new_tokens=new_tokens, seed=seed, desc=f"steer {condition.label}", allow_mismatch=allow_mismatch,
         )  # fmt: skip
         return {"ids": ids.tolist(), "nll_own": _own_nll(model, prompts, ids).tolist() if own_nll else None}
 

@@ -1,0 +1,163 @@
+"""Where a trained model's activations came from, and whether they are those at hand.
+
+All functions read the JSON of `ActivationStore.provenance()`, which every trained model keeps. Much of it may be
+missing, as in models of other libraries: what is not known on both sides is no mismatch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Protocol
+
+from glp_lens import lm
+from glp_lens.errors import InputError
+from glp_lens.hooks import same_point
+from glp_lens.types import Json
+
+REMEDY = "use the language model and hook point it was trained on"
+
+_UNNAMED = ("", "none", "unnamed", "custom")
+_ALIASES = {"gpt2-small": "gpt2"}
+"""TransformerLens's own names, as published SAEs give them, where the last part differs from the Hub's."""
+_RESIDUAL = re.compile(r"blocks\.\d+\.(hook_resid_\w+|hook_attn_out|hook_mlp_out|hook_in|hook_out)")
+
+
+class _Trained(Protocol):
+    """What a check needs to know of a trained model; `provenance` is read too where there is one."""
+
+    @property
+    def d_in(self) -> int: ...
+    @property
+    def hook(self) -> str | None: ...
+
+
+def trained_on(model: _Trained) -> Json:
+    """What is known of the activations that a model was trained on, in the terms of a store's provenance."""
+    store: Json = getattr(model, "provenance", {}).get("store") or {}
+    return {**store, "hook": model.hook, "d_in": model.d_in}
+
+
+def here(model: lm.Model, hook: str) -> Json:
+    """The same of a language model and hook point. It hashes all weights: once is enough for many checks."""
+    about = lm.describe(model)
+    width = about["d_model"] if _RESIDUAL.fullmatch(hook) else None
+    return {"hook": hook, "d_in": width, "model": about, "weights": lm.weights_hash(model)}
+
+
+def mismatches(trained: Json, found: Json) -> list[str]:
+    """How two provenances differ, one phrase each, in the order hook point, width, weight processing, model.
+
+    The number format of the language model is no mismatch: the activations are the same up to rounding. Hashes of
+    the weights are compared only within one class and number format, since both change them. Otherwise names
+    are, by their last part and without the owner, since one model has a name on the Hub, in TransformerLens and as
+    a folder; of one name, another revision or a quantised copy is another model.
+    """
+    phrases = []
+    a, b = trained.get("hook"), found.get("hook")
+    if a and b and not same_point(a, b):
+        phrases.append(f"at {a} (here {b})")
+    if _differ(trained.get("d_in"), found.get("d_in")):
+        phrases.append(f"on width {trained['d_in']} (here {found['d_in']})")
+    one, other = trained.get("model") or {}, found.get("model") or {}
+    a, b = one.get("weight_processing"), other.get("weight_processing")
+    if _differ(a, b):
+        phrases.append(f"with {a} weights (here {b})")
+    return phrases + _model_mismatch(trained, found)
+
+
+def check(subject: str, trained: Json, found: Json, *, remedy: str = REMEDY, allow_mismatch: bool = False) -> str:
+    """Refuse provenances that do not fit together.
+
+    Args:
+        subject: how the line begins, for example `glp was trained`.
+        remedy: what to do about it.
+        allow_mismatch: accept everything but another width, which no model can be used with.
+
+    Returns:
+        What was accepted, as a sentence for the results; empty if all fits.
+
+    Raises:
+        InputError: they differ.
+    """
+    phrases = mismatches(trained, found)
+    if not phrases:
+        return ""
+    line = f"{subject} {', '.join(phrases)}"
+    if _differ(trained.get("d_in"), found.get("d_in")):
+        raise InputError(f"{line}: {remedy}")
+    if not allow_mismatch:
+        raise InputError(f"{line}: {remedy}, or pass allow_mismatch=True (--allow-mismatch)")
+    return f"{line}: accepted by allow_mismatch"
+
+
+def check_models(models: Mapping[str, _Trained], found: Json, *, allow_mismatch: bool = False) -> list[str]:
+    """`check` for models by label; what was accepted, a sentence each."""
+    notes = [
+        check(f"{label} was trained", trained_on(model), found, allow_mismatch=allow_mismatch)
+        for label, model in models.items()
+    ]
+    return [note for note in notes if note]
+
+
+def check_use(model: _Trained, language_model: lm.Model, hook: str, *, allow_mismatch: bool = False) -> None:
+    """Refuse to use a trained model on activations of another hook point, width, weight processing or model.
+
+    Raises:
+        InputError: the language model has no such hook point, or what `check` refuses.
+    """
+    lm.check_hook(language_model, hook)
+    found = here(language_model, hook)
+    check(f"this {type(model).__name__} was trained", trained_on(model), found, allow_mismatch=allow_mismatch)
+
+
+def describe(model: _Trained) -> str:
+    """One line on what a model was trained on, as far as it is known."""
+    store = trained_on(model)
+    training: Json = getattr(model, "provenance", {}).get("training") or {}
+    rows = training.get("rows_distinct") or training.get("rows_seen")
+    corpus, about = (store.get("corpus") or {}).get("name"), store.get("model") or {}
+    amount = f"{rows:,} rows of width {model.d_in}" if rows else f"rows of width {model.d_in}"
+    processing = about.get("weight_processing")
+    known = (
+        amount + (f" of {corpus}" if corpus else ""),
+        " ".join(part for part in (about.get("name"), store["hook"]) if part),
+        f"{processing} weights" if processing else "",
+    )
+    return f"{type(model).__name__} trained on {', '.join(part for part in known if part)}"
+
+
+def _model_mismatch(trained: Json, found: Json) -> list[str]:
+    one, other = trained.get("model") or {}, found.get("model") or {}
+    hashes = trained.get("weights"), found.get("weights")
+    comparable = None not in hashes and all(
+        one.get(key) is not None and one[key] == other.get(key) for key in ("class", "dtype", "weight_processing")
+    )
+    if comparable and hashes[0] == hashes[1]:
+        return []
+    (name, copy), (name_here, copy_here) = _name(one), _name(other)
+    full, full_here = one.get("name"), other.get("name")
+    if name and name_here and name != name_here:
+        return [f"on {full} (here {full_here})"]
+    for key, what in (("n_layers", "layers"), ("d_model", "dimensions")):
+        if _differ(one.get(key), other.get(key)):
+            return [f"on a model of {one[key]} {what} (here {other[key]})"]
+    if comparable:
+        return [f"on other weights of {full} (hash {hashes[0]}, here {hashes[1]})"]
+    if copy and copy_here and copy != copy_here:
+        quantised = ", and quantised weights are other weights" if "GGUF" in copy + copy_here else ""
+        return [f"on {full} (here {copy_here}{quantised})"]
+    return []
+
+
+def _name(model: Json) -> tuple[str, str]:
+    """The last part of a model's name, and which copy of its weights it is; empty where not known."""
+    full = str(model.get("name") or "")
+    path, _, copy = full.removesuffix(")").partition(" (")
+    last = path.rstrip("/").rsplit("/", 1)[-1].lower()
+    last = "" if last in _UNNAMED else _ALIASES.get(last, last)
+    return last, copy if copy != "local folder" else ""
+
+
+def _differ(one: object, other: object) -> bool:
+    return None not in (one, other) and one != other
