@@ -1,57 +1,278 @@
-"""`store`: look into activation stores, and check them."""
+"""`store`: look into activation stores, check and mend them, join parts, import and export."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from glp_lens_cli._app import Commands
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, help="Look into activation stores, and check them.")
+if TYPE_CHECKING:
+    from glp_lens.activations import ActivationStore
+
+_HELP = "Look into activation stores, check and mend them, join parts, import and export."
+app = typer.Typer(cls=Commands, no_args_is_help=True, help=_HELP)
+
+Folder = Annotated[Path, typer.Argument(help="Folder of a store.", show_default=False)]
+FORMS = {
+    "memmaps": ("folder of the released GLP code", {"hook", "dtype"}),
+    "sae-lens": ("cached activations of SAELens", {"hook", "keep_first", "drop_tokens"}),
+    "arrays": (".npy or .safetensors files", {"hook", "key"}),
+}
+"""What stores are imported from and exported to, and the options of an import."""
 
 
-@app.callback()
+@app.callback(help=_HELP)
 def _group() -> None:
-    """Look into activation stores, and check them."""
+    pass
 
 
 @app.command()
 def info(
-    folder: Annotated[Path, typer.Argument(help="Folder of a store.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="Folder of a store, or of several.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    png: Annotated[
+        Path | None, typer.Option("--png", help="Also draw how the norms are spread into this file.", metavar="FILE")
+    ] = None,
 ) -> None:
-    """Show what a store holds: model, hook point, rows, norms, exclusions, corpus."""
-    from glp_lens.activations import ActivationStore, describe_store
+    """Show what a store holds: model, hook point, rows, norms, odd dimensions, exclusions, corpus, tokens.
 
-    about = describe_store(ActivationStore.open(folder))
+    Of a folder of several stores, one line each. An interrupted store, a part or a stream is told as such.
+    """
+    from glp_lens_cli import _info
+
+    from glp_lens.activations import ActivationStore
+    from glp_lens.activations.describe import describe_folder, stores_in
+    from glp_lens.errors import InputError
+
+    if png is not None and png.suffix.lower() != ".png":
+        raise InputError(f"--png takes the name of a .png file, got {str(png)!r}")
+    folders = stores_in(folder)
+    if folders != [folder]:
+        if png is not None:
+            raise InputError(f"--png draws one store, {folder} holds {len(folders)}: name one, like {folders[0]}")
+        found = [_try_describe(path) for path in folders]
+        if as_json:
+            typer.echo(json.dumps(found, indent=2))
+        else:
+            _info.show_several(folder, found)
+        return
+    about = describe_folder(folder)
+    if png is not None:
+        if "mean_norm" not in about:
+            raise InputError(f"--png needs rows, and {folder} has none to read: collect first, or leave --png out")
+        from glp_lens.report.plots import norm_histogram
+
+        norms = ActivationStore.open(folder, partial=True).column("norm")
+        name = str(about["model"].get("name") or "").partition(" (")[0]
+        title = f"{name}\n{about['rows']:,} rows of {about['hook']}".strip()
+        norm_histogram(norms, png, title=title, limit=about["max_norm"])
     if as_json:
         typer.echo(json.dumps(about, indent=2))
         return
-    for line in _lines(about):
-        typer.echo(line)
+    _info.show(about)
+    if png is not None:
+        typer.echo(f"norms: {png}")
+
+
+def _try_describe(folder: Path) -> dict[str, Any]:
+    """One damaged store does not hide the others."""
+    from glp_lens.activations.describe import describe_folder
+    from glp_lens.errors import InputError
+
+    try:
+        return describe_folder(folder)
+    except InputError as error:
+        return {"path": str(folder), "error": str(error)}
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(help="Folder of a store.", show_default=False)]) -> None:
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder of a store, or of several.", show_default=False)],
+) -> None:
     """Read all of a store and compare it with the checksums of when it was written."""
-    from glp_lens.activations import ActivationStore
+    from glp_lens.activations.describe import stores_in
+    from glp_lens.activations.manifest import Manifest
+    from glp_lens.activations.store import verify as run
 
+    for path in stores_in(folder):
+        manifest = Manifest.read(path)
+        run(path, manifest)
+        size = sum(shard.bytes for shard in manifest.files)
+        typer.echo(f"ok: {manifest.rows:,} rows in {len(manifest.files)} shards, {size:,} bytes: {path}")
+
+
+@app.command()
+def repair(
+    folder: Annotated[Path, typer.Argument(help="Folder of a store, or of several.", show_default=False)],
+    refetch: Annotated[
+        bool, typer.Option("--refetch", help="Collect what was dropped again, with the recorded options.")
+    ] = False,
+) -> None:
+    """Drop the shards that are damaged or missing, so that the rest can be used and the lost be collected again."""
+    from glp_lens.activations.describe import stores_in
+    from glp_lens.activations.manifest import Manifest
+    from glp_lens.activations.repair import repair as run
+    from glp_lens.errors import InputError
+
+    roots: dict[Path, Manifest] = {}
+    for store in stores_in(folder):
+        before = Manifest.read(store)
+        if before.window is not None:
+            raise InputError(f"{store} is a stream, whose shards are deleted once used: there is nothing to repair")
+        dropped = run(store)
+        if not dropped:
+            typer.echo(f"ok: all {len(before.files)} shards are as written: {store}")
+        for shard in dropped:
+            typer.echo(f"dropped {shard.name}, {shard.rows:,} of {before.rows:,} rows: {store}")
+        manifest = Manifest.read(store)
+        if manifest.dropped:
+            roots[_out(store, manifest)] = manifest
+    for out, manifest in roots.items():
+        _go_on(folder, out, manifest, refetch)
+
+
+def _out(store: Path, manifest: Any) -> Path:
+    """The --out of the collect that made a store."""
+    several = len(manifest.source.get("settings", {}).get("hooks", ())) > 1
+    return store.parent if several and store.name == manifest.hook else store
+
+
+def _go_on(folder: Path, out: Path, manifest: Any, refetch: bool) -> None:
+    """Collect what was dropped again, or say how to."""
+    from glp_lens_cli import collect
+
+    from glp_lens.errors import InputError
+
+    if manifest.part is not None:
+        i, n = manifest.part
+        how = f"run the same glp-lens collect --shard {i}/{n} again: it collects exactly the missing shards"
+    elif manifest.command is not None and refetch:
+        collect.again(manifest.command, out)
+        return
+    elif manifest.command is not None:
+        how = f"run glp-lens store repair {folder} --refetch: it collects exactly the missing shards"
+    elif "settings" in manifest.source:
+        how = "make the same collect() call again: it collects exactly the missing shards"
+    else:
+        how = "write or import it again, into a new folder"
+    if refetch:
+        raise InputError(f"{out} has no recorded command to run again: {how}")
+    typer.echo(f"the rest can be used as it is; for what is lost, {how}")
+
+
+@app.command()
+def merge(
+    out: Annotated[Path, typer.Argument(help="Folder of the whole store.", show_default=False)],
+    parts: Annotated[
+        list[Path] | None, typer.Argument(help="Folders of all the parts; by default those in OUT/parts.")
+    ] = None,
+) -> None:
+    """Join the parts that 'collect --shard i/N' made into the store that one process would have made."""
+    from glp_lens.activations.merge import merge as run
+
+    found = run(out, parts or ())
+    for store in found.values() if isinstance(found, dict) else [found]:
+        _say(store)
+
+
+@app.command("import")
+def import_(
+    sources: Annotated[
+        list[Path], typer.Argument(help="What to import: a folder, or array files.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder of the new store.", show_default=False)],
+    form: Annotated[str, typer.Option("--from", help="memmaps (released GLP code), sae-lens or arrays.")],
+    hook: Annotated[
+        str | None,
+        typer.Option("--hook", help="Hook point the rows came from; {layer} in it imports all layer_XX folders."),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Name of the language model.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Of memmaps: int16 (bfloat16 bits), float16 or float32.")
+    ] = None,
+    key: Annotated[str | None, typer.Option("--key", help="Of arrays: the tensor in a safetensors file.")] = None,
+    keep_first: Annotated[
+        bool, typer.Option("--keep-first", help="Of sae-lens: keep the first row of a sequence, a sink.")
+    ] = False,
+    drop_tokens: Annotated[
+        str, typer.Option("--drop-tokens", help="Of sae-lens: ids of tokens to leave out, separated by commas.")
+    ] = "",
+) -> None:
+    """Make a store of activations that another program saved."""
+    from glp_lens.activations import convert
+    from glp_lens.errors import InputError
+
+    given = {"hook": hook, "dtype": dtype, "key": key, "keep_first": keep_first, "drop_tokens": _ids(drop_tokens)}
+    asked: dict[str, Any] = {name: value for name, value in given.items() if value}
+    _check_form("--from", form)
+    if strange := sorted(asked.keys() - FORMS[form][1]):
+        raise InputError(f"--{strange[0].replace('_', '-')} is no option of --from {form}: leave it out")
+    if form != "sae-lens" and hook is None:
+        raise InputError(f"--from {form} needs --hook, for example --hook blocks.7.hook_resid_post")
+    if form != "arrays" and len(sources) > 1:
+        raise InputError(f"--from {form} takes one folder, got {len(sources)}: import them apart")
+    found: Any
+    if form == "arrays":
+        found = convert.import_arrays(sources, out, model=model, **asked)
+    elif form == "sae-lens":
+        skip_first = not asked.pop("keep_first", False)
+        found = convert.import_sae_lens(sources[0], out, model=model, skip_first=skip_first, **asked)
+    elif "{layer}" in str(hook):
+        found = convert.import_memmap_layers(sources[0], out, model=model, **asked)
+    else:
+        found = convert.import_memmaps(sources[0], out, model=model, **asked)
+    for store in found.values() if isinstance(found, dict) else [found]:
+        _say(store)
+
+
+@app.command()
+def export(
+    folder: Folder,
+    out: Annotated[Path, typer.Argument(help="New folder, or .npy or .safetensors file.", show_default=False)],
+    form: Annotated[str, typer.Option("--to", help="memmaps (released GLP code), sae-lens or arrays.")],
+    context: Annotated[
+        int | None, typer.Option("--context", min=1, help="Of sae-lens: rows of a sequence; by default 128.")
+    ] = None,
+) -> None:
+    """Write the rows of a store for another program."""
+    from glp_lens.activations import ActivationStore, convert
+    from glp_lens.errors import InputError
+
+    _check_form("--to", form)
+    if context is not None and form != "sae-lens":
+        raise InputError(f"--context is no option of --to {form}: leave it out")
     store = ActivationStore.open(folder)
-    store.verify()
-    size = sum(shard.bytes for shard in store.manifest.shards)
-    typer.echo(f"ok: {len(store):,} rows in {len(store.manifest.shards)} shards, {size:,} bytes: {folder}")
+    left = 0
+    if form == "memmaps":
+        convert.export_memmaps(store, out)
+    elif form == "arrays":
+        convert.export_arrays(store, out)
+    else:
+        left = convert.export_sae_lens(store, out, context=context or 128)
+    rest = f" ({left:,} at the end fill no sequence and are left out)" if left else ""
+    typer.echo(f"{len(store) - left:,} rows as {FORMS[form][0]}{rest}: {out}")
 
 
-def _lines(value: dict[str, Any], indent: str = "") -> list[str]:
-    """A nested mapping as aligned lines."""
-    lines: list[str] = []
-    for key, item in value.items():
-        name = f"{indent}{key.replace('_', ' ')}"
-        if isinstance(item, dict):
-            lines += [name, *_lines(item, indent + "  ")]
-        else:
-            shown = f"{item:,.4g}" if isinstance(item, float) else f"{item:,}" if type(item) is int else str(item)
-            lines.append(f"{name:28} {shown}")
-    return lines
+def _check_form(option: str, form: str) -> None:
+    from glp_lens.errors import InputError
+
+    if form not in FORMS:
+        raise InputError(f"{option} must be one of {', '.join(FORMS)}, got {form!r}")
+
+
+def _ids(text: str) -> list[int]:
+    from glp_lens_cli._app import split
+
+    from glp_lens.errors import InputError
+
+    items = split(text)
+    if not all(item.isdecimal() for item in items):
+        raise InputError(f"--drop-tokens takes token ids separated by commas, for example 0,2; got {text!r}")
+    return [int(item) for item in items]
+
+
+def _say(store: ActivationStore) -> None:
+    typer.echo(f"{len(store):,} rows of width {store.d_in} from {store.hook}: {store.path}")

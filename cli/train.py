@@ -10,7 +10,7 @@ import typer
 from glp_lens_cli import options as o
 
 if TYPE_CHECKING:
-    from glp_lens.activations import ActivationStore
+    from glp_lens.activations import ActivationStore, ActivationStream
     from glp_lens.artifacts import ActivationModel
 
 _GLP, _SAE = "GLP", "SAE"
@@ -66,6 +66,14 @@ def train(
     components: Annotated[
         int | None, typer.Option("--components", min=1, help="By default all.", rich_help_panel="PCA")
     ] = None,
+    allow_mismatch: Annotated[
+        bool,
+        typer.Option(
+            "--allow-mismatch",
+            help="Use a --validation store of another hook point, language model or weight processing.",
+            rich_help_panel=_GLP,
+        ),
+    ] = False,
     device: o.Device = "cpu",
     seed: o.Seed = 0,
     overwrite: Annotated[
@@ -78,7 +86,7 @@ def train(
 
     An interrupted GLP continues when the same command is run again.
     """
-    from glp_lens import models
+    from glp_lens import models, provenance
     from glp_lens.activations import ActivationStore
     from glp_lens.errors import InputError
     from glp_lens.lm import check_device
@@ -90,15 +98,15 @@ def train(
     if lr is not None and not 0 < lr < 1:
         raise InputError(f"--lr must be between 0 and 1, got {lr}")
     check_device(device)
-    opened = ActivationStore.open(store)
+    opened = _open(store, kind)
+    held = _open_validation(validation, opened, allow_mismatch=allow_mismatch) if validation else None
     folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written must fail before the training
     fitted: ActivationModel
     if kind == "glp":
         settings = _recipe(recipe, rows, batch_size, lr, seed)
-        held = ActivationStore.open(validation).sample(2048, seed=0) if validation else None
         fitted = models.model_class("glp").fit(  # type: ignore[attr-defined]
-            opened, settings, d_model=width, d_mlp=mlp, n_layers=layers, device=device, validation=held,
-            state=folder / "training.state",
+            opened, settings, d_model=width, d_mlp=mlp, n_layers=layers, device=device,
+            validation=held.sample(2048, seed=0) if held else None, state=folder / "training.state",
         )  # fmt: skip
     elif kind == "sae":
         fitted = models.model_class("sae").fit(  # type: ignore[attr-defined]
@@ -108,6 +116,39 @@ def train(
     else:
         fitted = _closed_form(kind, opened, components, seed)
     typer.echo(f"saved {kind}: {fitted.save_pretrained(folder)}")
+    typer.echo(provenance.describe(fitted))
+
+
+def _open(folder: Path, kind: str) -> ActivationStore | ActivationStream:
+    """The store, or the stream that is being collected."""
+    from glp_lens.activations import ActivationStore, ActivationStream
+    from glp_lens.activations.manifest import MANIFEST, Manifest
+    from glp_lens.errors import InputError
+
+    if not (folder / MANIFEST).is_file() or Manifest.read(folder).window is None:
+        return ActivationStore.open(folder)
+    if kind not in ("glp", "sae"):
+        raise InputError(f"{folder} is a stream, which a {kind} cannot be fitted on: collect a store without --window")
+    # The SAE's trainer keeps no checkpoint, so what it has read is used up.
+    return ActivationStream.open(folder, checkpointed=kind == "glp")
+
+
+def _open_validation(
+    folder: Path, store: ActivationStore | ActivationStream, *, allow_mismatch: bool
+) -> ActivationStore:
+    """The held-out store, refused if it holds other activations than the training store."""
+    from glp_lens import provenance
+    from glp_lens.activations import ActivationStore
+
+    held = ActivationStore.open(folder)
+    provenance.check(
+        f"{store.path} was collected",
+        store.provenance(),
+        held.provenance(),
+        remedy=f"collect {folder} the same way",
+        allow_mismatch=allow_mismatch,
+    )
+    return held
 
 
 def _recipe(name: str, rows: int, batch_size: int | None, lr: float | None, seed: int) -> object:
@@ -124,7 +165,9 @@ def _recipe(name: str, rows: int, batch_size: int | None, lr: float | None, seed
     return dataclasses.replace(base, rows=rows, batch_size=batch_size or base.batch_size, lr=lr or base.lr, seed=seed)
 
 
-def _closed_form(kind: str, store: ActivationStore, components: int | None, seed: int) -> ActivationModel:
+def _closed_form(
+    kind: str, store: ActivationStore | ActivationStream, components: int | None, seed: int
+) -> ActivationModel:
     from glp_lens import models
 
     options = {"n_components": components, "max_rows": len(store)} if kind == "pca" else {}

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from glp_lens import corpus, evals, hooks, lm, models, report
-    from glp_lens.activations import ActivationStore
-    from glp_lens.activations.collect import collect
+    from glp_lens.activations import ActivationStore, ActivationStream, StoreDataset
+    from glp_lens.activations.collect import Generation, collect
+    from glp_lens.activations.merge import merge
     from glp_lens.errors import InputError
     from glp_lens.lm import open_model
     from glp_lens.models import load
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ActivationStore": "glp_lens.activations",
+    "ActivationStream": "glp_lens.activations",
+    "Generation": "glp_lens.activations",
+    "StoreDataset": "glp_lens.activations",
     "collect": "glp_lens.activations",
+    "merge": "glp_lens.activations",
     "InputError": "glp_lens.errors",
     "open_model": "glp_lens.lm",
     "load": "glp_lens.models",
@@ -44,9 +49,12 @@ __all__ = [
     "PCA",
     "SAE",
     "ActivationStore",
+    "ActivationStream",
     "Gaussian",
+    "Generation",
     "InputError",
     "Raw",
+    "StoreDataset",
     "TrainConfig",
     "collect",
     "corpus",
@@ -54,6 +62,7 @@ __all__ = [
     "hooks",
     "lm",
     "load",
+    "merge",
     "models",
     "open_model",
     "report",

@@ -63,7 +63,7 @@ def read_json(path: Path, what: str) -> Json:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{what} not found: {path} does not exist") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{what} cannot be read: {path}: {error}") from None
     if not isinstance(value, dict):
         raise InputError(f"{what} is damaged: {path} holds {type(value).__name__}, expected a JSON object")
@@ -90,6 +90,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except SafetensorError as error:
         raise InputError(f"cannot write {path} ({error}): free space or choose another folder") from None

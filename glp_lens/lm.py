@@ -163,6 +163,34 @@ def to_ids(
     return [[bos, *(row[-room:] if truncate == "left" else row[:room])] for row in rows]
 
 
+def chat_ids(
+    model: Model, chats: Iterable[Sequence[tuple[str, str]]], max_length: int, *, reply: bool = False
+) -> list[list[int]]:
+    """Token ids of conversations in the tokenizer's chat template, at most `max_length` of each.
+
+    The template alone decides on BOS: one is never added to the one that it may begin with.
+
+    Args:
+        chats: `(role, content)` turns of each conversation.
+        reply: end where the assistant would begin to answer.
+
+    Raises:
+        InputError: the tokenizer has no chat template, or the template refuses a conversation.
+    """
+    tokenizer = model.tokenizer
+    if tokenizer.chat_template is None:
+        raise InputError("this model's tokenizer has no chat template: collect without chat")
+    rows = []
+    for turns in chats:
+        messages = [{"role": role, "content": content} for role, content in turns]
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply)
+        except Exception as error:  # a template is a program that raises what it likes
+            raise InputError(f"the chat template refuses a conversation ({str(error).splitlines()[0]})") from None
+        rows.append(tokenizer(text, add_special_tokens=False)["input_ids"][:max_length])
+    return rows
+
+
 def bos_id(model: Model) -> int:
     """The id put in front of every sequence."""
     tokenizer = model.tokenizer

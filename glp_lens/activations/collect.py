@@ -1,12 +1,19 @@
-"""Run texts through a language model and keep the activations of its hook points."""
+"""Run texts through a language model and keep the activations of its hook points.
+
+A collection is a row of shards, and shard k is a function of nothing but the model, the settings and the k-th run of
+documents. So any process can make any shard, an interrupted run goes on with the first that is missing, and parts made
+on several machines join into the store that one machine would have made.
+"""
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +24,44 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from glp_lens import lm
-from glp_lens.activations.store import MANIFEST, TORCH, ActivationStore, Cursor, Manifest
-from glp_lens.activations.writer import SHARD_ROWS, StoreWriter, check_dtype
+from glp_lens.activations import forward, tokens
+from glp_lens.activations.manifest import MANIFEST, TORCH, Manifest, Shard, documents_hash
+from glp_lens.activations.shard import Source
+from glp_lens.activations.store import ActivationStore
+from glp_lens.activations.tokens import Keep, Kept, Rule
+from glp_lens.activations.writer import StoreWriter, check_dtype, check_labels, make_writable
 from glp_lens.artifacts import versions
 from glp_lens.corpus import Document
 from glp_lens.errors import InputError
 from glp_lens.types import Json
 
-GROUP_TOKENS = 32_768
-"""A group has so many documents that at full length it has this many tokens."""
-_START = Cursor(0, xxhash.xxh3_64_hexdigest(b""), {"bos": 0, "massive": 0})
+SHARD_TOKENS = 65_536
+SHARD_BYTES = 512 << 20
+CALIBRATION = 64
+"""The norm over which a token is massive comes from this many documents, or those of the first shard if fewer."""
+PARTS = "parts"
+Part = tuple[int, int] | None
+Labels = Callable[[Document, list[int]], Mapping[str, Any]]
+"""(document, its token ids) -> for each name a number, or one for each token."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Continue each text, and keep the activations of the new tokens only.
+
+    Attributes:
+        tokens: tokens to add to each text.
+        temperature: of sampling; 0 takes the likeliest token.
+    """
+
+    tokens: int = 64
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1 or self.temperature < 0:
+            raise InputError(
+                f"generating needs tokens >= 1 and temperature >= 0, got {self.tokens} and {self.temperature}"
+            )
 
 
 def collect(
@@ -39,17 +74,25 @@ def collect(
     context: int = 128,
     batch_size: int = 32,
     dtype: str = "bfloat16",
-    seed: int = 0,
+    keep: Keep = "all",
+    exclude: Sequence[str | int] = (),
     massive: float | None = 10.0,
+    chat: bool = False,
+    generate: Generation | None = None,
+    labels: Labels | None = None,
+    seed: int = 0,
     corpus: str = "texts",
-    shard_rows: int = SHARD_ROWS,
+    shard_tokens: int | None = None,
+    part: Part = None,
+    window: int | None = None,
+    command: Json | None = None,
 ) -> ActivationStore | dict[str, ActivationStore]:
     """Collect the activations of texts at one or several hook points into activation stores.
 
     Every text gets one BOS in front and is cut to `context` tokens. Left out are BOS, position 0 (an
-    attention sink), padding, and massive activations. Rows stay in document order. A run that was interrupted
-    goes on where it stopped when the same call is made again, and ends with the same bytes; a finished one is
-    opened.
+    attention sink), padding, excluded tokens and massive activations. Rows stay in document order. A run that was
+    interrupted goes on where it stopped when the same call is made again, and ends with the same bytes; shards that
+    `repair` dropped are collected again; a finished store is opened.
 
     Args:
         model: a HookedTransformer or a TransformerBridge.
@@ -60,29 +103,41 @@ def collect(
         context: tokens of a text, BOS included.
         batch_size: full-length texts in one forward pass; of shorter ones as many as have no more tokens.
         dtype: `bfloat16`, `float16` or `float32`, as which rows are kept.
-        seed: seed of the texts' order, kept for provenance. Collecting itself draws nothing.
+        keep: `"all"` tokens of a text, the `"last"`, their `"mean"`, or a number of them at random.
+        exclude: tokens to leave out, as the tokenizer spells them or by id; `"special"` names all special tokens.
         massive: leave out a token whose norm, at any hook point, is over this many times the median norm of
-            the first group of documents; None keeps all.
+            the first documents; None keeps all.
+        chat: texts are conversations, or the user's first turn of one, in the tokenizer's chat template.
+        generate: continue the texts, and collect the new tokens instead.
+        labels: gives each document's values of further columns; added to the document's own labels.
+        seed: chooses tokens at random and samples new ones; kept for provenance.
         corpus: name of the texts, for provenance.
-        shard_rows: a shard is closed at the first group's end with this many rows.
+        shard_tokens: a shard has so many documents that at full length they have this many tokens.
+        part: `(i, n)` makes every n-th shard only, from the i-th on (0-based), in a folder of its own below
+            `out/parts`; `merge` joins the parts.
+        window: make a stream: at most this many shards are on disk, and an `ActivationStream` must delete what it
+            has used. 0 keeps no rows, only their statistics: see `collect_stats`.
+        command: options with which a program can make the same call again; kept in the manifest.
 
     Returns:
-        The store, or with several hook points a dictionary of them.
+        The store, or with several hook points a dictionary of them; of a stream, and of a part that got no rows, an
+        empty dictionary.
 
     Raises:
         InputError: bad options; a store of other arguments at `out`; activations that are not finite; no
-            rows.
+            rows; a full disk.
     """
     names = _hook_names(model, hooks)
-    _check(
-        model,
-        texts,
-        context=context,
-        massive=massive,
-        sizes={"max_tokens": max_tokens, "batch_size": batch_size, "shard_rows": shard_rows},
-    )
-    group = max(1, GROUP_TOKENS // context)
-    source = {
+    check_dtype(dtype)
+    _check(model, texts, context=context, massive=massive, part=part, window=window, sizes={
+        "max_tokens": max_tokens, "batch_size": batch_size, "shard_tokens": shard_tokens,
+    })  # fmt: skip
+    how = tokens.rule(model, keep, exclude, seed)
+    if shard_tokens is None:
+        # A short collection in smaller steps: what is computed past its end is lost.
+        small = SHARD_TOKENS if max_tokens is None else min(SHARD_TOKENS, max(8192, max_tokens // 4))
+        shard_tokens = min(small, SHARD_BYTES // (int(model.cfg.d_model) * TORCH[dtype].itemsize))
+    source: Json = {
         "model": lm.describe(model),
         "weights": lm.weights_hash(model),
         "tokenizer": _describe_tokenizer(model),
@@ -91,220 +146,278 @@ def collect(
             "hooks": names,
             "context": context,
             "batch_size": batch_size,
-            "group_documents": group,
             "max_tokens": max_tokens,
+            "keep": keep,
+            "exclude": sorted(how.excluded),
             "massive": massive,
-            "shard_rows": shard_rows,
+            "chat": chat,
+            "generate": None if generate is None else {"tokens": generate.tokens, "temperature": generate.temperature},
+            "shard_documents": max(1, shard_tokens // context),
         },
     }
-    folders = _folders(Path(out), names)
-    found = _continue(folders, source, check_dtype(dtype))
+    folders = _folders(Path(out), names, part)
+    found = {name: Manifest.read(f) for name, f in folders.items() if (f / MANIFEST).is_file()}
+    for name, manifest in found.items():
+        _check_same(folders[name], manifest, name, {**source, "dtype": dtype, "window": window})
+    if not all(name in found and found[name].complete for name in names):
+        for folder in folders.values():
+            make_writable(folder)
     documents = _documents(texts)
-    if all(manifest and manifest.complete for manifest in found.values()):
-        manifest = next(m for m in found.values() if m)
-        _skip(documents, manifest.cursor, Path(out))
-        unfilled = max_tokens is None or manifest.rows < max_tokens
-        if unfilled and next(documents, None) is not None:
-            raise InputError(f"the store at {out} was collected from fewer texts: choose another folder")
-    else:
-        _make_writable(folders.values())
-        run = _Run(model, names=names, folders=folders, found=found, source=source, dtype=dtype)
-        digest = _skip(documents, run.cursor, Path(out))
-        was_training = model.training
-        model.eval()  # dropout would make activations random
-        try:
-            run.collect(documents, digest)
-        finally:
-            model.train(was_training)
-    stores = {name: ActivationStore.open(folder) for name, folder in folders.items()}
+    first = list(islice(documents, source["settings"]["shard_documents"]))
+    if not first:
+        raise InputError("no texts to collect from: pass at least one")
+    reader = _Reader(model, names, how, TORCH[dtype], source["settings"], generate, labels)
+    was_training = model.training
+    model.eval()  # dropout would make activations random
+    try:
+        if len(found) < len(names):
+            begun = reader.begin(first[:CALIBRATION], source, dtype)
+            found = {name: replace(begun[name], part=part, window=window, command=command) for name in names} | found
+        reader.limits = {name: m.max_norm for name, m in found.items() if m.max_norm is not None}
+        reader.label_types = found[names[0]].labels
+        _run(reader, chain(first, documents), {folders[name]: found[name] for name in names}, max_tokens)
+    finally:
+        model.train(was_training)
+    if window is not None or (part is not None and not Manifest.read(folders[names[0]]).rows):
+        return {}
+    stores = {name: ActivationStore.open(folder, partial=part is not None) for name, folder in folders.items()}
     return stores if len(names) > 1 else stores[names[0]]
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Tokens of a group of documents in document order: ids, positions, documents `(n,)`, rows `(n, d)`."""
-
-    token_id: np.ndarray
-    position: np.ndarray
-    document: np.ndarray
-    rows: dict[str, Tensor]
-
-
-class _Run:
-    """A collection under way: what was kept, what waits for the next shard, and where the texts stand."""
+class _Reader:
+    """Makes shards: what all of them share."""
 
     def __init__(
         self,
         model: lm.Model,
-        *,
         names: list[str],
-        folders: dict[str, Path],
-        found: dict[str, Manifest | None],
-        source: Json,
-        dtype: str,
+        how: Rule,
+        dtype: torch.dtype,
+        settings: Json,
+        generate: Generation | None,
+        labels: Labels | None,
     ) -> None:
-        self.model, self.names, self.folders, self.source, self.dtype = model, names, folders, source, dtype
-        self.settings = source["settings"]
-        self.bos = lm.bos_id(model)
-        first = found[names[0]]
-        self.cursor = first.cursor if first else _START
-        self.kept = first.rows if first else 0
-        self.limits = {name: m.max_norm for name, m in found.items() if m and m.max_norm is not None}
-        self.writers = {name: StoreWriter(folders[name], m) for name, m in found.items() if m}
-        self.pending: list[tuple[dict[str, Tensor], dict[str, np.ndarray]]] = []
+        self.model, self.names, self.how, self.dtype = model, names, how, dtype
+        self.settings, self.generate, self.labels = settings, generate, labels
+        self.limits: dict[str, float] = {}
+        self.label_types: Mapping[str, str] = {}
 
-    def collect(self, documents: Iterator[Document], digest: xxhash.xxh3_64) -> None:
-        """Use up the documents, or as many as give `max_tokens` rows."""
-        goal = self.settings["max_tokens"]
-        with tqdm(total=goal, initial=self.kept, desc="collect", unit="tok", mininterval=2) as bar:
-            while goal is None or self.kept < goal:
-                group = list(itertools.islice(documents, self.settings["group_documents"]))
-                if not group:
-                    break
-                # The last group has more tokens than are asked for.
-                self._add(group, digest, lambda n: bar.update(n if goal is None else min(n, goal - bar.n)))
-                bar.n = self.kept
-                bar.refresh()
-                if sum(len(c["position"]) for _, c in self.pending) >= self.settings["shard_rows"]:
-                    self._flush()
-        if self.kept == 0:
-            raise InputError(f"no activations left to keep in {self.cursor.documents} texts: pass longer texts")
-        self._flush()
-        for writer in self.writers.values():
-            writer.finish(self.cursor)
-
-    def _add(self, documents: list[Document], digest: xxhash.xxh3_64, progress: Callable[[int], Any]) -> None:
-        group = _forward(self.model, documents, self.names, self.settings, progress)
-        usable = (group.position > 0) & (group.token_id != self.bos)
-        norms = self._norms(group, usable, documents)
-        massive = np.zeros_like(usable)
-        if self.settings["massive"] is not None and usable.any():
+    def begin(self, documents: list[Document], source: Json, dtype: str) -> dict[str, Manifest]:
+        """The manifest of a new store at each hook point, from a look at the first documents."""
+        ids = self._ids(documents)
+        found: dict[str, list[Tensor]] = {name: [] for name in self.names}
+        widths: dict[str, int] = {}
+        for batch in self._forward(ids, documents):
+            usable, _ = tokens.usable_tokens(batch, self.how)
             for name in self.names:
-                if name not in self.limits:
-                    self.limits[name] = self.settings["massive"] * float(np.median(norms[name][usable]))
-                massive |= usable & (norms[name] > self.limits[name])
-        keep = np.flatnonzero(usable & ~massive)
-        end, used = len(usable), len(documents)
-        if (goal := self.settings["max_tokens"]) is not None and len(keep) >= goal - self.kept:
-            keep = keep[: goal - self.kept]
-            end = keep[-1] + 1
-            used = int(group.document[keep[-1]]) + 1
-        ids = np.array([document.id for document in documents], dtype=np.uint64)
-        if len(keep):
-            rows = {name: self._to_stored(name, group.rows[name][torch.from_numpy(keep)]) for name in self.names}
-            columns = {
-                "token_id": group.token_id[keep],
-                "doc_id": ids[group.document[keep]],
-                "position": group.position[keep],
-            }
-            self.pending.append((rows, columns))
-            self.kept += len(keep)
-        digest.update(ids[:used].tobytes())
-        before = self.cursor.excluded
-        self.cursor = Cursor(
-            documents=self.cursor.documents + used,
-            corpus_hash=digest.hexdigest(),
-            excluded={
-                "bos": before["bos"] + int((~usable[:end]).sum()),
-                "massive": before["massive"] + int(massive[:end].sum()),
-            },
-        )
-
-    def _norms(self, group: _Group, usable: np.ndarray, documents: list[Document]) -> dict[str, np.ndarray]:
-        """Norms of all rows at each hook point, after checking that what may be kept is finite."""
-        norms = {name: group.rows[name].float().norm(dim=1).numpy() for name in self.names}
-        for name, values in norms.items():
-            bad = np.flatnonzero(usable & ~np.isfinite(values))
-            if len(bad):
-                document = documents[group.document[bad[0]]]
-                raise InputError(
-                    f"activations at {name} are not finite in document {document.text[:40]!r} "
-                    f"(position {group.position[bad[0]]}): run the model in bfloat16 or float32"
-                )
-        return norms
-
-    def _to_stored(self, name: str, rows: Tensor) -> Tensor:
-        stored = rows.to(TORCH[self.dtype])
-        if self.dtype == "float16" and not torch.isfinite(stored).all():
-            raise InputError(
-                f"activations at {name} reach {float(rows.abs().max()):.0f}, float16 ends at 65504: "
-                "use dtype='bfloat16'"
+                found[name].append(tokens.norms(batch, usable, name, documents)[usable])
+                widths[name] = batch.rows[name].shape[-1]
+        massive = self.settings["massive"]
+        typical = {name: torch.cat(norms) for name, norms in found.items()}
+        if not len(typical[self.names[0]]):
+            raise InputError(f"no activations left to keep in the first {len(documents)} texts: pass longer texts")
+        first = [self._labels(document, row) for document, row in zip(documents, ids, strict=True)]
+        labels = {name: np.result_type(*(one[name] for one in first if name in one)) for name in first[0]}
+        return {
+            name: Manifest(
+                hook=name,
+                d_in=widths[name],
+                dtype=dtype,
+                source=json.loads(json.dumps(source)),
+                versions=versions(),
+                max_norm=None if massive is None else massive * float(np.median(norms.numpy())),
+                labels=check_labels(
+                    {label: "float32" if kind.kind == "f" else "int64" for label, kind in labels.items()}
+                ),
+                examples=[self.model.tokenizer.decode(row[1:25]) for row in ids[:3]],
             )
-        return stored
-
-    def _flush(self) -> None:
-        """Write what waits as one shard of each store."""
-        if not self.pending:
-            return
-        columns = {
-            name: np.concatenate([part[name] for _, part in self.pending])
-            for name in ("token_id", "doc_id", "position")
+            for name, norms in typical.items()
         }
-        for name in self.names:
-            rows = torch.cat([part[name] for part, _ in self.pending])
-            if name not in self.writers:
-                self.writers[name] = StoreWriter(self.folders[name], self._manifest(name, rows.shape[1]))
-            self.writers[name].append(rows, columns, self.cursor)
-        self.pending = []
 
-    def _manifest(self, name: str, d_in: int) -> Manifest:
-        return Manifest(
-            hook=name,
-            d_in=d_in,
-            dtype=self.dtype,
-            source=self.source,
-            versions=versions(),
-            max_norm=self.limits.get(name),
-            cursor=_START,
+    def shard(
+        self, documents: list[Document], progress: Callable[[int], Any]
+    ) -> tuple[dict[str, Tensor], dict[str, np.ndarray], dict[str, int]]:
+        """Rows at each hook point and columns, in document order, and what was left out."""
+        ids = self._ids(documents)
+        labels = [self._labels(document, row) for document, row in zip(documents, ids, strict=True)]
+        kept: list[Kept] = []
+        excluded: Counter[str] = Counter()
+        for batch in self._forward(ids, documents):
+            part = tokens.select(batch, self.how, self.limits, documents, self.dtype)
+            kept.append(part)
+            excluded.update(part.excluded)
+            progress(len(part.text))
+        text = np.concatenate([part.text for part in kept])
+        order = np.argsort(text, kind="stable")
+        text = text[order]
+        position = np.concatenate([part.position for part in kept])[order]
+        columns = {
+            "token_id": np.concatenate([part.token_id for part in kept])[order],
+            "doc_id": np.array([document.id for document in documents], dtype=np.uint64)[text],
+            "position": position,
+        }
+        for one in labels:
+            tokens.check_labels(one, self.label_types)
+        for name, dtype in self.label_types.items():
+            columns[name] = np.array([labels[i][name][p] for i, p in zip(text, position, strict=True)], dtype)
+        index = torch.from_numpy(order)
+        rows = {name: torch.cat([part.rows[name] for part in kept])[index] for name in self.names}
+        return rows, columns, dict(excluded)
+
+    def nothing(self) -> tuple[dict[str, Tensor], dict[str, np.ndarray], dict[str, int]]:
+        """A shard without documents."""
+        return {name: torch.empty(0, 0) for name in self.names}, {"doc_id": np.empty(0)}, {}
+
+    @property
+    def _budget(self) -> int:
+        return int(self.settings["batch_size"] * self.settings["context"])
+
+    def _forward(self, ids: list[list[int]], documents: list[Document]) -> Iterator[forward.Forwarded]:
+        if self.generate is None:
+            return forward.read(self.model, ids, self.names, self._budget)
+        seeds = [xxhash.xxh3_64_intdigest(np.uint64(d.id).tobytes(), self.how.seed) for d in documents]
+        return forward.generate(
+            self.model,
+            ids,
+            self.names,
+            self._budget,
+            new_tokens=self.generate.tokens,
+            temperature=self.generate.temperature,
+            seeds=seeds,
         )
 
+    def _ids(self, documents: list[Document]) -> list[list[int]]:
+        context = self.settings["context"]
+        if not self.settings["chat"]:
+            return lm.to_ids(self.model, [document.text for document in documents], context)
+        chats = [document.messages or (("user", document.text),) for document in documents]
+        return lm.chat_ids(self.model, chats, context, reply=self.generate is not None)
 
-def _forward(
-    model: lm.Model,
-    documents: list[Document],
-    names: list[str],
-    settings: Json,
-    progress: Callable[[int], Any],
-) -> _Group:
-    """Activations of every token of the documents, back in document order."""
-    ids = lm.to_ids(model, [document.text for document in documents], settings["context"])
-    lengths = np.array([len(row) for row in ids])
-    starts = np.cumsum(lengths) - lengths
-    rows: dict[str, Tensor] = {}
-    for batch in pack(lengths.tolist(), settings["batch_size"] * settings["context"]):
-        tokens, mask = lm.pad([ids[i] for i in batch])
-        found = lm.activations(model, tokens, mask, names)
-        places = torch.from_numpy(np.concatenate([starts[i] + np.arange(lengths[i]) for i in batch]))
-        for name in names:
-            if name not in found or found[name].ndim != 3:
-                got = f"shape {tuple(found[name].shape)}" if name in found else "nothing"
-                raise InputError(f"hook point {name} gives {got}, expected (batch, pos, d): choose another one")
-            values = found[name][mask.to(found[name].device)].cpu()
-            if name not in rows:
-                rows[name] = values.new_empty(int(lengths.sum()), values.shape[1])
-            rows[name][places] = values
-        progress(int(lengths[batch].sum()) - len(batch))
-    return _Group(
-        token_id=np.concatenate([np.array(row) for row in ids]),
-        position=np.concatenate([np.arange(n) for n in lengths]),
-        document=np.repeat(np.arange(len(ids)), lengths),
-        rows=rows,
-    )
+    def _labels(self, document: Document, ids: list[int]) -> dict[str, np.ndarray]:
+        own = self.labels(document, ids) if self.labels else {}
+        length = len(ids) + (self.generate.tokens if self.generate else 0)
+        return tokens.labels_of({**dict(document.labels), **own}, length)
 
 
-def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices of sequences in batches of similar length, each of at most `budget` tokens with its padding.
+def _run(reader: _Reader, documents: Iterator[Document], found: dict[Path, Manifest], max_tokens: int | None) -> None:
+    """Make every shard that is missing; each is saved while the next one is computed."""
+    if all(manifest.complete and not manifest.dropped for manifest in found.values()):
+        budget = _Budget(max_tokens, next(iter(found.values())).part)
+        for _ in _missing(documents, found, reader.settings["shard_documents"], budget):
+            raise InputError(f"the store at {next(iter(found))} was collected from fewer texts: choose another folder")
+        return
+    with ExitStack() as stack:
+        writers = {folder: stack.enter_context(StoreWriter(folder, manifest)) for folder, manifest in found.items()}
+        found = {folder: writer.manifest for folder, writer in writers.items()}
+        first = next(iter(found.values()))
+        budget = _Budget(max_tokens, first.part)
+        bar = stack.enter_context(
+            tqdm(total=budget.goal, initial=first.rows, desc="collect", unit="tok", unit_scale=True, mininterval=2)
+        )
+        saver = stack.enter_context(ThreadPoolExecutor(max_workers=1))
+        saving: Future[None] | None = None
+        for index, chunk in _missing(documents, found, reader.settings["shard_documents"], budget):
+            at = bar.n
+            rows, columns, excluded = reader.shard(chunk, bar.update) if chunk else reader.nothing()
+            n = budget.spend(len(columns["doc_id"]))
+            if over := len(columns["doc_id"]) - n:
+                excluded["over_budget"] = over
+            bar.n = at + n
+            bar.refresh()
+            if saving is not None:
+                saving.result()
+            made = Source(len(chunk), documents_hash([document.id for document in chunk]), excluded)
+            lacking = [w for w in writers.values() if all(shard.index != index for shard in w.manifest.shards)]
+            for writer in lacking:
+                writer.wait_for_room()  # here, not in the thread, which an interrupt could not end
+            saving = saver.submit(_save, lacking, index, rows, columns, n, made)
+        if saving is not None:
+            saving.result()
+        if not budget.total and first.part is None:
+            raise InputError("no activations left to keep in these texts: pass longer texts")
+        for writer in writers.values():
+            writer.finish()
 
-    A sequence longer than the budget is a batch of its own.
+
+class _Budget:
+    """Rows asked for, and rows had.
+
+    A part of a collection cannot know how many rows the others have. It takes its share and one shard to spare, whole;
+    `merge` cuts, and where the shards of a part are too rich for that it marks one more as wanted.
     """
-    batches: list[list[int]] = []
-    width = 0
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not batches or (len(batches[-1]) + 1) * width > budget:
-            batches.append([])
-            width = lengths[i]
-        batches[-1].append(i)
-    return batches
+
+    def __init__(self, max_tokens: int | None, part: Part) -> None:
+        self.parts = part[1] if part else 1
+        self.goal = None if max_tokens is None else -(-max_tokens // self.parts)
+        self.total = self.last = 0
+
+    @property
+    def reached(self) -> bool:
+        """Whether no further shard is wanted."""
+        return self.goal is not None and self.total - (self.last if self.parts > 1 else 0) >= self.goal
+
+    def spend(self, rows: int) -> int:
+        """Count the rows of a shard, of which this many are wanted."""
+        if self.goal is not None and self.parts == 1:
+            rows = min(rows, self.goal - self.total)
+        self.total, self.last = self.total + rows, rows
+        return rows
+
+
+def _missing(
+    documents: Iterator[Document], found: dict[Path, Manifest], size: int, budget: _Budget
+) -> Iterator[tuple[int, list[Document]]]:
+    """Index and documents of each shard to make, after checking that the others were made of the same documents.
+
+    A part whose texts came to their end has a last shard without documents, from which `merge` knows that the end was
+    seen.
+    """
+    out, first = next(iter(found.items()))
+    part, parts = first.part or (0, 1)
+    have = {shard.index: shard for shard in first.shards}
+    done = set(have).intersection(*({shard.index for shard in m.shards} for m in found.values()))
+    wanted = max((*done, *(index for m in found.values() for index in m.dropped)), default=-1)
+    for index in count():
+        chunk = list(islice(documents, size))
+        if (budget.reached and index > wanted) or (not chunk and first.part is None):
+            break
+        own = index % parts == part
+        if index in done:
+            _check_documents(out, have[index], [document.id for document in chunk])
+            done.remove(index)
+            budget.spend(have[index].rows)
+        elif own:
+            yield index, chunk
+        if own and not chunk:
+            break
+    if done:
+        raise _other_texts(out)
+
+
+def _save(
+    writers: list[StoreWriter],
+    index: int,
+    rows: dict[str, Tensor],
+    columns: dict[str, np.ndarray],
+    n: int,
+    source: Source,
+) -> None:
+    """Append the first `n` rows to each store."""
+    cut = {name: values[:n] for name, values in columns.items()}
+    for writer in writers:
+        writer.append(index, rows[writer.manifest.hook][:n], cut, source)
+
+
+def _check_documents(out: Path, shard: Shard, ids: list[int]) -> None:
+    """Refuse documents that are not those a shard was made of."""
+    if documents_hash(ids) != shard.documents_hash:
+        if documents_hash(ids[: shard.documents]) == shard.documents_hash:
+            raise InputError(f"the store at {out} was collected from fewer texts: choose another folder")
+        raise _other_texts(out)
+
+
+def _other_texts(out: Path) -> InputError:
+    return InputError(f"the store at {out} was collected from other texts, or in another order: choose another folder")
 
 
 def _hook_names(model: lm.Model, hooks: str | Sequence[str] | None) -> list[str]:
@@ -322,6 +435,8 @@ def _check(
     *,
     context: int,
     massive: float | None,
+    part: Part,
+    window: int | None,
     sizes: dict[str, int | None],
 ) -> None:
     if isinstance(texts, str):
@@ -336,66 +451,53 @@ def _check(
             raise InputError(f"{name} must be at least 1, got {value}")
     if massive is not None and not massive > 1:
         raise InputError(f"massive must be over 1 (times the median norm) or None, got {massive}")
+    if part is not None and not 0 <= part[0] < part[1]:
+        raise InputError(f"part must be (i, n) with 0 <= i < n, got {part}")
+    if window is not None and (window < 0 or window == 1):
+        raise InputError(f"window must be at least 2 shards, or 0 for statistics alone, got {window}")
+    if part is not None and window is not None:
+        raise InputError("a stream has no parts: pass part or window, not both")
 
 
-def _folders(out: Path, names: list[str]) -> dict[str, Path]:
+def _folders(out: Path, names: list[str], part: Part) -> dict[str, Path]:
     """Where each hook point's store is or will be; refuses a folder that holds anything else."""
-    if len(names) > 1 and (out / MANIFEST).exists():
-        raise InputError(f"{out} holds the store of one hook point, expected none or several: choose another folder")
-    folders = {name: out / name if len(names) > 1 else out for name in names}
+    if (out / MANIFEST).exists() and len(names) > 1:
+        raise InputError(f"{out} holds the store of one hook point already: choose another folder")
+    base = out if part is None else out / PARTS / f"{part[0]:04d}-of-{part[1]:04d}"
+    folders = {name: base / name if len(names) > 1 else base for name in names}
+    for name in names if part else []:
+        whole = out / name if len(names) > 1 else out
+        if (whole / MANIFEST).is_file() and not (folders[name] / MANIFEST).is_file():
+            raise InputError(f"{whole} is a whole store already: choose another folder for a part of one")
     for folder in folders.values():
-        if folder.exists() and not (folder / MANIFEST).is_file() and (folder.is_file() or any(folder.iterdir())):
+        if folder.exists() and not (folder / MANIFEST).is_file() and (folder.is_file() or _strangers(folder)):
             raise InputError(f"{folder} exists and is not an activation store: choose another folder")
     return folders
 
 
-def _make_writable(folders: Iterable[Path]) -> None:
-    """Find out now, not when the first shard is full, that a folder cannot be written."""
-    for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot make folder {folder}: {error.strerror}; choose another folder") from None
-        if not os.access(folder, os.W_OK):
-            raise InputError(f"cannot write to folder {folder}: choose another folder")
+def _strangers(folder: Path) -> bool:
+    """Whether a folder holds more than a first manifest that was cut off while it was written."""
+    return any(not file.name.startswith(f".{MANIFEST}.") for file in folder.iterdir())
 
 
-def _continue(folders: dict[str, Path], source: Json, dtype: str) -> dict[str, Manifest | None]:
-    """The stores that are there already, brought to the last point that all of them reached.
-
-    Raises:
-        InputError: a store there was collected with other arguments.
-    """
-    found = {name: Manifest.read(f) if (f / MANIFEST).is_file() else None for name, f in folders.items()}
-    asked = _flat(json.loads(json.dumps({**source, "dtype": dtype})))
-    for name, manifest in found.items():
-        if manifest is None:
-            continue
-        have = _flat({**manifest.source, "dtype": manifest.dtype})
-        differ = [key for key in asked if have.get(key) != asked[key]]
-        if manifest.hook != name or differ:
-            key = differ[0] if differ else "hook"
+def _check_same(folder: Path, manifest: Manifest, hook: str, asked: Json) -> None:
+    """Refuse to go on with a store that was collected with other arguments."""
+    wanted = flat(json.loads(json.dumps({**asked, "hook": hook})))
+    have = flat({**manifest.source, "dtype": manifest.dtype, "window": manifest.window, "hook": manifest.hook})
+    for key, value in wanted.items():
+        if have.get(key) != value:
             raise InputError(
-                f"the store at {folders[name]} was collected with {key} = {have.get(key, manifest.hook)!r}, "
-                f"not {asked.get(key, name)!r}: choose another folder"
+                f"the store at {folder} was collected with {key} = {have.get(key)!r}, not {value!r}: "
+                "choose another folder"
             )
-    done = min(len(m.shards) if m else 0 for m in found.values())
-    if all(m and m.complete and len(m.shards) == done for m in found.values()):
-        return found
-    return {name: m and _rewind(m, done) for name, m in found.items()}
 
 
-def _rewind(manifest: Manifest, shards: int) -> Manifest:
-    cursor = manifest.shards[shards - 1].cursor if shards else _START
-    return replace(manifest, shards=manifest.shards[:shards], cursor=cursor, complete=False)
-
-
-def _flat(value: Json, prefix: str = "") -> Json:
+def flat(value: Json, prefix: str = "") -> Json:
     """Nested dictionaries as one, keys joined by dots."""
-    flat: Json = {}
+    found: Json = {}
     for key, item in value.items():
-        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key: item}
-    return flat
+        found |= flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key: item}
+    return found
 
 
 def _documents(texts: Iterable[str | Document]) -> Iterator[Document]:
@@ -406,22 +508,6 @@ def _documents(texts: Iterable[str | Document]) -> Iterator[Document]:
             yield Document.of(text)
         else:
             raise InputError(f"texts must be strings or Documents, got {type(text).__name__} at index {i}")
-
-
-def _skip(documents: Iterator[Document], cursor: Cursor, out: Path) -> xxhash.xxh3_64:
-    """Pass over the documents that a store has used up; returns the hash of their ids, to go on with.
-
-    Raises:
-        InputError: they are not the documents it used.
-    """
-    digest = xxhash.xxh3_64()
-    for document in itertools.islice(documents, cursor.documents):
-        digest.update(np.uint64(document.id).tobytes())
-    if digest.hexdigest() != cursor.corpus_hash:
-        raise InputError(
-            f"the store at {out} was collected from other texts, or in another order: choose another folder"
-        )
-    return digest
 
 
 def _describe_tokenizer(model: lm.Model) -> Json:

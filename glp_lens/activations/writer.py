@@ -1,174 +1,221 @@
-"""Writing activation stores so that a crash, a kill or a full disk leaves a store that opens."""
+"""Writing activation stores so that a crash, a kill or a full disk loses nothing that was saved."""
 
 from __future__ import annotations
 
-import errno
+import itertools
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
-import h5py
 import numpy as np
 import torch
-import xxhash
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from glp_lens.activations.stats import Stats
-from glp_lens.activations.store import (
+from glp_lens.activations.manifest import (
     COLUMNS,
-    HASH_BLOCK,
+    LABELS,
     MANIFEST,
-    ROW_ORDER,
-    SCHEMA,
     STORED,
     TORCH,
-    VERSION,
-    ActivationStore,
-    Cursor,
     Manifest,
     Shard,
+    documents_hash,
+    label_name,
 )
+from glp_lens.activations.shard import Source, adopt_shard, no_space, sync_folder, write_shard
+from glp_lens.activations.stats import Stats
+from glp_lens.activations.store import ActivationStore
+from glp_lens.activations.totals import STATISTICS, Total, Totals
+from glp_lens.activations.waiting import wait_until
 from glp_lens.artifacts import versions, write_json
 from glp_lens.errors import InputError
 from glp_lens.types import Acts, Json
 
-SHARD_ROWS = 32_768
+SHARD_ROWS = 65_536
+Columns = Mapping[str, np.ndarray]
+Block = tuple[Acts, Columns]
+
+_SHARD_FILE = re.compile(r"shard-(\d{8})\.h5")
 
 
 class StoreWriter:
-    """Adds shards to a store; the manifest on disk lists exactly the shards that are safely there."""
+    """Adds shards to a store; the manifest on disk lists exactly the shards that are safely there.
+
+    One process at a time may write to a store; the lock ends with the process. Use it in a `with` block.
+    """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         """Begin a store in `folder`, or go on with the one whose manifest this is.
 
-        Files that an earlier process left without listing them in the manifest are removed.
+        A shard that an earlier process finished but did not come to list is adopted if every byte of it is right;
+        other files that it left behind are removed. A stream adopts nothing, since the statistics it keeps of all
+        shards go by the manifest.
+
+        Raises:
+            InputError: another process is writing there, or the folder cannot be written; the statistics of a stream
+                are not those of its shards.
         """
         self.folder = folder
+        self._lock = lock(folder)
         self.manifest = manifest
-        folder.mkdir(parents=True, exist_ok=True)
-        self._publish(manifest)
-        listed = {shard.name for shard in manifest.shards}
-        for file in [*folder.glob("shard-*.h5"), *folder.glob(".shard-*.tmp")]:
-            if file.name not in listed:
+        try:
+            self._totals = None if manifest.window is None else _totals(folder, manifest, manifest.window)
+            listed = {shard.name for shard in manifest.shards}
+            for file in sorted(folder.glob("shard-*.h5")):
+                name = _SHARD_FILE.fullmatch(file.name)
+                if name and file.name not in listed and (self._totals or not self._adopt(int(name[1]))):
+                    file.unlink()
+            for file in [*folder.glob(".shard-*.tmp"), *folder.glob(f".{MANIFEST}.*")]:
                 file.unlink()
+            self._publish(self.manifest)
+        except BaseException:
+            self.close()
+            raise
 
-    def append(self, x: Acts, columns: Mapping[str, np.ndarray], cursor: Cursor) -> None:
-        """Write one shard and list it in the manifest.
+    def append(self, index: int, x: Acts, columns: Columns, source: Source) -> None:
+        """Write shard `index` and list it in the manifest.
 
         Args:
-            x: rows in the store's dtype, at least one.
-            columns: `token_id`, `doc_id` and `position` of each row.
-            cursor: where the collection stands after these rows.
+            index: its place in the store.
+            x: rows in the store's dtype; without any, there is no file, but the documents count as done.
+            columns: `token_id`, `doc_id` and `position` of each row, and the labels that the manifest declares.
+            source: the documents that the rows are of.
 
         Raises:
             InputError: the disk is full.
         """
-        name = f"shard-{len(self.manifest.shards):08d}.h5"
-        size, digest = write_shard(self.folder / name, x, columns)
-        shard = Shard(name=name, rows=len(x), bytes=size, xxh3_128=digest, cursor=cursor)
-        self._publish(replace(self.manifest, shards=(*self.manifest.shards, shard), cursor=cursor))
+        stats: Stats | None
+        if len(x) and self.manifest.window != 0:
+            shard, stats = write_shard(self.folder, index, self.manifest, x, columns, source)
+        else:
+            shard = Shard(index, len(x), 0, "", "", source.documents, source.documents_hash, source.excluded)
+            stats = Stats.of(x) if len(x) else None
+        if self._totals and stats:
+            self._totals = self._totals.add(Total.of(x, stats))
+            self._totals.write(self.folder)
+        self.list(shard)
 
-    def finish(self, cursor: Cursor) -> None:
-        """Mark the collection as complete."""
-        self._publish(replace(self.manifest, cursor=cursor, complete=True))
+    def wait_for_room(self) -> None:
+        """Wait until the consumer of a stream leaves room for one more shard; any other store has room."""
+        window = self.manifest.window
+        if window:
+            wait_until(
+                lambda: True if len(list(self.folder.glob("shard-*.h5"))) < window else None,
+                lambda: f"waiting for the consumer of {self.folder}: {window} shards are on disk",
+            )
+
+    def list(self, shard: Shard) -> None:
+        """List a shard whose file is in the folder already."""
+        self._list(shard)
+        self._publish(self.manifest)
+
+    def finish(self) -> None:
+        """Mark the store as complete."""
+        self._publish(replace(self.manifest, complete=True))
+
+    def close(self) -> None:
+        """Let other processes write."""
+        os.close(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _adopt(self, index: int) -> bool:
+        try:
+            self._list(adopt_shard(self.folder, index, self.manifest))
+        except InputError:
+            return False
+        return True
+
+    def _list(self, shard: Shard) -> None:
+        others = [s for s in self.manifest.shards if s.index != shard.index]
+        shards = tuple(sorted([*others, shard], key=lambda s: s.index))
+        dropped = tuple(i for i in self.manifest.dropped if i != shard.index)
+        self.manifest = replace(self.manifest, shards=shards, dropped=dropped)
 
     def _publish(self, manifest: Manifest) -> None:
-        write_json(self.folder / MANIFEST, manifest.to_json())
-        _sync_folder(self.folder)
+        publish(self.folder, manifest)
         self.manifest = manifest
 
 
-def write_shard(path: Path, x: Acts, columns: Mapping[str, np.ndarray]) -> tuple[int, str]:
-    """Write one shard under a temporary name, make it durable, then rename it.
-
-    Returns:
-        Its size in bytes and the xxh3-128 of the whole file.
+def publish(folder: Path, manifest: Manifest) -> None:
+    """Replace the manifest on disk, so that a crash leaves the old one or the new.
 
     Raises:
-        InputError: the disk is full; nothing is left behind.
+        InputError: the disk is full.
     """
-    bits = _bits(x)
-    stats = Stats.of(x)
-    data: dict[str, np.ndarray] = {
-        "x": bits,
-        "norm": x.float().norm(dim=1).numpy(),
-        **{name: np.asarray(columns[name]) for name in COLUMNS if name != "norm"},
-        "block_xxh3": np.array(
-            [xxhash.xxh3_64_intdigest(bits[i : i + HASH_BLOCK].data) for i in range(0, len(bits), HASH_BLOCK)],
-            dtype="<u8",
-        ),
-        "stats/count": np.array([stats.count], dtype="<u8"),
-        "stats/norm_sum": np.array([stats.norm_sum], dtype="<f8"),
-        **{f"stats/{name}": getattr(stats, name).numpy() for name in ("mean", "M2", "min", "max")},
-    }
-    data = {name: values.astype(COLUMNS.get(name, values.dtype)) for name, values in data.items()}
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        _write_hdf5(temporary, data, _name_of(x.dtype))
-        size, digest = _sync_and_hash(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise InputError(f"disk full: {path.parent} has no room for a shard of {bits.nbytes} bytes") from None
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-    return size, digest
+    with no_space(folder):
+        write_json(folder / MANIFEST, manifest.to_json())
+        sync_folder(folder)
 
 
 def write_store(
     folder: str | Path,
-    x: Acts,
+    rows: Acts | Iterable[Block],
     *,
     hook: str,
     dtype: str = "float32",
-    columns: Mapping[str, np.ndarray] | None = None,
+    columns: Columns | None = None,
+    labels: Mapping[str, str] | None = None,
     source: Json | None = None,
     max_norm: float | None = None,
     shard_rows: int = SHARD_ROWS,
 ) -> ActivationStore:
-    """A store of rows that are already in memory.
+    """A store of rows that exist already.
 
     Args:
         folder: a new or empty folder.
-        x: `(n, d_in)`, at least one row.
+        rows: `(n, d_in)`, at least one row, or an iterable of blocks `(x (n, d_in), columns)` of any sizes, which
+            are never all in memory.
         hook: the hook point they came from.
         dtype: `bfloat16`, `float16` or `float32`, as which they are kept.
-        columns: `token_id`, `doc_id` and `position`; what is missing is zero, and each row its own document.
+        columns: of rows given at once: `token_id`, `doc_id` and `position`; what is missing is zero, and each row
+            its own document.
+        labels: further columns and their dtypes, `int64` or `float32`.
         source: what is known of model, corpus and settings.
         max_norm: norm above which rows were left out before; None if none were.
         shard_rows: rows of a shard.
 
     Raises:
-        InputError: a store is there already; no rows; values that are not finite in `dtype`.
+        InputError: a store is there already; no rows; blocks of different widths, columns that do not fit, or
+            values that are not finite in `dtype`.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not empty: choose another folder")
-    if x.ndim != 2 or not len(x):
-        raise InputError(f"an activation store needs rows (n, d_in), got shape {tuple(x.shape)}")
-    rows = x.detach().cpu().to(TORCH[check_dtype(dtype)])
-    if not torch.isfinite(rows).all():
-        raise InputError(f"the rows hold values that are not finite in {dtype}: clean them, or use bfloat16")
-    values = {"token_id": np.zeros(len(x)), "doc_id": np.arange(len(x)), "position": np.zeros(len(x))}
-    values |= columns or {}
-    cursor = Cursor(documents=len(np.unique(values["doc_id"])), corpus_hash="", excluded={})
+    if shard_rows < 1:
+        raise InputError(f"shard_rows must be at least 1, got {shard_rows}")
+    labels = check_labels(labels or {})
+    if isinstance(rows, Tensor):
+        rows = [(rows, columns or {})]
+    blocks = _checked_blocks(rows, check_dtype(dtype), labels)
+    first = next(blocks, None)
+    if first is None:
+        raise InputError("an activation store needs rows (n, d_in), got none")
+    make_writable(folder)
     manifest = Manifest(
         hook=hook,
-        d_in=x.shape[1],
+        d_in=first[0].shape[1],
         dtype=dtype,
         source=source or {},
         versions=versions(),
         max_norm=max_norm,
-        cursor=cursor,
+        labels=labels,
     )
-    writer = StoreWriter(folder, manifest)
-    for start in range(0, len(x), shard_rows):
-        part = slice(start, start + shard_rows)
-        writer.append(rows[part], {name: np.asarray(v)[part] for name, v in values.items()}, cursor)
-    writer.finish(cursor)
+    with StoreWriter(folder, manifest) as writer, tqdm(desc="write", unit="row", unit_scale=True, delay=2) as bar:
+        for index, (x, values) in enumerate(_in_shards(first, blocks, shard_rows)):
+            # Neighbouring rows of one document count as one.
+            ids = values["doc_id"][np.r_[True, values["doc_id"][1:] != values["doc_id"][:-1]]]
+            writer.append(index, x, values, Source(len(ids), documents_hash(ids), {}))
+            bar.update(len(x))
+        writer.finish()
     return ActivationStore.open(folder)
 
 
@@ -179,59 +226,108 @@ def check_dtype(dtype: str) -> str:
     return dtype
 
 
-def _bits(x: Tensor) -> np.ndarray:
-    x = x.contiguous()
-    return x.view(torch.int16).numpy().view(np.uint16) if x.dtype == torch.bfloat16 else x.numpy()
+def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Names and dtypes of a caller's columns, refused if a store cannot keep them."""
+    for name, dtype in labels.items():
+        if not label_name(name):
+            raise InputError(f"a label column is named by letters, digits and _, not like {', '.join(COLUMNS)} or x, "
+                             f"got {name!r}")  # fmt: skip
+        if dtype not in LABELS:
+            raise InputError(f"label column {name!r} must be {' or '.join(LABELS)}, got {dtype!r}")
+    return dict(labels)
 
 
-def _name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def make_writable(folder: Path) -> None:
+    """Find out now, not when the first shard is full, that a folder cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make folder {folder}: {error.strerror}; choose another folder") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write to folder {folder}: choose another folder")
 
 
-def _write_hdf5(path: Path, data: Mapping[str, np.ndarray], dtype: str) -> None:
-    """Lay all datasets out, reserve their space on disk, then fill them."""
-    path.unlink(missing_ok=True)
-    # Rows begin at a page boundary, so that blocks can be read straight into buffers.
-    with h5py.File(path, "w", alignment_threshold=65536, alignment_interval=4096) as file:
-        file.attrs.update({"schema": SCHEMA, "version": VERSION, "row_order": ROW_ORDER})
-        how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        how.set_layout(h5py.h5d.CONTIGUOUS)
-        how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        sets = {
-            name: file.create_dataset(name, values.shape, values.dtype, dcpl=how.copy())
-            for name, values in data.items()
-        }
-        sets["x"].attrs["dtype"] = dtype
-        file.flush()
-        end = max(item.id.get_offset() + item.id.get_storage_size() for item in sets.values())
-        _reserve(path, end)
-        for name, values in data.items():
-            sets[name][()] = values
+def lock(folder: Path) -> int:
+    """Hold the folder until the descriptor is closed; the system lets go when the process ends, however it ends.
 
-
-def _reserve(path: Path, size: int) -> None:
-    """Have the disk set the space aside now: a full disk must fail here, not inside HDF5."""
-    if hasattr(os, "posix_fallocate"):  # not on macOS
-        descriptor = os.open(path, os.O_RDWR)
-        try:
-            os.posix_fallocate(descriptor, 0, size)
-        finally:
-            os.close(descriptor)
-
-
-def _sync_and_hash(path: Path) -> tuple[int, str]:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        while chunk := file.read(4 << 20):
-            digest.update(chunk)
-        return file.tell(), digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
+    Raises:
+        InputError: another process holds it, or it cannot be written.
+    """
+    make_writable(folder)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
+        import fcntl  # not on Windows
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         os.close(descriptor)
+        raise InputError(f"another process is writing to {folder}: wait for it, or choose another folder") from None
+    except (ImportError, OSError):  # a file system without locks
+        pass
+    return descriptor
+
+
+def _totals(folder: Path, manifest: Manifest, window: int) -> Totals:
+    """The statistics of the shards that a stream's manifest lists."""
+    totals = Totals.read(folder, window).at(len(manifest.files), manifest.rows)
+    if totals is None:
+        raise InputError(
+            f"{folder / STATISTICS} is not that of the {len(manifest.files)} shards in {MANIFEST}: "
+            "collect the stream again, in a new folder"
+        )
+    return totals
+
+
+def _checked_blocks(
+    blocks: Iterable[Block], dtype: str, labels: Mapping[str, str]
+) -> Iterator[tuple[Tensor, dict[str, np.ndarray]]]:
+    """Blocks with at least one row, in the store's dtype, with all columns."""
+    seen, width = 0, None
+    for rows, given in blocks:
+        if rows.ndim != 2 or (width is not None and rows.shape[1] != width):
+            raise InputError(
+                f"an activation store needs rows (n, {width or 'd_in'}), got shape {tuple(rows.shape)} at row {seen}"
+            )
+        if not len(rows):
+            continue
+        n, width = len(rows), rows.shape[1]
+        if (strange := set(given) - set(COLUMNS) - set(labels)) or (missing := set(labels) - set(given)):
+            name = next(iter(strange or missing))
+            raise InputError(f"column {name!r} is {'not declared in labels' if strange else 'declared but missing'}")
+        columns = {"token_id": np.zeros(n), "doc_id": np.arange(seen, seen + n), "position": np.zeros(n), **given}
+        for name, values in columns.items():
+            if len(values) != n:
+                raise InputError(f"column {name!r} has {len(values)} values for {n} rows")
+        x = rows.detach().cpu().to(TORCH[dtype])
+        bad = (~torch.isfinite(x).all(1)).nonzero()
+        if len(bad):
+            row = seen + int(bad[0, 0])
+            raise InputError(f"row {row} holds values that are not finite in {dtype}: clean it, or use bfloat16")
+        types = {**COLUMNS, **{name: LABELS[d] for name, d in labels.items()}}
+        yield x, {name: np.asarray(values).astype(types[name]) for name, values in columns.items()}
+        seen += n
+
+
+def _in_shards(
+    first: tuple[Tensor, dict[str, np.ndarray]], rest: Iterable[tuple[Tensor, dict[str, np.ndarray]]], size: int
+) -> Iterator[tuple[Tensor, dict[str, np.ndarray]]]:
+    """Blocks of any sizes as blocks of `size` rows; the last may have fewer."""
+    waiting: list[tuple[Tensor, dict[str, np.ndarray]]] = []
+    count = 0
+    for x, columns in itertools.chain([first], rest):
+        cuts = [0, *range(size - count, len(x), size), len(x)] if count + len(x) > size else [0, len(x)]
+        for start, stop in itertools.pairwise(cuts):
+            waiting.append((x[start:stop], {name: values[start:stop] for name, values in columns.items()}))
+            count += stop - start
+            if count == size:
+                yield _join(waiting)
+                waiting, count = [], 0
+    if waiting:
+        yield _join(waiting)
+
+
+def _join(blocks: list[tuple[Tensor, dict[str, np.ndarray]]]) -> tuple[Tensor, dict[str, np.ndarray]]:
+    if len(blocks) == 1:
+        return blocks[0]
+    names = blocks[0][1]
+    return torch.cat([x for x, _ in blocks]), {name: np.concatenate([c[name] for _, c in blocks]) for name in names}

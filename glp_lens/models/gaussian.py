@@ -77,6 +77,7 @@ class Gaussian(ActivationModel, Featurizer, Projector, Sampler, Scorer, Velocity
             "store": store.provenance(),
             "training": {
                 "rows_seen": rows,
+                "rows_distinct": rows,
                 "parameters": sum(t.numel() for t in model._tensors().values()),
                 "flops": (2.0 if diagonal else 2.0 * store.d_in) * rows * store.d_in,
                 "seconds": time.perf_counter() - started,
@@ -199,4 +200,4 @@ def _second_moment(store: ActivationStore, mean: Tensor, std: Tensor, rows: int,
             bar.update(len(z))
             if left == 0:
                 break
-    return total / rows
+    return total / (rows - left)

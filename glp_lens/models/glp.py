@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import torch
 from torch import Generator, Tensor
 
+from glp_lens.activations.stream import ActivationStream
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.flow.path import interpolate, velocity_target
@@ -61,7 +62,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
     @classmethod
     def fit(
         cls,
-        store: ActivationStore,
+        store: ActivationStore | ActivationStream,
         config: TrainConfig | None = None,
         *,
         d_model: int | None = None,
@@ -71,7 +72,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         validation: Acts | None = None,
         state: Path | None = None,
     ) -> Self:
-        """Train a prior on a store.
+        """Train a prior on a store, or on a stream while it is collected, which takes a `state` file.
 
         Args:
             config: the recipe; the paper's by default.
@@ -97,19 +98,27 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
             for x in store.batches(config.batch_size, seed=config.seed, start_batch=start):
                 yield model.normalize(x.to(device))
 
-        origin = store.provenance()
+        def save_now(step: int) -> bool:
+            return isinstance(store, ActivationStream) and store.commit_due(step * config.batch_size)
+
+        def on_saved(step: int) -> None:
+            if isinstance(store, ActivationStream):
+                store.commit(step * config.batch_size)
+
         result = train(
             denoiser,
             batches,
             config,
             validation=None if validation is None else model.normalize(check_rows(validation, store.d_in).to(device)),
             state=state,
-            identity={"denoiser": shape.to_json(), "store": origin.get("manifest_hash")},
+            identity={"denoiser": shape.to_json(), "store": store.provenance().get("manifest_hash")},
+            save_now=save_now,
+            on_saved=on_saved,
         )
         seen = config.steps * config.batch_size
         model.history = result.history
         model.provenance = {
-            "store": origin,
+            "store": store.provenance(),
             "training": {
                 "rows_seen": seen,
                 "rows_distinct": min(seen, len(store)),

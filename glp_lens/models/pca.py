@@ -109,6 +109,7 @@ class PCA(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
             "store": store.provenance(),
             "training": {
                 "rows_seen": rows,
+                "rows_distinct": rows,
                 "parameters": sum(t.numel() for t in model._tensors().values()),
                 "flops": 2.0 * rows * store.d_in**2,
                 "seconds": time.perf_counter() - started,

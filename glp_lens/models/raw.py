@@ -43,6 +43,7 @@ class Raw(ActivationModel, Featurizer, Reconstructor, Projector, Sampler):
             "store": store.provenance(),
             "training": {
                 "rows_seen": len(model.reservoir),
+                "rows_distinct": len(model.reservoir),
                 "parameters": 0,
                 "flops": 0.0,
                 "seconds": time.perf_counter() - started,

@@ -13,6 +13,7 @@ from glp_lens.types import Acts
 
 if TYPE_CHECKING:
     from glp_lens.activations.store import ActivationStore
+    from glp_lens.activations.stream import ActivationStream
 
 
 def check_rows(x: Tensor, d_in: int) -> Acts:
@@ -53,7 +54,7 @@ def draw_noise(n: int, d_in: int, noise: Acts | None = None, generator: Generato
     return noise.float()
 
 
-def mean_and_std(store: ActivationStore) -> tuple[Tensor, Tensor]:
+def mean_and_std(store: ActivationStore | ActivationStream) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation `(d_in,)` of each dimension, float32; the latter 1 where nothing varies."""
     std = store.stats.var.sqrt()
     if constant := int((std <= 0).sum()):

@@ -153,6 +153,7 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
             "store": store.provenance(),
             "training": {
                 "rows_seen": steps * batch_size,
+                "rows_distinct": min(steps * batch_size, len(store)),
                 "parameters": parameters,
                 "flops": 6.0 * parameters * steps * batch_size,
                 "seconds": time.perf_counter() - started,

@@ -1,4 +1,4 @@
-"""The report's plots: each function takes metric rows and gives a drawing as SVG and PNG."""
+"""The report's plots, from metric rows as SVG and PNG; and the norms of a store."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -319,3 +320,49 @@ def density_curves(frame: pd.DataFrame, palette: Palette) -> Plot:
         "it, it has not even learnt those at that noise level. Shaded: 95% intervals over documents."
     )
     return _render("density", caption, (7.6, 5.8), draw)
+
+
+def norm_histogram(norms: np.ndarray, path: str | Path, *, title: str = "", limit: float | None = None) -> None:
+    """Write a PNG of how the norms of activations are spread, with their median.
+
+    The axis is logarithmic if the norms and the limit span a decade. Rows of norm 0 have no place on it; the axis
+    says how many there are.
+
+    Args:
+        norms: `(n,)`, at least one, in the units of the activations.
+        path: the picture; its folder is made if need be.
+        limit: the norm above which rows were left out as massive activations.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    norms = norms.astype(np.float64)
+    positive = norms[norms > 0]
+    logarithmic = len(positive) > 0 and max(positive.max(), limit or 0) >= 10 * positive.min()
+    counts, edges = np.histogram(np.log10(positive) if logarithmic else norms, bins=80)
+    zeros = f"; {len(norms) - len(positive):,} rows of norm 0 not shown" if len(positive) < len(norms) else ""
+    median = float(np.median(norms))
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        axes.grid(axis="y", **_GRID)
+        axes.stairs(counts, 10**edges if logarithmic else edges, fill=True, color=_INK, alpha=0.4)
+        if median > 0:
+            axes.axvline(median, color=_INK, label=f"median {median:,.4g}, largest {norms.max():,.4g}")
+        if limit:
+            axes.axvline(limit, color=_INK, linestyle=(0, (4, 2)), label=f"massive: left out above {limit:,.4g}")
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:,g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.set_xlabel(
+            "Euclidean norm of a row, in units of the activations" + (f" (log scale{zeros})" if logarithmic else "")
+        )
+        axes.set_ylabel("rows in a bin")
+        axes.set_title(title)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2)
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_render("norms", "", (7.6, 3.8), draw).png)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -17,29 +17,25 @@ from glp_lens.types import Json
 
 @dataclass(frozen=True)
 class Place:
-    """Where a training stopped."""
+    """Where a training stopped.
+
+    Attributes:
+        pending: sum and number of the losses since the last entry of the history.
+    """
 
     step: int
     history: list[Json]
     seconds: float
+    pending: tuple[float, int] = (0.0, 0)
 
 
-def save(
-    path: Path,
-    key: Json,
-    module: nn.Module,
-    optimizer: Optimizer,
-    step: int,
-    history: list[Json],
-    seconds: float,
-) -> None:
+def save(path: Path, key: Json, module: nn.Module, optimizer: Optimizer, place: Place) -> None:
     """Write the state atomically; a crash leaves the previous one."""
     tensors: dict[str, Tensor] = {f"weights.{name}": p for name, p in module.named_parameters()}
     for name, parameter in module.named_parameters():
         for slot, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{slot}.{name}"] = value
-    place = {"key": key, "step": step, "history": history, "seconds": seconds}
-    write_tensors(path, tensors, {"place": json.dumps(place)})
+    write_tensors(path, tensors, {"place": json.dumps({"key": key, **asdict(place)})})
 
 
 def load(path: Path, key: Json, module: nn.Module, optimizer: Optimizer) -> Place | None:
@@ -53,7 +49,7 @@ def load(path: Path, key: Json, module: nn.Module, optimizer: Optimizer) -> Plac
     try:
         with safe_open(path, framework="pt") as file:
             place, names = json.loads(file.metadata()["place"]), file.keys()
-            if place["key"] != json.loads(json.dumps(key)):
+            if place.pop("key") != json.loads(json.dumps(key)):
                 raise InputError(
                     f"{path} belongs to a training with other settings or data: delete it, or choose another folder"
                 )
@@ -63,6 +59,6 @@ def load(path: Path, key: Json, module: nn.Module, optimizer: Optimizer) -> Plac
                 optimizer.state[parameter] = {
                     slot: file.get_tensor(f"optimizer.{slot}.{name}").to(parameter.device) for slot in slots
                 }
+            return Place(**{**place, "pending": tuple(place["pending"])})
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as error:
         raise InputError(f"training state {path} is damaged ({error}): delete it to start afresh") from None
-    return Place(place["step"], place["history"], place["seconds"])

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -108,6 +109,8 @@ def train(
     identity: Json | None = None,
     log_points: int = 50,
     save_seconds: float = 30.0,
+    save_now: Callable[[int], bool] = lambda _: False,
+    on_saved: Callable[[int], None] = lambda _: None,
 ) -> TrainResult:
     """Train `denoiser` in place, on the device it is on.
 
@@ -121,6 +124,8 @@ def train(
         identity: what else must match for `state` to be continued, for example the store's hash.
         log_points: number of entries in the history.
         save_seconds: time between two writes of `state`.
+        save_now: asked after each step, with the number of steps done, whether `state` must be written at once.
+        on_saved: told after each write, and when a run is resumed, how many steps `state` holds.
 
     Raises:
         InputError: the loss is not finite; the state written last is from before.
@@ -130,13 +135,15 @@ def train(
     key = {"config": asdict(config), "identity": identity or {}}
     step, history, seconds = 0, list[Json](), 0.0
     resumed = checkpoint.load(state, key, denoiser, optimizer) if state else None
+    pending = 0.0, 0
     if resumed:
-        step, history, seconds = resumed.step, resumed.history, resumed.seconds
+        step, history, seconds, pending = resumed.step, resumed.history, resumed.seconds, resumed.pending
+        on_saved(step)
 
     draw = partial(stratified_sigmas, share=config.rows_per_sigma) if config.sigmas == "stratified" else uniform_sigmas
     every = max(1, config.steps // log_points)
     began = saved = time.monotonic()
-    total, count = torch.zeros((), device=device), 0
+    total, count = torch.tensor(pending[0], device=device), pending[1]
     denoiser.train()
     bar = tqdm(
         total=config.steps * config.batch_size,
@@ -151,7 +158,7 @@ def train(
         while step < config.steps:
             for group in optimizer.param_groups:
                 group["lr"] = config.lr_at(step)
-            generator = torch.Generator().manual_seed(((config.seed << 40) + step) % 2**63)
+            generator = torch.Generator().manual_seed(step_seed(config.seed, step))
             x = next(data).to(device)
             eps = torch.randn(x.shape, generator=generator).to(device)
             sigma = draw(len(x), generator).to(device)
@@ -164,27 +171,38 @@ def train(
             total, count, step = total + loss.detach(), count + 1, step + 1
             bar.update(len(x))
             if step % every == 0 or step == config.steps:
-                mean = float(total) / count
-                if not math.isfinite(mean):
-                    raise InputError(
-                        f"training diverged: loss is {mean} after {step} steps; lower lr (now {config.lr:g}) or "
-                        "check the store for massive activations"
-                    )
-                entry: Json = {"step": step, "rows": step * config.batch_size, "lr": config.lr_at(step - 1)}
-                entry["loss"] = mean
+                entry = _entry(config, step, float(total) / count)
                 if validation is not None:
                     entry["validation_loss"] = validation_loss(denoiser, validation, config.autocast)
                 history.append(entry)
                 bar.set_postfix({k: f"{entry[k]:.3f}" for k in ("loss", "validation_loss") if k in entry})
                 total, count = torch.zeros((), device=device), 0
+            if state and step < config.steps:
                 now = time.monotonic()
-                if state and now - saved > save_seconds and step < config.steps:
-                    checkpoint.save(state, key, denoiser, optimizer, step, history, seconds + now - began)
+                if save_now(step) or (count == 0 and now - saved > save_seconds):
+                    place = checkpoint.Place(step, history, seconds + now - began, (float(total), count))
+                    checkpoint.save(state, key, denoiser, optimizer, place)
                     saved = now
+                    on_saved(step)
     denoiser.eval()
     if state:
         state.unlink(missing_ok=True)
     return TrainResult(history, seconds + time.monotonic() - began)
+
+
+def _entry(config: TrainConfig, step: int, loss: float) -> Json:
+    """An entry of the history after `step` steps."""
+    if not math.isfinite(loss):
+        raise InputError(
+            f"training diverged: loss is {loss} after {step} steps; lower lr (now {config.lr:g}) or "
+            "check the store for massive activations"
+        )
+    return {"step": step, "rows": step * config.batch_size, "lr": config.lr_at(step - 1), "loss": loss}
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Seed of a step's noise; 32 bits, since torch's CPU generator looks at no more of a seed."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """Collected rows are the model's own activations, whatever was batched, cut off or continued."""
 
 import itertools
-import sys
 
 import numpy as np
 import pytest
@@ -9,8 +8,8 @@ import torch
 
 from glp_lens import lm
 from glp_lens.activations import ActivationStore, collect
-from glp_lens.activations.collect import pack
-from glp_lens.activations.store import MANIFEST
+from glp_lens.activations.forward import pack
+from glp_lens.activations.manifest import MANIFEST
 from glp_lens.activations.writer import StoreWriter
 from glp_lens.corpus import Document
 from glp_lens.errors import InputError
@@ -18,13 +17,7 @@ from tests.conftest import tiny_texts
 
 HOOK = "blocks.1.hook_resid_post"
 OTHER = "blocks.2.hook_resid_post"
-SMALL = {"context": 24, "batch_size": 4, "dtype": "float32", "shard_rows": 100}
-
-
-@pytest.fixture(autouse=True)
-def small_groups(monkeypatch):
-    # `glp_lens.activations.collect` as an attribute is the function.
-    monkeypatch.setattr(sys.modules["glp_lens.activations.collect"], "GROUP_TOKENS", 24 * 7)
+SMALL = {"context": 24, "batch_size": 4, "dtype": "float32", "shard_tokens": 24 * 7}
 
 
 def alone(model, text, context=24, hook=HOOK):
@@ -57,14 +50,15 @@ def test_rows_are_those_of_each_text_alone_in_document_order(tiny_model, tmp_pat
     assert store.column("position").tolist() == positions
     assert store.column("doc_id").tolist() == documents
     assert len(store.manifest.shards) > 1
-    assert store.manifest.cursor.excluded == {"bos": len(texts), "massive": 0}
-    assert store.manifest.cursor.documents == len(texts)
+    assert store.manifest.documents == len(texts)
+    excluded = store.manifest.excluded
+    assert {reason: n for reason, n in excluded.items() if reason != "padding"} == {"bos": len(texts), "massive": 0}
 
 
 def test_bos_inside_a_text_is_left_out(tiny_bridge, tmp_path):
     store = collect(tiny_bridge, ["cat dog <s> bird"], HOOK, tmp_path / "s", massive=None, **SMALL)
     assert store.column("position").tolist() == [1, 2, 4]
-    assert store.manifest.cursor.excluded["bos"] == 2
+    assert store.manifest.excluded["bos"] == 2
 
 
 def test_max_tokens_cuts_inside_a_document_and_counts_what_came_before(tiny_bridge, tmp_path):
@@ -73,9 +67,13 @@ def test_max_tokens_cuts_inside_a_document_and_counts_what_came_before(tiny_brid
     cut = collect(tiny_bridge, texts, HOOK, tmp_path / "cut", massive=None, max_tokens=203, **SMALL)
     assert len(cut) == 203
     assert torch.equal(cut.rows(), whole.rows(0, 203))
-    used = len(np.unique(cut.column("doc_id")))
-    assert cut.manifest.cursor.documents == used
-    assert cut.manifest.cursor.excluded["bos"] == used
+    # Every token of the texts that were read is a row or counted as left out.
+    texts_read = cut.manifest.documents
+    assert texts_read % 7 == 0
+    tokens = sum(len(alone(tiny_bridge, text)[0]) for text in texts[:texts_read])
+    excluded = {reason: n for reason, n in cut.manifest.excluded.items() if reason != "padding"}
+    assert set(excluded) == {"bos", "massive", "over_budget"}
+    assert len(cut) + sum(excluded.values()) == tokens
 
 
 def test_massive_rows_are_dropped_counted_and_the_limit_kept(tiny_model, tmp_path):
@@ -83,11 +81,11 @@ def test_massive_rows_are_dropped_counted_and_the_limit_kept(tiny_model, tmp_pat
     whole = collect(tiny_model, texts, HOOK, tmp_path / "whole", massive=None, **SMALL)
     some = collect(tiny_model, texts, HOOK, tmp_path / "some", massive=1.2, **SMALL)
     norms = whole.rows().norm(dim=1)
-    first = np.isin(whole.column("doc_id"), [Document.of(text).id for text in texts[:7]])
+    first = np.isin(whole.column("doc_id"), [Document.of(text).id for text in texts[:7]])  # those of the first shard
     limit = 1.2 * float(np.median(norms[torch.from_numpy(first)].numpy()))
     assert some.manifest.max_norm == pytest.approx(limit, rel=1e-6)
     assert torch.equal(some.rows(), whole.rows()[norms <= some.manifest.max_norm])
-    assert some.manifest.cursor.excluded["massive"] == len(whole) - len(some) > 0
+    assert some.manifest.excluded["massive"] == len(whole) - len(some) > 0
     assert some.provenance()["max_norm"] == some.manifest.max_norm
     assert whole.manifest.max_norm is None
 
@@ -237,7 +235,7 @@ def test_overflow_of_float16_is_refused_and_bfloat16_keeps_it(tiny_bridge, tmp_p
         ("one string", {}, "got one string"),
         (["a cat", 3], {}, "got int at index 1"),
         (["", ""], {}, "no activations left"),
-        ([], {}, "no activations left"),
+        ([], {}, "no texts"),
         (["a cat"], {"context": 1}, "context must be 2 to"),
         (["a cat"], {"context": 10_000}, "context must be 2 to"),
         (["a cat"], {"max_tokens": 0}, "max_tokens must be at least 1"),

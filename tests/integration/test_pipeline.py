@@ -213,7 +213,7 @@ def _interrupt(monkeypatch, place):
 @pytest.mark.parametrize(
     ("place", "skipped"),
     [
-        (("glp_lens.activations.collect", "_forward", 1), 0),
+        (("glp_lens.activations.forward", "read", 2), 0),
         (("glp_lens.training.loop", "validation_loss", 3), 1),
         (("glp_lens.evals.steering.suite", "generate", 4), 6),
     ],

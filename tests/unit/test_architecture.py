@@ -21,10 +21,11 @@ LAYERS = [
     "types",
     "errors",
     "hooks",
+    "lm",
+    "provenance",
     "interface",
     "flow",
     "artifacts",
-    "lm",
     "corpus",
     "activations",
     "training",
@@ -39,13 +40,15 @@ HOMES = {
     "transformer_lens": {"lm.py"},
     "sae_lens": {"models/sae.py"},
     "sklearn.decomposition": {"models/pca.py"},
-    "h5py": {"activations/store.py", "activations/writer.py"},
+    "h5py": {"activations/shard.py"},
     "jinja2": {"report/html.py"},
     "matplotlib": {"report/plots.py"},
     "huggingface_hub": {"lm.py", "models/released.py"},
     "transformers": {"lm.py", "evals/steering/judges.py"},
     "yaml": {"models/released.py"},
-    "pyarrow": {"corpus.py"},
+    "pyarrow": {"corpus/files.py"},
+    "datasets": {"activations/convert/sae_lens.py", "corpus/hub.py"},
+    "ray": {"activations/cluster.py"},
     "sae_probes": set(),  # read as data: importing it is slow
     "gguf": set(),
     "typer": set(),
@@ -54,7 +57,7 @@ HOMES = {
 }
 """Where each library may be imported, whether at the top of a file or inside a function."""
 
-LATE = ("transformer_lens", "sae_lens", "sklearn.decomposition", "transformers", "matplotlib")
+LATE = ("transformer_lens", "sae_lens", "sklearn.decomposition", "transformers", "matplotlib", "datasets", "ray")
 """Heavy libraries that no module imports before they are needed."""
 
 UNSAFE = {"pickle.load", "pickle.loads", "joblib.load", "yaml.load", "os.system", "eval", "exec", "torch.load"}

@@ -21,7 +21,7 @@ from tests.conftest import tiny_texts
 
 HOOK = "blocks.1.hook_resid_post"
 COMMANDS = ["quickstart", "collect", "train", "probe", "steer", "fidelity", "compare", "report", "store info",
-            "store verify"]  # fmt: skip
+            "store verify", "store repair", "store merge", "store import", "store export"]  # fmt: skip
 runner = CliRunner(env={"COLUMNS": "200"})
 
 
@@ -186,7 +186,8 @@ MISTAKES = [
     ("train glp --store {f}/store --out {new} --lr nan", "--lr must be between 0 and 1"),
     ("train glp --store {f}/store --out {new} --recipe secret", "--recipe must be one of paper, small"),
     ("train glp --store {f}/store --out {new} --validation {f}/none", "no activation store at"),
-    ("train glp --store {f}/store --out {new} --validation {f}/narrow", "shape (n, 24), got (50, 7)"),
+    ("train glp --store {f}/store --out {new} --validation {f}/narrow", "width 24 (here 7): collect"),
+    ("train glp --store {f}/store --out {new} --validation {f}/elsewhere", "was collected at blocks.1"),
     ("train sae --store {f}/store --out {new} --latents 20 --k 21", "k must be between 1 and n_latents = 20"),
     # probe, and the models that three commands load
     (PROBE + " --models ''", "at least one folder"),
@@ -207,7 +208,7 @@ MISTAKES = [
     (PROBE + " --models {f}/pca --sigmas ''", "--sigmas takes numbers"),
     (PROBE + " --models {f}/pca --probe-train 0", "Invalid value for '--probe-train'"),
     (PROBE + " --models {f}/pca --hook blocks.9.hook_resid_post", "did you mean"),
-    (PROBE + " --models {f}/pca --hook blocks.2.hook_resid_post", "was trained with hook point"),
+    (PROBE + " --models {f}/pca --hook blocks.2.hook_resid_post", f"pca was trained at {HOOK} (here blocks.2"),
     (PROBE + " --models {f}/gaussian7", "was trained on width 7"),
     (PROBE + " --models {f}/pca --model {f}/none", "does not exist"),
     (PROBE + " --models {f}/pca --out {f}/file/below", "Not a directory"),
@@ -232,7 +233,10 @@ MISTAKES = [
     (FIDELITY + " --models {f}/cut_model --store {f}/store", "truncated or no safetensors file"),
     (FIDELITY + " --models {f}/pca --store {f}/none", "glp-lens collect --split heldout --out acts_heldout"),
     (FIDELITY + " --models {f}/pca --store {f}/store", "is the store that model 'pca' was trained on"),
-    (FIDELITY + " --models {f}/pca --store {f}/elsewhere", f"model 'pca' was trained on {HOOK}"),
+    (
+        FIDELITY + " --models {f}/pca --store {f}/elsewhere",
+        f"model 'pca' was trained at {HOOK} (here blocks.2.hook_resid_post): collect",
+    ),
     (FIDELITY + " --models {f}/pca --store {f}/held --out {f}/done_fidelity", "pass --overwrite"),
     (PROBE + " --models {f}/pca --out {f}/done", "pass --overwrite"),
     (STEER + " --out {f}/done", "pass --overwrite"),
@@ -282,8 +286,7 @@ MISTAKES = [
     ("store info {f}/photos", "no activation store at"),
     ("store info {f}/foreign_store", "is not the manifest of an activation store"),
     ("store info {f}/cut_store", "is damaged"),
-    ("store info {f}/unfinished", "was interrupted after 300 rows"),
-    ("store info {f}", "stores, open one of:"),
+    ("store info {f} --png {new}/norms.png", "--png draws one store"),
 ]
 
 
@@ -363,7 +366,11 @@ def test_help_names_every_option_and_says_what_it_does(command):
 @pytest.mark.parametrize("line", ["", "--help", "-h", "store", "store --help"])
 def test_the_groups_show_their_commands(line):
     result = run(line)
-    commands = ["info", "verify"] if line.startswith("store") else [c.split()[0] for c in COMMANDS]
+    commands = (
+        ["info", "verify", "repair", "merge", "import", "export"]
+        if line.startswith("store")
+        else [c.split()[0] for c in COMMANDS]
+    )
     assert all(name in result.output for name in commands)
     assert "Error" not in result.output
 

@@ -7,7 +7,7 @@ import torch
 
 from glp_lens.errors import InputError
 from glp_lens.models.denoiser import Denoiser, DenoiserConfig
-from glp_lens.training.loop import TrainConfig, train, validation_loss
+from glp_lens.training.loop import TrainConfig, step_seed, train, validation_loss
 
 D = 6
 COVARIANCE_ROOT = torch.randn(D, D, generator=torch.Generator().manual_seed(3))
@@ -121,3 +121,12 @@ def test_learning_rate_follows_warm_up_and_cosine():
 def test_settings_that_cannot_train_are_refused(settings, words):
     with pytest.raises(InputError, match=words):
         TrainConfig(**settings)
+
+
+def test_every_step_of_every_seed_has_noise_of_its_own():
+    draws = {
+        tuple(torch.randn(2, generator=torch.Generator().manual_seed(step_seed(seed, step))).tolist())
+        for seed in range(20)
+        for step in range(20)
+    }
+    assert len(draws) == 400

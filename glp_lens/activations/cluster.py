@@ -1,0 +1,170 @@
+"""Collect activations on a Ray cluster: actors make the parts of a collection, and `merge` joins them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from glp_lens.activations.collect import PARTS, collect
+from glp_lens.activations.merge import ShortParts, merge
+from glp_lens.activations.store import ActivationStore
+from glp_lens.corpus import Document
+from glp_lens.errors import InputError
+from glp_lens.lm import Model
+
+PARTS_PER_ACTOR = 4
+"""More parts than actors, so that a slow machine makes fewer of them."""
+
+
+def collect_on_ray(
+    open_model: Callable[[], Model],
+    open_texts: Callable[[], Iterable[str | Document]],
+    hooks: str | Sequence[str] | None = None,
+    out: str | Path = "activations",
+    *,
+    actors: int = 2,
+    parts: int | None = None,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+    retries: int = 3,
+    **options: Any,
+) -> ActivationStore | dict[str, ActivationStore]:
+    """Collect activations with Ray actors; the store is that of one process, row for row.
+
+    Uses the cluster that `ray.init` connected to, or else that of `RAY_ADDRESS`, or else this machine. A part whose
+    actor died or failed is made again by a new actor, which goes on behind the last shard that was saved. The same
+    call made again goes on too, with the parts there are.
+
+    Args:
+        open_model: opens the model, once in each actor.
+        open_texts: opens the texts, once for each part; always the same ones in the same order.
+        hooks: as for `collect`.
+        out: folder of the store, under a path that all machines of the cluster see.
+        actors: processes that hold a model each.
+        parts: parts of the work; by default 4 for each actor.
+        num_cpus: CPU cores of an actor.
+        num_gpus: GPUs of an actor.
+        retries: how often a failed part is tried again.
+        options: further arguments of `collect`, but for `part` and `window`.
+
+    Returns:
+        The store, or with several hook points a dictionary of them.
+
+    Raises:
+        InputError: Ray is not installed; bad options; what `collect` refuses; a part that failed too often.
+    """
+    if actors < 1 or (parts is not None and parts < 1) or retries < 0:
+        raise InputError(f"a cluster needs actors and parts >= 1 and retries >= 0, got {actors}, {parts}, {retries}")
+    for name in ("part", "window"):
+        if options.pop(name, None) is not None:
+            raise InputError(f"{name} cannot be chosen on a cluster: leave it out")
+    out = Path(out).absolute()
+    n = parts or _parts_there(out) or PARTS_PER_ACTOR * actors
+    with _ray() as ray:
+
+        @ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, runtime_env={"env_vars": {"TQDM_DISABLE": "1"}})
+        class Collector:
+            def __init__(self) -> None:
+                self.model: Model | None = None
+
+            def collect(self, i: int) -> str | None:
+                """Make a part; the user's mistake, if there is one, in a line."""
+                try:
+                    self.model = open_model() if self.model is None else self.model
+                    collect(self.model, open_texts(), hooks, out, part=(i, n), **options)
+                except InputError as error:
+                    return str(error)
+                return None
+
+        _make(ray, Collector, range(n), n, actors, retries)
+        try:
+            return merge(out, _folders(out, n))
+        except ShortParts as short:
+            _make(ray, Collector, short.parts, n, actors, retries)
+            return merge(out, _folders(out, n))
+
+
+def _make(ray: Any, collector: Any, parts: Iterable[int], n: int, actors: int, retries: int) -> None:
+    """Have the actors make these of the `n` parts."""
+    waiting = deque(parts)
+    failures: Counter[int] = Counter()
+    busy: dict[Any, tuple[Any, int]] = {}
+
+    def give(actor: Any) -> None:
+        part = waiting.popleft()
+        busy[actor.collect.remote(part)] = actor, part
+
+    try:
+        with tqdm(total=len(waiting), desc="parts", unit="part", mininterval=2) as bar:
+            for _ in range(min(actors, len(waiting))):
+                give(collector.remote())
+            while busy:
+                (done,), _ = ray.wait(list(busy), num_returns=1)
+                actor, part = busy.pop(done)
+                try:
+                    mistake = ray.get(done)
+                except ray.exceptions.RayError as error:
+                    ray.kill(actor)
+                    failures[part] += 1
+                    if failures[part] > retries:
+                        raise InputError(
+                            f"part {part}/{n} failed {failures[part]} times, last with {_reason(error)}; "
+                            "what is saved is safe: run the same command again"
+                        ) from error
+                    tqdm.write(f"part {part}/{n} failed ({_reason(error)}): trying it again")
+                    waiting.append(part)
+                    give(collector.remote())
+                    continue
+                if mistake is not None:
+                    raise InputError(mistake)
+                bar.update()
+                if waiting:
+                    give(actor)
+                else:
+                    ray.kill(actor)  # makes room for one that still waits for a place
+    finally:
+        for actor, _ in busy.values():
+            ray.kill(actor)
+
+
+@contextmanager
+def _ray() -> Iterator[Any]:
+    """Ray, connected to a cluster; left as it was found."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise InputError('collecting on a cluster needs Ray: pip install "glp-lens[cluster]"') from None
+    if ray.is_initialized():
+        yield ray
+        return
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _parts_there(out: Path) -> int | None:
+    """How many parts an earlier run cut the work into, if one did."""
+    found = {int(match[1]) for f in out.glob(f"{PARTS}/*") if (match := re.fullmatch(r"\d+-of-(\d+)", f.name))}
+    return found.pop() if len(found) == 1 else None
+
+
+def _folders(out: Path, n: int) -> list[Path]:
+    return sorted((out / PARTS).glob(f"*-of-{n:04d}"))
+
+
+def _reason(error: Exception) -> str:
+    """What happened, in one line."""
+    cause = getattr(error, "cause", None) or error
+    lines = str(cause).strip().splitlines()
+    return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__

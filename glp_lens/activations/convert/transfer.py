@@ -1,0 +1,104 @@
+"""What all conversions share: output that appears whole or not at all, blocks of bounded size, where rows came from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import xxhash
+from tqdm.auto import tqdm
+
+from glp_lens.activations.manifest import STORED, TORCH
+from glp_lens.activations.shard import no_space
+from glp_lens.activations.store import ActivationStore
+from glp_lens.activations.writer import Block, make_writable, write_store
+from glp_lens.errors import InputError
+from glp_lens.types import Json
+
+BLOCK_BYTES: Final = 32 << 20
+"""About how much is in memory at a time."""
+_CHUNK = 4 << 20
+
+
+def block_length(item_bytes: int) -> int:
+    """How many items of this size make a block; at least one."""
+    return max(1, BLOCK_BYTES // item_bytes)
+
+
+@contextmanager
+def new_output(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes `path` when all went well; otherwise nothing is left behind.
+
+    Raises:
+        InputError: `path` exists already, its folder cannot be written, or the disk is full.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} exists and is not empty: choose another name")
+    make_writable(path.parent)
+    temporary = path.with_name(f".{path.name}.tmp")
+    _remove(temporary)
+    try:
+        with no_space(path.parent):
+            yield temporary
+            os.replace(temporary, path)
+    finally:
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def save(
+    out: str | Path, blocks: Iterable[Block], *, hook: str, dtype: str, source: Json, labels: Mapping[str, str] = {}
+) -> ActivationStore:
+    """`write_store`, whole or not at all."""
+    with new_output(Path(out)) as temporary:
+        write_store(temporary, blocks, hook=hook, dtype=dtype, labels=labels, source=source)
+    return ActivationStore.open(out)
+
+
+def imported_source(form: str, origin: Path, data: Sequence[Path], model: str | None, **settings: Any) -> Json:
+    """The `source` of an imported store.
+
+    Args:
+        form: name of the format.
+        origin: what was imported; its name is kept, not where it lay.
+        data: the files that hold the rows; `hash` is the xxh3-128 of their bytes, one after the other.
+        model: name of the language model, if known.
+        settings: options of the import.
+    """
+    digest = xxhash.xxh3_128()
+    total = sum(file.stat().st_size for file in data)
+    with tqdm(total=total, desc="hash", unit="B", unit_scale=True, mininterval=2, delay=2) as bar:
+        for path in data:
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    digest.update(chunk)
+                    bar.update(len(chunk))
+    imported = {"format": form, "from": origin.resolve().name, "hash": digest.hexdigest(), **settings}
+    return {"imported": imported} | ({"model": {"name": model}} if model else {})
+
+
+def stored_blocks(store: ActivationStore, bar: tqdm, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+    """Rows `start` to `stop`, `(n, d_in)`, in the dtype they are kept in (bfloat16 as int16 bits), block by block."""
+    stop = len(store) if stop is None else stop
+    step = block_length(store.d_in * STORED[store.dtype].itemsize)
+    for first in range(start, stop, step):
+        x = store.rows(first, min(first + step, stop), dtype=TORCH[store.dtype])
+        yield (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
+        bar.update(len(x))
+
+
+def export_bar(rows: int) -> tqdm:
+    """The progress bar of an export."""
+    return tqdm(total=rows, desc="export", unit="row", unit_scale=True, mininterval=2)

@@ -1,0 +1,177 @@
+"""A collection killed again and again, at every step of writing, loses nothing and ends with the same bytes."""
+
+import os
+import random
+import signal
+import sys
+import time
+from functools import partial
+
+import pytest
+import torch
+
+from glp_lens.activations import ActivationStore, collect
+from glp_lens.activations.manifest import MANIFEST, Manifest
+from glp_lens.errors import InputError
+from tests.conftest import tiny_texts
+
+HOOK, OTHER = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"
+SMALL = {"context": 24, "batch_size": 4, "dtype": "bfloat16", "shard_tokens": 24 * 4}
+TEXTS = tiny_texts(54)  # 14 shards, the last of 2 texts
+STEPS = ("posix_fallocate", "fsync", "replace")
+
+
+def kill_at(step, after):
+    """Make this process kill itself at the `step`-th call that changes the disk, before it or `after` it."""
+    count = 0
+
+    def deadly(call):
+        def wrapped(*arguments, **options):
+            nonlocal count
+            count += 1
+            if count == step and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = call(*arguments, **options)
+            if count == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return wrapped
+
+    for name in STEPS:
+        setattr(os, name, deadly(getattr(os, name)))
+
+
+def start(model, hooks, out, prepare=lambda: None):
+    """Collect in a forked process."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            torch.set_num_threads(1)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            prepare()
+            collect(model, TEXTS, hooks, out, **SMALL)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return pid
+
+
+def ended(pid):
+    """Whether it came to its end, rather than being killed."""
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (0, -signal.SIGKILL)
+    return code == 0
+
+
+def stores(out):
+    return sorted(path.parent for path in out.rglob(MANIFEST))
+
+
+def committed(out):
+    """What a killed run left: every store opens and every shard it lists is whole."""
+    found = {}
+    for folder in stores(out):
+        found[folder.name] = Manifest.read(folder).shards
+        if found[folder.name]:
+            ActivationStore.open(folder, partial=True).verify()
+    return found
+
+
+def keeps(before, after):
+    return all(set(map(str, shards)) <= set(map(str, after[name])) for name, shards in before.items())
+
+
+def files(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module", params=[[HOOK], [HOOK, OTHER]], ids=["one hook", "two hooks"])
+def whole(request, tiny_bridge, tmp_path_factory):
+    """Hook points and the files of an uninterrupted run."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("whole") / "s"
+    collect(tiny_bridge, TEXTS, request.param, out, **SMALL)
+    assert all(len(Manifest.read(folder).shards) == 14 for folder in stores(out))
+    return request.param, files(out)
+
+
+def test_killed_25_times_at_random(tiny_bridge, tmp_path, whole):
+    hooks, want = whole
+    begin = time.monotonic()
+    assert ended(start(tiny_bridge, hooks, tmp_path / "timed"))
+    length = time.monotonic() - begin
+    delays, kills, finished = random.Random(0), 0, 0
+    before = {}
+    while kills < 25:
+        out = tmp_path / f"s{finished}"
+        pid = start(tiny_bridge, hooks, out)
+        time.sleep(delays.uniform(0, length / 2))
+        os.kill(pid, signal.SIGKILL)
+        kills += 1
+        done = ended(pid)
+        after = committed(out)
+        assert keeps(before, after)
+        before = after
+        if done:
+            assert files(out) == want
+            before, finished = {}, finished + 1
+    assert ended(start(tiny_bridge, hooks, out))
+    assert files(out) == want
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_killed_at_every_step_of_writing(tiny_bridge, tmp_path, whole, after):
+    hooks, want = whole
+    before, out, run = {}, tmp_path / "s", 0
+    # One step further each time, so that every run but the first few adds a step of its own.
+    while not ended(start(tiny_bridge, hooks, out, partial(kill_at, run + 1, after))):
+        run += 1
+        found = committed(out)
+        assert keeps(before, found)
+        before = found
+    assert run >= 10 * len(hooks), "a manifest takes three steps, a shard seven"
+    assert files(out) == want
+
+
+@pytest.mark.parametrize("n_hooks", [1, 2])
+def test_a_shard_that_was_finished_but_not_listed_is_not_made_again(tiny_bridge, tmp_path, monkeypatch, n_hooks):
+    hooks, out = [HOOK, OTHER][:n_hooks], tmp_path / "s"
+    # Begin: 3 steps for each manifest. Shard 0: 7 for each store; shard 1: the third is its renaming.
+    assert not ended(start(tiny_bridge, hooks, out, lambda: kill_at(3 * n_hooks + 7 * n_hooks + 3, after=True)))
+    first = stores(out)[0]
+    assert [shard.index for shard in Manifest.read(first).shards] == [0]
+    orphan = first / "shard-00000001.h5"
+    at = orphan.stat().st_mtime_ns
+    made = []
+    reader = sys.modules[collect.__module__]._Reader
+    real = reader.shard
+    monkeypatch.setattr(reader, "shard", lambda self, texts, bar: made.append(texts[0].text) or real(self, texts, bar))
+    collect(tiny_bridge, TEXTS, hooks, out, **SMALL)
+    assert orphan.stat().st_mtime_ns == at
+    # With a sibling that lacks it, the texts are read again, but the finished file stays.
+    assert made == TEXTS[8 if n_hooks == 1 else 4 :: 4]
+
+
+def test_a_second_writer_is_refused_and_a_killed_one_holds_nothing(tiny_bridge, tmp_path):
+    out = tmp_path / "s"
+    ready, tell = os.pipe()
+
+    def stall():
+        real = os.posix_fallocate
+
+        def wait(*arguments):
+            os.write(tell, b"!")
+            time.sleep(60)
+            real(*arguments)
+
+        os.posix_fallocate = wait
+
+    pid = start(tiny_bridge, HOOK, out, stall)
+    assert os.read(ready, 1) == b"!"
+    with pytest.raises(InputError, match="another process is writing to") as caught:
+        collect(tiny_bridge, TEXTS, HOOK, out, **SMALL)
+    assert "\n" not in str(caught.value)
+    os.kill(pid, signal.SIGKILL)
+    assert not ended(pid)
+    assert collect(tiny_bridge, TEXTS, HOOK, out, **SMALL).manifest.complete
