@@ -12,7 +12,8 @@ from torch import Tensor
 
 from glp_lens import lm
 from glp_lens.activations import collect
-from glp_lens.activations.collect import GROUP_TOKENS, pack
+from glp_lens.activations.collect import SHARD_TOKENS
+from glp_lens.activations.forward import pack
 from glp_lens.corpus import read_dataset
 
 CONTEXT, TEXTS = 128, 32
@@ -89,7 +90,7 @@ def in_order(lengths: list[int]) -> list[list[int]]:
 
 def by_length(lengths: list[int]) -> list[list[int]]:
     """The batches that `collect` makes."""
-    group = GROUP_TOKENS // CONTEXT
+    group = SHARD_TOKENS // CONTEXT
 
     def found() -> Iterator[list[int]]:
         for start in range(0, len(lengths), group):
