@@ -1,6 +1,7 @@
 """Shuffled, normalised float32 batches from a store, against other ways of reading the same rows."""
 
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from conftest import OURS
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from glp_lens.activations import ActivationStore, write_store
 
@@ -56,6 +57,8 @@ def ours(data: Data, epochs: int) -> Iterator[Tensor]:
 
 
 class OneRowAnItem(Dataset):
+    """Rows of a memory map, with as little work for each as can be."""
+
     def __init__(self, path: Path, d: int) -> None:
         self.bits = np.memmap(path, dtype=np.int16, mode="r").reshape(-1, d)
 
@@ -66,13 +69,42 @@ class OneRowAnItem(Dataset):
         return torch.tensor(self.bits[i]).view(torch.bfloat16)
 
 
-def item_loader(data: Data, epochs: int) -> Iterator[Tensor]:
-    """How the released GLP code reads: no workers, one row an item."""
-    items = OneRowAnItem(data.memmap, data.rows.shape[1])
+class ReleasedItems(Dataset):
+    """What the released GLP code does for each row: place looked up, layer read from the folder's name, float32."""
+
+    def __init__(self, path: Path, d: int) -> None:
+        self.path = path
+        self.maps = {0: np.memmap(path, dtype=np.int16, mode="r")}
+        ends = np.arange(d, len(self.maps[0]) + 1, d)
+        self.index = np.stack([np.zeros_like(ends), ends - d, ends], axis=1).astype(np.uint64)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        re.search(r"layer_(\d+)", str(self.path))
+        file, start, stop = self.index[i]
+        parts = [torch.tensor(self.maps[file][start:stop])[None]]
+        return {"activations": torch.cat(parts, dim=-1).view(torch.bfloat16).float()}
+
+
+def loader(items: Dataset, epochs: int, collate: Callable[[list], Tensor]) -> Iterator[Tensor]:
     for epoch in range(epochs):
         shuffle = torch.Generator().manual_seed(epoch)
-        for batch in DataLoader(items, BATCH, shuffle=True, generator=shuffle, num_workers=0):
-            yield data.normalise(batch)
+        yield from DataLoader(items, BATCH, shuffle=True, generator=shuffle, collate_fn=collate)
+
+
+def item_loader(data: Data, epochs: int) -> Iterator[Tensor]:
+    items = OneRowAnItem(data.memmap, data.rows.shape[1])
+    return loader(items, epochs, lambda rows: data.normalise(torch.stack(rows)))
+
+
+def released_loader(data: Data, epochs: int) -> Iterator[Tensor]:
+    def collate(rows: list[dict[str, Tensor]]) -> Tensor:
+        return data.normalise(torch.stack([row["activations"] for row in rows]))[:, 0]
+
+    items = ConcatDataset([ReleasedItems(data.memmap, data.rows.shape[1])])
+    return loader(items, epochs, collate)
 
 
 def h5py_fancy(data: Data, epochs: int) -> Iterator[Tensor]:
@@ -127,7 +159,8 @@ class Way:
 
 
 WAYS = {
-    OURS: Way(ours, epochs=4, rounds=7),
+    OURS: Way(ours, epochs=8, rounds=5),
+    "memmap, the released code's loader": Way(released_loader, batches=10),
     "memmap, a DataLoader of one row an item": Way(item_loader, batches=15),
     "h5py index lists": Way(h5py_fancy, batches=15),
     "batches in stored order, normalised": Way(in_order, epochs=4, rounds=7, shuffled=False),

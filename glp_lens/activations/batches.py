@@ -8,6 +8,7 @@ once an epoch whatever the batch size, and batch k can be found without reading 
 from __future__ import annotations
 
 import itertools
+import math
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -66,8 +67,9 @@ def permutation(n: int, *, seed: int, epoch: int, window: int = 0) -> np.ndarray
 class Batches(Iterator[Acts]):
     """An iterator of batches `(batch_size, d_in)` float32 of shuffled rows.
 
-    The next window is read, and the next batches are made, in threads, as many as torch may use, up to four. Two windows are in memory, and 8 bytes for each
-    block of the whole. A batch belongs to whoever got it: its memory is used again only after nothing refers to it any more.
+    The next window is read and the next batches are made in threads: as many as torch may use, up to four. Two
+    windows are in memory, and 8 bytes for each block of the whole. A batch belongs to whoever got it: its memory is
+    used again only after nothing refers to it any more.
 
     With `world_size` processes, step k takes `world_size * batch_size` rows of the stream, and each process the
     slice of its rank. Put together, these are the batches of one process with that batch size.
@@ -310,8 +312,7 @@ def _alone() -> None:
 
 def _prefetch(windows: Iterator[_Window], rows: Rows, size: int, pool: ThreadPoolExecutor) -> Iterator[_Loaded]:
     """Read windows of at most `size` rows, each while the one before is used; that one's memory is then reused."""
-    # NumPy asks the kernel for huge pages, torch does not: the first touch of a buffer is several times faster.
-    buffers = itertools.cycle([np.empty((size, *rows.shape), rows.dtype) for _ in range(2)])
+    buffers = itertools.cycle([_room((size, *rows.shape), rows.dtype) for _ in range(2)])
 
     def load(buffer: np.ndarray) -> _Loaded | None:
         window = next(windows, None)
@@ -375,6 +376,11 @@ def _fill(out: np.ndarray, data: Tensor, order: Tensor, normalize: tuple[Tensor,
         batch.sub_(mean).mul_(scale)
 
 
+def _room(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array, not filled. Torch aligns it to 64 bytes, NumPy to 16, where the kernel reads at half the speed."""
+    return torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8).numpy().view(dtype).reshape(shape)
+
+
 class _Memory:
     """Memory for batches, used again once nobody holds the batch any more.
 
@@ -388,7 +394,7 @@ class _Memory:
 
     def batch(self, n: int) -> np.ndarray:
         """Room for `n` rows."""
-        memory = self._free.pop() if self._free else np.empty(self._shape, np.float32)
+        memory = self._free.pop() if self._free else _room(self._shape, np.dtype(np.float32))
         rows = memory[:n]  # an array of its own, which lives as long as any tensor that shares its memory
         weakref.finalize(rows, self._free.append, memory).atexit = False
         return rows

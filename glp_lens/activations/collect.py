@@ -129,7 +129,8 @@ def collect(
     """
     names = _hook_names(model, hooks)
     check_dtype(dtype)
-    _check(model, texts, context=context, massive=massive, part=part, window=window, sizes={
+    longest = context + (generate.tokens if generate else 0)
+    _check(model, texts, context=context, longest=longest, massive=massive, part=part, window=window, sizes={
         "max_tokens": max_tokens, "batch_size": batch_size, "shard_tokens": shard_tokens,
     })  # fmt: skip
     how = tokens.rule(model, keep, exclude, seed)
@@ -434,6 +435,7 @@ def _check(
     texts: object,
     *,
     context: int,
+    longest: int,
     massive: float | None,
     part: Part,
     window: int | None,
@@ -443,9 +445,11 @@ def _check(
         raise InputError("texts must be several texts, got one string: pass a list, [text]")
     if model.tokenizer is None:
         raise InputError("this model has no tokenizer to read texts with: open it with one")
-    longest = int(model.cfg.n_ctx)
-    if not 2 <= context <= longest:
-        raise InputError(f"context must be 2 to {longest} tokens for this model, got {context}")
+    limit = int(model.cfg.n_ctx)
+    if not 2 <= context <= limit:
+        raise InputError(f"context must be 2 to {limit} tokens for this model, got {context}")
+    if longest > limit:
+        raise InputError(f"context and generated tokens must be {limit} together for this model, got {longest}")
     for name, value in sizes.items():
         if value is not None and value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")

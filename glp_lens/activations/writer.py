@@ -61,8 +61,11 @@ class StoreWriter:
         """
         self.folder = folder
         self._lock = lock(folder)
-        self.manifest = manifest
         try:
+            # Another process may have gone on between the reading of this manifest and the lock.
+            if (folder / MANIFEST).is_file() and (now := Manifest.read(folder)).identity == manifest.identity:
+                manifest = now if len(now.shards) > len(manifest.shards) else manifest
+            self.manifest = manifest
             self._totals = None if manifest.window is None else _totals(folder, manifest, manifest.window)
             listed = {shard.name for shard in manifest.shards}
             for file in sorted(folder.glob("shard-*.h5")):

@@ -35,6 +35,15 @@ SEED = 3
 PATIENCE = 10
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the children: sums depend on the number of threads in the last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def whole(tiny_bridge, tmp_path_factory):
     """The store of the same texts, at both hook points."""

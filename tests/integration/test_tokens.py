@@ -206,3 +206,8 @@ def test_a_fraction_among_whole_numbers_makes_the_column_float(tiny_bridge, tmp_
     late = [Document.of(text, labels=(("score", 0.5 if i > 12 else 1),)) for i, text in enumerate(TEXTS)]
     with pytest.raises(InputError, match="'score' has whole numbers in the first texts, and 0.5"):
         collect(tiny_bridge, late, HOOK, tmp_path / "late", **SMALL)
+
+
+def test_generating_past_the_models_context_is_refused(tiny_bridge, tmp_path):
+    with pytest.raises(InputError, match="256 together for this model, got 274"):
+        collect(tiny_bridge, ["cat"], HOOK, tmp_path / "s", generate=Generation(tokens=250), **SMALL)
