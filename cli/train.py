@@ -87,7 +87,6 @@ def train(
     An interrupted GLP continues when the same command is run again.
     """
     from glp_lens import models, provenance
-    from glp_lens.activations import ActivationStore
     from glp_lens.errors import InputError
     from glp_lens.lm import check_device
 
