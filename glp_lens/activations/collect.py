@@ -37,7 +37,7 @@ from glp_lens.types import Json
 
 SHARD_TOKENS = 65_536
 SHARD_BYTES = 512 << 20
-CALIBRATION = 64
+CALIBRATION = 32
 """The norm over which a token is massive comes from this many documents, or those of the first shard if fewer."""
 PARTS = "parts"
 Part = tuple[int, int] | None
@@ -208,14 +208,14 @@ class _Reader:
         ids = self._ids(documents)
         found: dict[str, list[Tensor]] = {name: [] for name in self.names}
         widths: dict[str, int] = {}
-        for batch in self._forward(ids, documents):
+        massive = self.settings["massive"]
+        for batch in self._forward(ids if massive is not None else ids[:1], documents):
             usable, _ = tokens.usable_tokens(batch, self.how)
             for name in self.names:
                 found[name].append(tokens.norms(batch, usable, name, documents)[usable])
                 widths[name] = batch.rows[name].shape[-1]
-        massive = self.settings["massive"]
         typical = {name: torch.cat(norms) for name, norms in found.items()}
-        if not len(typical[self.names[0]]):
+        if massive is not None and not len(typical[self.names[0]]):
             raise InputError(f"no activations left to keep in the first {len(documents)} texts: pass longer texts")
         first = [self._labels(document, row) for document, row in zip(documents, ids, strict=True)]
         labels = {name: np.result_type(*(one[name] for one in first if name in one)) for name in first[0]}
