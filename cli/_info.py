@@ -11,7 +11,8 @@ from rich.text import Text
 
 About = dict[str, Any]
 _LEVELS = {"0.01": "1%", "0.25": "25%", "0.5": "median", "0.75": "75%", "0.99": "99%", "1": "max"}
-_REASONS = {"position_0": "position 0", "not_chosen": "not chosen", "over_budget": "over the number asked for"}
+_REASONS = {"position_0": "position 0", "not_chosen": "not chosen", "over_budget": "over the number asked for",
+            "over_context": "cut off by the context"}  # fmt: skip
 
 
 def show(about: About) -> None:
@@ -67,7 +68,8 @@ def state(about: About) -> str:
         words.append("part {}/{}".format(*about["part"]))
     if about["window"]:
         words.append(f"stream of {about['window']} shards")
-    words.append("complete" if about["complete"] else "interrupted")
+    running = "being collected" if about.get("being_written") else "interrupted"
+    words.append("complete" if about["complete"] else running)
     if about["dropped"]:
         words.append(f"{len(about['dropped'])} dropped")
     return ", ".join(words)
@@ -128,7 +130,7 @@ def _rows(about: About) -> dict[str, str]:
         "size": f"{size(about['bytes'])} in {files}",
         "taken from": ", ".join(part for part in taken if part),
         "dropped": listed(f"shard {index}" for index in about["dropped"]),
-        "go on": "" if about["complete"] else "interrupted: run the same collect again",
+        "go on": "" if about["complete"] or about.get("being_written") else "interrupted: run the same collect again",
         "labels": listed(f"{name} ({dtype})" for name, dtype in about["labels"].items()),
     }
 

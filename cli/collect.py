@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -150,6 +151,8 @@ def collect(
 
     if split_ not in ("train", "heldout", "all"):
         raise InputError(f"--split must be train, heldout or all, got {split_!r}")
+    if ray and (shard or window is not None):
+        raise InputError("--ray splits the work itself: pass it without --shard and --window")
     if "-" in split(texts) and (ray or shard):
         raise InputError("standard input can be read only once: pass files to --shard or --ray")
     command = {
@@ -205,6 +208,9 @@ def _run(
     try:
         open_model = partial(lm.open_model, **command["model"])
         open_texts = partial(corpus.open_corpus, **command["texts"])
+        inspect.signature(lm.open_model).bind(**command["model"])
+        inspect.signature(corpus.open_corpus).bind(**command["texts"])
+        inspect.signature(run).bind(None, None, **command["options"])
         generate = Generation(**command["generate"]) if command["generate"] else None
         repeatable = "-" not in command["texts"]["spec"]  # standard input is gone once read
         options = {**command["options"], "generate": generate, "command": command if repeatable else None}

@@ -92,16 +92,33 @@ def _try_describe(folder: Path) -> dict[str, Any]:
 def verify(
     folder: Annotated[Path, typer.Argument(help="Folder of a store, or of several.", show_default=False)],
 ) -> None:
-    """Read all of a store and compare it with the checksums of when it was written."""
+    """Read all of a store and compare it with the checksums of when it was written; of a stream, what is on disk."""
     from glp_lens.activations.describe import stores_in
-    from glp_lens.activations.manifest import Manifest
-    from glp_lens.activations.store import verify as run
+    from glp_lens.errors import InputError
 
+    damaged: list[str] = []
     for path in stores_in(folder):
-        manifest = Manifest.read(path)
-        run(path, manifest)
-        size = sum(shard.bytes for shard in manifest.files)
-        typer.echo(f"ok: {manifest.rows:,} rows in {len(manifest.files)} shards, {size:,} bytes: {path}")
+        try:
+            typer.echo(f"{_verify(path)}: {path}")
+        except InputError as error:
+            damaged.append(str(error))
+    if damaged:
+        raise InputError("; ".join(damaged))
+
+
+def _verify(store: Path) -> str:
+    """What was found of a store that is not damaged."""
+    from glp_lens.activations.manifest import Manifest
+    from glp_lens.activations.store import verify
+
+    manifest = Manifest.read(store)
+    if manifest.window == 0:
+        return "no rows to verify, only statistics were kept"
+    compared = verify(store, manifest)
+    if manifest.window is not None:
+        return f"ok: the {compared} shards of a stream that are on disk, of {len(manifest.files)} so far"
+    size = sum(shard.bytes for shard in manifest.files)
+    return f"ok: {manifest.rows:,} rows in {len(manifest.files)} shards, {size:,} bytes"
 
 
 @app.command()
@@ -117,7 +134,7 @@ def repair(
     from glp_lens.activations.repair import repair as run
     from glp_lens.errors import InputError
 
-    roots: dict[Path, Manifest] = {}
+    roots: dict[Path, tuple[Manifest, str]] = {}
     for store in stores_in(folder):
         before = Manifest.read(store)
         if before.window is not None:
@@ -129,9 +146,12 @@ def repair(
             typer.echo(f"dropped {shard.name}, {shard.rows:,} of {before.rows:,} rows: {store}")
         manifest = Manifest.read(store)
         if manifest.dropped:
-            roots[_out(store, manifest)] = manifest
-    for out, manifest in roots.items():
-        _go_on(folder, out, manifest, refetch)
+            out, rest = _out(store, manifest), "the rest can be used as it is"
+            if out != store:
+                rest = f"the rows of the stores in {out} are not aligned until the same collect has run again"
+            roots[out] = manifest, rest
+    for out, (manifest, rest) in roots.items():
+        _go_on(folder, out, manifest, refetch, rest)
 
 
 def _out(store: Path, manifest: Any) -> Path:
@@ -140,7 +160,7 @@ def _out(store: Path, manifest: Any) -> Path:
     return store.parent if several and store.name == manifest.hook else store
 
 
-def _go_on(folder: Path, out: Path, manifest: Any, refetch: bool) -> None:
+def _go_on(folder: Path, out: Path, manifest: Any, refetch: bool, rest: str) -> None:
     """Collect what was dropped again, or say how to."""
     from glp_lens_cli import collect
 
@@ -160,7 +180,7 @@ def _go_on(folder: Path, out: Path, manifest: Any, refetch: bool) -> None:
         how = "write or import it again, into a new folder"
     if refetch:
         raise InputError(f"{out} has no recorded command to run again: {how}")
-    typer.echo(f"the rest can be used as it is; for what is lost, {how}")
+    typer.echo(f"{rest}; for what is lost, {how}")
 
 
 @app.command()

@@ -66,6 +66,14 @@ def train(
     components: Annotated[
         int | None, typer.Option("--components", min=1, help="By default all.", rich_help_panel="PCA")
     ] = None,
+    wait: Annotated[
+        bool,
+        typer.Option(
+            "--wait",
+            help="Wait for a store that is not there yet: a stream whose collector is starting.",
+            rich_help_panel="Run",
+        ),
+    ] = False,
     allow_mismatch: Annotated[
         bool,
         typer.Option(
@@ -97,15 +105,16 @@ def train(
     if lr is not None and not 0 < lr < 1:
         raise InputError(f"--lr must be between 0 and 1, got {lr}")
     check_device(device)
-    opened = _open(store, kind)
+    opened = _open(store, kind, wait=wait)
     held = _open_validation(validation, opened, allow_mismatch=allow_mismatch) if validation else None
     folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written must fail before the training
+    state = folder / "training.state"
     fitted: ActivationModel
     if kind == "glp":
         settings = _recipe(recipe, rows, batch_size, lr, seed)
         fitted = models.model_class("glp").fit(  # type: ignore[attr-defined]
             opened, settings, d_model=width, d_mlp=mlp, n_layers=layers, device=device,
-            validation=held.sample(2048, seed=0) if held else None, state=folder / "training.state",
+            validation=held.sample(2048, seed=0) if held else None, state=state,
         )  # fmt: skip
     elif kind == "sae":
         fitted = models.model_class("sae").fit(  # type: ignore[attr-defined]
@@ -115,15 +124,19 @@ def train(
     else:
         fitted = _closed_form(kind, opened, components, seed)
     typer.echo(f"saved {kind}: {fitted.save_pretrained(folder)}")
+    state.unlink(missing_ok=True)
     typer.echo(provenance.describe(fitted))
 
 
-def _open(folder: Path, kind: str) -> ActivationStore | ActivationStream:
+def _open(folder: Path, kind: str, *, wait: bool) -> ActivationStore | ActivationStream:
     """The store, or the stream that is being collected."""
     from glp_lens.activations import ActivationStore, ActivationStream
     from glp_lens.activations.manifest import MANIFEST, Manifest
+    from glp_lens.activations.waiting import wait_until
     from glp_lens.errors import InputError
 
+    if wait:
+        wait_until(lambda: (folder / MANIFEST).is_file() or None, lambda: f"waiting for a store in {folder}")
     if not (folder / MANIFEST).is_file() or Manifest.read(folder).window is None:
         return ActivationStore.open(folder)
     if kind not in ("glp", "sae"):

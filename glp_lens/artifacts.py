@@ -52,6 +52,15 @@ def write_atomic(path: Path, text: str) -> None:
         raise
 
 
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_json(path: Path, value: Any) -> None:
     """`write_atomic` for JSON; refuses NaN and infinity, which JSON cannot hold."""
     write_atomic(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
@@ -93,6 +102,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except SafetensorError as error:
         raise InputError(f"cannot write {path} ({error}): free space or choose another folder") from None
     finally:

@@ -157,7 +157,7 @@ def to_ids(
     """
     tokenizer = model.tokenizer
     bos = bos_id(model)
-    texts = list(texts)
+    texts = [_encodable(text) for text in texts]
     rows: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     room = max_length - 1
     return [[bos, *(row[-room:] if truncate == "left" else row[:room])] for row in rows]
@@ -187,8 +187,13 @@ def chat_ids(
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply)
         except Exception as error:  # a template is a program that raises what it likes
             raise InputError(f"the chat template refuses a conversation ({str(error).splitlines()[0]})") from None
-        rows.append(tokenizer(text, add_special_tokens=False)["input_ids"][:max_length])
+        rows.append(tokenizer(_encodable(text), add_special_tokens=False)["input_ids"][:max_length])
     return rows
+
+
+def _encodable(text: str) -> str:
+    """The text with half surrogates, which tokenizers refuse, replaced."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def bos_id(model: Model) -> int:

@@ -8,6 +8,8 @@ on several machines join into the store that one machine would have made.
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -58,7 +60,7 @@ class Generation:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.tokens < 1 or self.temperature < 0:
+        if self.tokens < 1 or not 0 <= self.temperature < math.inf:
             raise InputError(
                 f"generating needs tokens >= 1 and temperature >= 0, got {self.tokens} and {self.temperature}"
             )
@@ -112,7 +114,7 @@ def collect(
         labels: gives each document's values of further columns; added to the document's own labels.
         seed: chooses tokens at random and samples new ones; kept for provenance.
         corpus: name of the texts, for provenance.
-        shard_tokens: a shard has so many documents that at full length they have this many tokens.
+        shard_tokens: a shard has so many documents that at full length, new tokens included, they have this many.
         part: `(i, n)` makes every n-th shard only, from the i-th on (0-based), in a folder of its own below
             `out/parts`; `merge` joins the parts.
         window: make a stream: at most this many shards are on disk, and an `ActivationStream` must delete what it
@@ -137,7 +139,9 @@ def collect(
     if shard_tokens is None:
         # A short collection in smaller steps: what is computed past its end is lost.
         small = SHARD_TOKENS if max_tokens is None else min(SHARD_TOKENS, max(8192, max_tokens // 4))
-        shard_tokens = min(small, SHARD_BYTES // (int(model.cfg.d_model) * TORCH[dtype].itemsize))
+        in_mlp = any(".mlp." in name for name in names)
+        width = max(int(model.cfg.d_model), int(getattr(model.cfg, "d_mlp", None) or 0) if in_mlp else 0)
+        shard_tokens = min(small, SHARD_BYTES // (width * TORCH[dtype].itemsize))
     source: Json = {
         "model": lm.describe(model),
         "weights": lm.weights_hash(model),
@@ -153,7 +157,7 @@ def collect(
             "massive": massive,
             "chat": chat,
             "generate": None if generate is None else {"tokens": generate.tokens, "temperature": generate.temperature},
-            "shard_documents": max(1, shard_tokens // context),
+            "shard_documents": max(1, shard_tokens // longest),
         },
     }
     folders = _folders(Path(out), names, part)
@@ -205,7 +209,7 @@ class _Reader:
 
     def begin(self, documents: list[Document], source: Json, dtype: str) -> dict[str, Manifest]:
         """The manifest of a new store at each hook point, from a look at the first documents."""
-        ids = self._ids(documents)
+        ids = [row[: self.settings["context"]] for row in self._ids(documents)]
         found: dict[str, list[Tensor]] = {name: [] for name in self.names}
         widths: dict[str, int] = {}
         massive = self.settings["massive"]
@@ -239,10 +243,13 @@ class _Reader:
         self, documents: list[Document], progress: Callable[[int], Any]
     ) -> tuple[dict[str, Tensor], dict[str, np.ndarray], dict[str, int]]:
         """Rows at each hook point and columns, in document order, and what was left out."""
-        ids = self._ids(documents)
+        whole = self._ids(documents)
+        ids = [row[: self.settings["context"]] for row in whole]
         labels = [self._labels(document, row) for document, row in zip(documents, ids, strict=True)]
         kept: list[Kept] = []
         excluded: Counter[str] = Counter()
+        if cut := sum(map(len, whole)) - sum(map(len, ids)):
+            excluded["over_context"] = cut
         for batch in self._forward(ids, documents):
             part = tokens.select(batch, self.how, self.limits, documents, self.dtype)
             kept.append(part)
@@ -288,11 +295,11 @@ class _Reader:
         )
 
     def _ids(self, documents: list[Document]) -> list[list[int]]:
-        context = self.settings["context"]
+        """Token ids of whole texts: what the context cuts off is counted."""
         if not self.settings["chat"]:
-            return lm.to_ids(self.model, [document.text for document in documents], context)
+            return lm.to_ids(self.model, [document.text for document in documents], sys.maxsize)
         chats = [document.messages or (("user", document.text),) for document in documents]
-        return lm.chat_ids(self.model, chats, context, reply=self.generate is not None)
+        return lm.chat_ids(self.model, chats, sys.maxsize, reply=self.generate is not None)
 
     def _labels(self, document: Document, ids: list[int]) -> dict[str, np.ndarray]:
         own = self.labels(document, ids) if self.labels else {}
@@ -453,7 +460,7 @@ def _check(
     for name, value in sizes.items():
         if value is not None and value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
-    if massive is not None and not massive > 1:
+    if massive is not None and not 1 < massive < math.inf:
         raise InputError(f"massive must be over 1 (times the median norm) or None, got {massive}")
     if part is not None and not 0 <= part[0] < part[1]:
         raise InputError(f"part must be (i, n) with 0 <= i < n, got {part}")

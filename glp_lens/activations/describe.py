@@ -11,6 +11,7 @@ import xxhash
 
 from glp_lens.activations.manifest import MANIFEST, Manifest
 from glp_lens.activations.store import ActivationStore
+from glp_lens.activations.writer import being_written
 from glp_lens.errors import InputError
 from glp_lens.types import Json
 
@@ -58,8 +59,10 @@ def describe_folder(folder: str | Path) -> Json:
         raise InputError(f"no activation store at {folder}: expected a folder with {MANIFEST}")
     manifest = Manifest.read(folder)
     if manifest.window is not None or not manifest.files:
-        return _describe_manifest(folder, manifest)
-    return describe_store(ActivationStore.open(folder, partial=True))
+        about = _describe_manifest(folder, manifest)
+    else:
+        about = describe_store(ActivationStore.open(folder, partial=True))
+    return {**about, "being_written": being_written(folder)}
 
 
 def stores_in(folder: str | Path) -> list[Path]:

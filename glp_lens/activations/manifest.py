@@ -213,6 +213,14 @@ class Manifest:
             and all(type(v) is int and v >= 0 for v in sizes)
             and all(type(i) is int and 0 <= i < 10**8 for i in indices)
             and len(set(indices)) == len(indices)
+            and all(
+                isinstance(text, str)
+                for s in self.shards
+                for text in (s.xxh3_128, s.head_xxh3, s.documents_hash, *s.excluded)
+            )
+            and all(type(n) is int for s in self.shards for n in s.excluded.values())
+            and all(isinstance(text, str) for text in self.examples)
+            and (self.window is None or (type(self.window) is int and self.window >= 0))
             and all(a.index < b.index for a, b in zip(self.shards, self.shards[1:], strict=False))
             and all(dtype in LABELS and label_name(name) for name, dtype in self.labels.items())
         )

@@ -88,7 +88,8 @@ def _merge_one(out: Path, found: Parts) -> ActivationStore:
             else:
                 if shard.rows:
                     _link(folder, out, shard, found[folder])
-                writer.list(shard)
+                # The manifest of many shards takes a while to write; what is not in it yet would be adopted.
+                writer.list(shard, publish=shard.index % 64 == 0)
         writer.finish()
     return ActivationStore.open(out)
 
@@ -182,6 +183,8 @@ def _ask(found: Parts, wanted: dict[Path, int]) -> ShortParts:
 def _begun(out: Path, whole: Manifest) -> Manifest:
     """The manifest to go on with: that of a merge which was interrupted, or a new one."""
     if not (out / MANIFEST).exists():
+        if any(out.glob("shard-*.h5")):
+            raise InputError(f"{out} holds shards without a manifest: choose another folder")
         return whole
     there = Manifest.read(out)
     if there.identity != whole.identity or there.part or there.dropped:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from glp_lens.activations.manifest import ROW_ORDER, SCHEMA, STORED, VERSION, Manifest, Shard, shard_name
 from glp_lens.activations.stats import Stats, measure
+from glp_lens.artifacts import sync_folder
 from glp_lens.errors import InputError
 from glp_lens.types import Acts
 
@@ -125,15 +126,6 @@ def no_space(folder: Path) -> Iterator[None]:
         raise InputError(f"{why} {folder}; what is saved is safe: {remedy} and run the same command again") from None
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def open_shard(folder: Path, shard: Shard, manifest: Manifest) -> tuple[dict[str, int], Stats]:
     """Byte offsets of a shard's row datasets, and its statistics, after checking all we rely on.
 
@@ -194,6 +186,10 @@ def _checked(folder: Path, name: str) -> Iterator[None]:
     except Damaged as error:
         raise InputError(f"activation store {folder} is damaged: {name}: {error}") from None
     except Exception as error:  # h5py raises whatever a strange file leads to
+        if "locking flag" in str(error):
+            raise InputError(
+                f"{folder / name} is open elsewhere in this process, with HDF5's own file locking: close it first"
+            ) from None
         raise InputError(
             f"activation store {folder} is damaged: {name} cannot be opened ({_first_line(error)})"
         ) from None

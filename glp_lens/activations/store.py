@@ -6,6 +6,7 @@ does not exist.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -200,24 +201,35 @@ class ActivationStore:
         return RowReader(extents, shape, dtype)
 
 
-def verify(folder: Path, manifest: Manifest) -> None:
-    """Compare every shard of a store, whole, with its size and xxh3-128 in the manifest.
+def verify(folder: Path, manifest: Manifest) -> int:
+    """Compare every shard of a store, whole, with its size and xxh3-128 in the manifest; of a stream, those on disk.
 
     Opening a store checks structure only; this finds a change of any single bit.
+
+    Returns:
+        How many shards were compared.
 
     Raises:
         InputError: damaged shards, by name.
     """
+    remedy = f"drop or collect them again with glp-lens store repair {folder}"
+    if manifest.window is not None:
+        remedy = "collect the stream again, in a new folder"
+        present = tuple(shard for shard in manifest.files if (folder / shard.name).exists())
+        manifest = replace(manifest, shards=present)
     if damaged := damaged_shards(folder, manifest):
         raise InputError(
             f"activation store {folder} is damaged: {len(damaged)} of {len(manifest.files)} shards differ from what "
-            f"was written ({', '.join(shard.name for shard in damaged)}): drop or collect them again with "
-            f"glp-lens store repair {folder}"
+            f"was written ({', '.join(shard.name for shard in damaged)}): {remedy}"
         )
+    return len(manifest.files)
 
 
 def damaged_shards(folder: Path, manifest: Manifest) -> list[Shard]:
-    """The shards of a store that are missing, unreadable or differ in any bit from what was written."""
+    """The shards that are missing, unreadable or differ in any bit from what was written.
+
+    In a stream none counts as missing, since its consumer deletes what it has used.
+    """
     damaged = []
     total = sum(shard.bytes for shard in manifest.files)
     with tqdm(total=total, desc="verify", unit="B", unit_scale=True, mininterval=2) as bar:
@@ -228,6 +240,6 @@ def damaged_shards(folder: Path, manifest: Manifest) -> list[Shard]:
                 intact = same_size and file_hash(path, bar.update) == (shard.bytes, shard.xxh3_128)
             except OSError:
                 intact = False
-            if not intact:
+            if not intact and (manifest.window is None or path.exists()):
                 damaged.append(shard)
     return damaged

@@ -40,6 +40,8 @@ from glp_lens.types import Acts, Json
 DRIFT_BOUND: Final = 0.1
 """How far the statistics that normalise may be from those of all rows, in standard deviations and in the logarithm of
 the standard deviation, before a warning."""
+STUCK_SECONDS: Final = 5.0
+"""How long a full stream must stay as it is to count as stuck: its producer may be about to mark it as complete."""
 
 
 class ActivationStream:
@@ -64,6 +66,7 @@ class ActivationStream:
         self._n, self._window = manifest.window, manifest.window // 2
         self._given, self._checkpointed, self._patience = stats, checkpointed, patience
         self._deleted = self._next = 0  # shards known to be deleted; the window to read next
+        self._stamp: tuple[int, int] | None = None
         self._look()
 
     @classmethod
@@ -266,9 +269,14 @@ class ActivationStream:
         if not self._checkpointed:
             self.commit(done)
 
+        seen, since = self.manifest, time.monotonic()
+
         def ready() -> Sequence[Shard] | None:
+            nonlocal seen, since
             shards = self._listed(number)
-            if shards is None and self._on_disk() >= self._n:
+            if self.manifest is not seen or self._on_disk() < self._n:
+                seen, since = self.manifest, time.monotonic()
+            if shards is None and time.monotonic() - since > STUCK_SECONDS:
                 raise InputError(
                     f"the stream {self.path} is stuck, since its {self._n} shards on disk are all still needed: train "
                     "with a state file or open it with checkpointed=False, in batches of fewer rows than a shard"
@@ -305,9 +313,17 @@ class ActivationStream:
         return sum((self.path / shard.name).exists() for shard in self._files[self._deleted :])
 
     def _look(self) -> None:
-        """Read what the producer has made by now."""
-        if not self.manifest.complete:
-            self.manifest = Manifest.read(self.path)
+        """Read what the producer has made by now, if that has changed."""
+        if self._stamp and self.manifest.complete:
+            return
+        try:
+            status = (self.path / MANIFEST).stat()
+            stamp = (status.st_mtime_ns, status.st_size)
+        except FileNotFoundError:
+            stamp = None
+        if stamp is not None and stamp == self._stamp:
+            return
+        self._stamp, self.manifest = stamp, Manifest.read(self.path)
         self._files = self.manifest.files
         self._bounds = np.cumsum([0, *(shard.rows for shard in self._files)])
 
@@ -321,9 +337,10 @@ class ActivationStream:
     @cached_property
     def _opening(self) -> Total:
         def found() -> Total | None:
-            complete = Manifest.read(self.path).complete
-            opening = Totals.read(self.path, self._n).opening
-            return opening if opening and (complete or opening.shards == self._n) else None
+            self._look()
+            # The totals are written before the manifest, so they hold at least the shards that it lists.
+            known = self.manifest.complete or len(self._files) >= self._n
+            return Totals.read(self.path, self._n).opening if known else None
 
         return wait_until(found, self._note, patience=self._patience)
 
@@ -337,11 +354,21 @@ def open_all(parent: str | Path, *, patience: float | None = None, **options: An
     Args:
         parent: the folder that the producer collects to.
         patience: as for `ActivationStream.open`; so are the options.
+
+    Raises:
+        InputError: as `ActivationStream.open`; the manifest names a hook point that is no folder of `parent`.
     """
     parent = Path(parent)
     first = _wait_for_manifest(parent, f"*/{MANIFEST}", patience)
     hooks = Manifest.read(first.parent).source["settings"]["hooks"]
-    return {hook: ActivationStream.open(parent / hook, patience=patience, **options) for hook in hooks}
+    for hook in hooks:
+        if hook in ("", "..") or Path(hook).name != hook:
+            raise InputError(f"{first} names a hook point {hook!r}, which is no folder of {parent}: collect again")
+    streams = {hook: ActivationStream.open(parent / hook, patience=patience, **options) for hook in hooks}
+    for hook, stream in streams.items():
+        if stream.hook != hook:
+            raise InputError(f"{stream.path} holds the hook point {stream.hook!r}, expected {hook!r}: collect again")
+    return streams
 
 
 def collect_stats(

@@ -201,6 +201,8 @@ def labels_of(values: Mapping[str, Any], length: int) -> dict[str, np.ndarray]:
                 f"label {name!r} must be a number, or {length} numbers, one for each token, got "
                 f"{array.dtype} of shape {array.shape}"
             )
+        if array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
+            raise InputError(f"label {name!r} must fit into int64, got {array.max()}")
         array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
         found[name] = np.broadcast_to(array, (length,))
     return found

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from glp_lens.activations.shard import no_space, sync_folder
+from glp_lens.activations.shard import no_space
 from glp_lens.activations.stats import Stats, merge
-from glp_lens.artifacts import read_tensors
+from glp_lens.artifacts import read_tensors, sync_folder
 from glp_lens.errors import InputError
 from glp_lens.types import Acts
 

@@ -26,12 +26,12 @@ from glp_lens.activations.manifest import (
     documents_hash,
     label_name,
 )
-from glp_lens.activations.shard import Source, adopt_shard, no_space, sync_folder, write_shard
+from glp_lens.activations.shard import Source, adopt_shard, no_space, write_shard
 from glp_lens.activations.stats import Stats
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.totals import STATISTICS, Total, Totals
 from glp_lens.activations.waiting import wait_until
-from glp_lens.artifacts import versions, write_json
+from glp_lens.artifacts import sync_folder, versions, write_json
 from glp_lens.errors import InputError
 from glp_lens.types import Acts, Json
 
@@ -64,7 +64,7 @@ class StoreWriter:
         try:
             # Another process may have gone on between the reading of this manifest and the lock.
             if (folder / MANIFEST).is_file() and (now := Manifest.read(folder)).identity == manifest.identity:
-                manifest = now if len(now.shards) > len(manifest.shards) else manifest
+                manifest = now if now.shards != manifest.shards else manifest
             self.manifest = manifest
             self._totals = None if manifest.window is None else _totals(folder, manifest, manifest.window)
             listed = {shard.name for shard in manifest.shards}
@@ -111,10 +111,11 @@ class StoreWriter:
                 lambda: f"waiting for the consumer of {self.folder}: {window} shards are on disk",
             )
 
-    def list(self, shard: Shard) -> None:
-        """List a shard whose file is in the folder already."""
+    def list(self, shard: Shard, *, publish: bool = True) -> None:
+        """List a shard whose file is in the folder already; `publish` can wait for the next one, or for `finish`."""
         self._list(shard)
-        self._publish(self.manifest)
+        if publish:
+            self._publish(self.manifest)
 
     def finish(self) -> None:
         """Mark the store as complete."""
@@ -270,6 +271,22 @@ def lock(folder: Path) -> int:
     return descriptor
 
 
+def being_written(folder: Path) -> bool:
+    """Whether a process holds the folder to write to it, as far as this machine can tell."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _totals(folder: Path, manifest: Manifest, window: int) -> Totals:
     """The statistics of the shards that a stream's manifest lists."""
     totals = Totals.read(folder, window).at(len(manifest.files), manifest.rows)
@@ -307,8 +324,15 @@ def _checked_blocks(
             row = seen + int(bad[0, 0])
             raise InputError(f"row {row} holds values that are not finite in {dtype}: clean it, or use bfloat16")
         types = {**COLUMNS, **{name: LABELS[d] for name, d in labels.items()}}
-        yield x, {name: np.asarray(values).astype(types[name]) for name, values in columns.items()}
+        yield x, {name: _cast(name, np.asarray(values), types[name]) for name, values in columns.items()}
         seen += n
+
+
+def _cast(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    cast = values.astype(dtype)
+    if dtype.kind != "f" and not np.array_equal(cast, values):
+        raise InputError(f"column {name!r} holds numbers that {dtype} cannot keep, such as {values[cast != values][0]}")
+    return cast
 
 
 def _in_shards(

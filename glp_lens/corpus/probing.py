@@ -136,7 +136,7 @@ def packaged(
         raise InputError(f"share must lie in (0, 1], got {share}")
     # Sorting by a keyed hash is a shuffle that depends on the texts and the seed alone.
     corpus = _texts(min_characters, max_characters)
-    keys = [xxhash.xxh3_64_intdigest(text.encode(), seed % 2**64) for text in corpus["text"]]
+    keys = [xxhash.xxh3_64_intdigest(text.encode(errors="surrogatepass"), seed % 2**64) for text in corpus["text"]]
     corpus = corpus.iloc[np.argsort(np.array(keys, dtype=np.uint64))]
     cap = _cap(corpus["source"].value_counts().to_numpy(), share)
     corpus = corpus[corpus.groupby("source").cumcount() < cap]

@@ -80,7 +80,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
             d_mlp: meta-neurons a block, by default four times the width of the activations.
             n_layers: blocks.
             validation: held-out activations `(n, d_in)`, scored along the way with fixed noise.
-            state: file that keeps the state of an interrupted training.
+            state: file that keeps the state of an interrupted training; remove it once the model is saved.
 
         Raises:
             InputError: settings that cannot train, or a diverged loss.

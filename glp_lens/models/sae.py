@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import sae_lens
 
     from glp_lens.activations.store import ActivationStore
+    from glp_lens.activations.stream import ActivationStream
 
 _BLOCK = 4096
 
@@ -66,7 +67,7 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
     @classmethod
     def fit(
         cls,
-        store: ActivationStore,
+        store: ActivationStore | ActivationStream,
         *,
         n_latents: int | None = None,
         k: int = 32,
@@ -85,7 +86,7 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
         afterwards. The decoder bias starts at the mean row.
 
         Args:
-            store: training activations.
+            store: training activations. A stream, opened with `checkpointed=False`, is passed over once.
             n_latents: dictionary size; by default `4 * d_in`.
             k: latents that fire on a row.
             rows: rows to train on; a store with fewer is passed over again.
@@ -105,15 +106,19 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
         from sae_lens.config import SAETrainerConfig
         from sae_lens.training.sae_trainer import SAETrainer
 
+        from glp_lens.activations.stream import ActivationStream
+
         n_latents = n_latents or 4 * store.d_in
         if not 1 <= k <= n_latents:
             raise InputError(f"k must be between 1 and n_latents = {n_latents}, got {k}")
-        if len(store) == 0 or rows < 1:
-            raise InputError(f"an SAE needs rows to train on, got a store of {len(store)} and rows={rows}")
         started = time.perf_counter()
-        batch_size = min(batch_size, len(store), rows)
+        stats = store.stats  # of a stream, this waits for its first shards
+        available = rows if isinstance(store, ActivationStream) else len(store)  # a stream's length is not known yet
+        if available == 0 or rows < 1:
+            raise InputError(f"an SAE needs rows to train on, got a store of {available} and rows={rows}")
+        batch_size = min(batch_size, available, rows)
         steps = math.ceil(rows / batch_size)
-        scale = math.sqrt(store.d_in) / float(store.stats.mean_norm)
+        scale = math.sqrt(store.d_in) / float(stats.mean_norm)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             untrained = sae_lens.TopKTrainingSAE(
@@ -126,7 +131,7 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
                 )
             )
         with torch.no_grad():
-            untrained.b_dec.copy_(store.stats.mean * scale)
+            untrained.b_dec.copy_(stats.mean * scale)
         trainer = SAETrainer(
             cfg=SAETrainerConfig(
                 total_training_samples=steps * batch_size,
@@ -281,5 +286,5 @@ def _import_sae_lens() -> ModuleType:
     return sae_lens
 
 
-def _endless(store: ActivationStore, batch_size: int, seed: int) -> Iterator[Tensor]:
+def _endless(store: ActivationStore | ActivationStream, batch_size: int, seed: int) -> Iterator[Tensor]:
     return iter(store.batches(batch_size, seed=seed))

@@ -216,6 +216,7 @@ class _Comparison:
             state=self.out / "models" / "glp.state",
         )
         glp.save_pretrained(self.out / "models" / "glp")
+        (self.out / "models" / "glp.state").unlink(missing_ok=True)
 
     def train_sae(self) -> None:
         """The TopK SAE, by sae-lens."""

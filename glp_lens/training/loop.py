@@ -120,7 +120,8 @@ def train(
     Args:
         batches: the data, already normalised.
         validation: held-out normalised rows, scored at every logging point with noise fixed once.
-        state: file that keeps the training state, so that an interrupted run continues; removed at the end.
+        state: file that keeps the training state, so that an interrupted run continues. It stays at the end, for
+            whoever saves the model to remove: until then nothing else has it.
         identity: what else must match for `state` to be continued, for example the store's hash.
         log_points: number of entries in the history.
         save_seconds: time between two writes of `state`.
@@ -177,16 +178,15 @@ def train(
                 history.append(entry)
                 bar.set_postfix({k: f"{entry[k]:.3f}" for k in ("loss", "validation_loss") if k in entry})
                 total, count = torch.zeros((), device=device), 0
-            if state and step < config.steps:
+            if state:
                 now = time.monotonic()
-                if save_now(step) or (count == 0 and now - saved > save_seconds):
+                due = count == 0 and now - saved > save_seconds
+                if step == config.steps or save_now(step) or due:
                     place = checkpoint.Place(step, history, seconds + now - began, (float(total), count))
                     checkpoint.save(state, key, denoiser, optimizer, place)
                     saved = now
                     on_saved(step)
     denoiser.eval()
-    if state:
-        state.unlink(missing_ok=True)
     return TrainResult(history, seconds + time.monotonic() - began)
 
 

@@ -52,7 +52,9 @@ def test_rows_are_those_of_each_text_alone_in_document_order(tiny_model, tmp_pat
     assert len(store.manifest.shards) > 1
     assert store.manifest.documents == len(texts)
     excluded = store.manifest.excluded
-    assert {reason: n for reason, n in excluded.items() if reason != "padding"} == {"bos": len(texts), "massive": 0}
+    cut = sum(len(lm.to_ids(tiny_model, [text], 10**6)[0]) - len(alone(tiny_model, text)[0]) for text in texts)
+    want = {"bos": len(texts), "massive": 0, "over_context": cut}
+    assert {reason: n for reason, n in excluded.items() if reason != "padding"} == want
 
 
 def test_bos_inside_a_text_is_left_out(tiny_bridge, tmp_path):
@@ -70,9 +72,9 @@ def test_max_tokens_cuts_inside_a_document_and_counts_what_came_before(tiny_brid
     # Every token of the texts that were read is a row or counted as left out.
     texts_read = cut.manifest.documents
     assert texts_read % 7 == 0
-    tokens = sum(len(alone(tiny_bridge, text)[0]) for text in texts[:texts_read])
+    tokens = sum(map(len, lm.to_ids(tiny_bridge, texts[:texts_read], 10**6)))
     excluded = {reason: n for reason, n in cut.manifest.excluded.items() if reason != "padding"}
-    assert set(excluded) == {"bos", "massive", "over_budget"}
+    assert set(excluded) == {"bos", "massive", "over_budget", "over_context"}
     assert len(cut) + sum(excluded.values()) == tokens
 
 

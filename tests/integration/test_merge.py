@@ -187,11 +187,11 @@ def test_a_merge_that_was_killed_goes_on_and_a_finished_one_opens(
     collect_parts(tiny_bridge, texts, hooks, out, 2, max_tokens=223)
     real, calls = getattr(StoreWriter, method), []
 
-    def stop(self, *arguments):
+    def stop(self, *arguments, **options):
         calls.append(1)
         if len(calls) == at:
             raise KeyboardInterrupt
-        return real(self, *arguments)
+        return real(self, *arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(StoreWriter, method, stop)
@@ -319,3 +319,14 @@ def test_uneven_texts_do_make_parts_too_short(tiny_bridge, tmp_path, texts):
     assert manifest.dropped
     assert not (tmp_path / MANIFEST).exists()
     assert json.loads((folders(tmp_path)[0] / MANIFEST).read_text())["rows"] == manifest.rows
+
+
+def test_merging_never_touches_shards_that_no_manifest_lists(tiny_bridge, tmp_path):
+    for i in range(2):
+        collect(tiny_bridge, tiny_texts(20), HOOK, tmp_path / "from", part=(i, 2), context=24, dtype="float32")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "shard-00000007.h5").write_text("mine")
+    with pytest.raises(InputError, match="shards without a manifest"):
+        merge(out, sorted((tmp_path / "from" / "parts").iterdir()))
+    assert (out / "shard-00000007.h5").read_text() == "mine"

@@ -188,6 +188,41 @@ def test_repair_drops_what_is_damaged_and_says_how_to_go_on(store):
     assert "no recorded command" in told(f"repair {store.path} --refetch")
 
 
+def test_verify_of_a_stream_compares_what_is_on_disk(store):
+    change(store.path, window=2)
+    for number in (0, 2):
+        (store.path / store.manifest.shards[number].name).unlink()
+    line = said(f"verify {store.path}")
+    assert line == f"ok: the 2 shards of a stream that are on disk, of 4 so far: {store.path}\n"
+    damage(store, 1)
+    assert "1 of 2 shards differ from what was written (shard-00000001.h5): collect" in told(f"verify {store.path}")
+    change(store.path, window=0)
+    assert said(f"verify {store.path}") == f"no rows to verify, only statistics were kept: {store.path}\n"
+
+
+def test_verify_of_several_stores_names_every_damaged_one(tmp_path, x):
+    for name, number in (("a", 1), ("b", None), ("c", 0)):
+        one = write_store(tmp_path / "out" / name, x, hook=name, shard_rows=100)
+        if number is not None:
+            damage(one, number)
+    result = run(f"verify {tmp_path}/out")
+    assert re.fullmatch(rf"ok: 310 rows in 4 shards, [\d,]+ bytes: {tmp_path}/out/b\n", result.stdout)
+    line = told(f"verify {tmp_path}/out")
+    assert f"{tmp_path}/out/a is damaged: 1 of 4 shards" in line
+    assert f"{tmp_path}/out/c is damaged: 1 of 4 shards" in line
+
+
+def test_repair_of_one_sibling_says_that_the_rows_are_not_aligned(tmp_path, x):
+    hooks = ["blocks.0.hook_resid_post", HOOK]
+    for hook in hooks:
+        source = {**SOURCE, "settings": {"hooks": hooks}}
+        one = write_store(tmp_path / "out" / hook, x, hook=hook, source=source, shard_rows=100)
+    damage(one, 1)
+    lines = said(f"repair {one.path}")
+    assert f"the rows of the stores in {tmp_path}/out are not aligned until the same collect has run again" in lines
+    assert "can be used as it is" not in lines
+
+
 def test_repair_of_what_was_not_collected(tmp_path, x):
     damage(write_store(tmp_path / "s", x, hook="h", shard_rows=100), 0)
     assert "import it again, into a new folder" in said(f"repair {tmp_path}/s")

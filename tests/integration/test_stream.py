@@ -6,6 +6,7 @@ import random
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,17 @@ import pytest
 import torch
 from tqdm.auto import tqdm
 
-from glp_lens.activations import ActivationStore, collect, writer
+from glp_lens.activations import ActivationStore, collect, write_store, writer
+from glp_lens.activations import stream as stream_module
 from glp_lens.activations.manifest import MANIFEST, Manifest
 from glp_lens.activations.stream import ActivationStream, collect_stats, open_all
-from glp_lens.activations.totals import STATISTICS, Totals
+from glp_lens.activations.totals import STATISTICS, Total, Totals
 from glp_lens.activations.writer import StoreWriter
+from glp_lens.artifacts import write_json
 from glp_lens.errors import InputError
 from glp_lens.models.gaussian import Gaussian
 from glp_lens.models.glp import GLP
+from glp_lens.models.sae import SAE
 from glp_lens.training.loop import TrainConfig
 from tests.conftest import tiny_texts
 
@@ -319,7 +323,10 @@ def test_a_prior_trains_while_its_data_are_collected_and_resumes(tiny_bridge, wh
         assert torch.equal(value, resumed.denoiser.state_dict()[name]), name
 
 
-def test_without_checkpoints_shards_go_as_they_are_read_or_the_trainer_is_told(tiny_bridge, whole, tmp_path):
+def test_without_checkpoints_shards_go_as_they_are_read_or_the_trainer_is_told(
+    tiny_bridge, whole, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(stream_module, "STUCK_SECONDS", 1.0)
     producer = forked(produce, tiny_bridge, tmp_path / "s", HOOK, 2)
     stream = ActivationStream.open(tmp_path / "s", patience=PATIENCE)
     with pytest.raises(InputError, match="stuck") as caught:
@@ -378,3 +385,75 @@ def test_statistics_that_drifted_are_warned_of(tiny_bridge, tmp_path, monkeypatc
     with pytest.warns(UserWarning, match="shuffle the texts"):
         about = stream.provenance()
     assert about["stream"]["drift"]["mean_shift"] > 0.1
+
+
+def handmade(folder, hook=HOOK, hooks=(HOOK,)):
+    """A stream of shards of 100 and 20 rows, as a producer leaves it just before it marks it as complete."""
+    source = {"settings": {"hooks": list(hooks)}}
+    store = write_store(
+        folder,
+        torch.randn(120, 6, generator=torch.Generator().manual_seed(0)),
+        hook=hook,
+        shard_rows=100,
+        source=source,
+    )
+    Totals(2).add(Total.of(store.rows(), store.stats)).write(folder)
+    begun = replace(store.manifest, window=2, complete=False)
+    write_json(folder / MANIFEST, begun.to_json())
+    return store
+
+
+def finish(folder):
+    write_json(folder / MANIFEST, replace(Manifest.read(folder), complete=True).to_json())
+
+
+def test_a_full_stream_whose_producer_is_about_to_finish_is_not_stuck(tmp_path):
+    store = handmade(tmp_path / "s")
+    stream = ActivationStream.open(tmp_path / "s", stats=store.stats, patience=PATIENCE)
+    timer = threading.Timer(1.0, finish, [tmp_path / "s"])
+    timer.start()
+    batches = list(stream.batches(64, epochs=1, drop_last=False))
+    timer.join()
+    assert [len(batch) for batch in batches] == [64, 56]
+    torch.testing.assert_close(in_order(torch.cat(batches)), in_order(store.rows()), rtol=0, atol=0)
+
+
+def test_the_manifest_is_read_only_when_it_has_changed(tmp_path, monkeypatch):
+    store = handmade(tmp_path / "s")
+    stream = ActivationStream.open(tmp_path / "s", stats=store.stats, patience=PATIENCE)
+    real, reads = Manifest.read, []
+
+    def counting(folder):
+        reads.append(folder)
+        return real(folder)
+
+    monkeypatch.setattr(Manifest, "read", counting)
+    assert [len(stream) for _ in range(7)] == [120] * 7
+    assert not reads
+    finish(tmp_path / "s")
+    reads.clear()
+    assert len(stream) == 120
+    assert stream.manifest.complete
+    assert len(reads) == 1
+
+
+@pytest.mark.parametrize("name", ["{elsewhere}", "../elsewhere", "..", ""])
+def test_streams_outside_the_folder_are_not_opened(tmp_path, name):
+    hook = name.format(elsewhere=tmp_path / "elsewhere")
+    handmade(tmp_path / "elsewhere", hook=hook)
+    handmade(tmp_path / "parent" / HOOK, hooks=[HOOK, hook])
+    with pytest.raises(InputError, match="no folder of"):
+        open_all(tmp_path / "parent", patience=0.02)
+
+
+def test_an_autoencoder_trains_on_a_stream_that_has_just_begun(tmp_path):
+    pytest.importorskip("sae_lens.training.sae_trainer")  # slow to import: now, not while the producer gets ahead
+    store = handmade(tmp_path / "s")
+    filled = Manifest.read(tmp_path / "s").to_json()
+    write_json(tmp_path / "s" / MANIFEST, replace(Manifest.read(tmp_path / "s"), shards=()).to_json())
+    stream = ActivationStream.open(tmp_path / "s", stats=store.stats, checkpointed=False, patience=PATIENCE)
+    timer = threading.Timer(1.0, write_json, [tmp_path / "s" / MANIFEST, filled])
+    timer.start()
+    training = SAE.fit(stream, n_latents=30, k=3, rows=93, batch_size=31).provenance["training"]
+    timer.join()
+    assert (training["batch_size"], training["rows_seen"]) == (31, 93)

@@ -211,3 +211,22 @@ def test_a_fraction_among_whole_numbers_makes_the_column_float(tiny_bridge, tmp_
 def test_generating_past_the_models_context_is_refused(tiny_bridge, tmp_path):
     with pytest.raises(InputError, match="256 together for this model, got 274"):
         collect(tiny_bridge, ["cat"], HOOK, tmp_path / "s", generate=Generation(tokens=250), **SMALL)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_a_temperature_or_limit_that_is_no_number_is_refused(tiny_bridge, tmp_path, value):
+    with pytest.raises(InputError, match="temperature >= 0"):
+        Generation(temperature=value)
+    with pytest.raises(InputError, match="massive must be over 1"):
+        collect(tiny_bridge, ["cat"], HOOK, tmp_path / "s", **{**SMALL, "massive": value})
+
+
+def test_a_label_beyond_int64_is_refused(tiny_bridge, tmp_path):
+    with pytest.raises(InputError, match="must fit into int64, got 9223372036854775808"):
+        collect(tiny_bridge, ["cat"], HOOK, tmp_path / "s", labels=lambda d, ids: {"y": 2**63}, **SMALL)
+
+
+def test_half_a_surrogate_is_read_as_an_unknown_character(tiny_bridge, tmp_path):
+    store = collect(tiny_bridge, ["cat \ud800 dog"], HOOK, tmp_path / "s", **SMALL)
+    words = tiny_bridge.tokenizer.convert_ids_to_tokens(store.column("token_id").tolist())
+    assert words == ["cat", "<unk>", "dog"]

@@ -109,6 +109,23 @@ def test_memmaps_round_trip(store, tmp_path):
     same(import_memmaps(tmp_path / "glp", tmp_path / "back", hook=HOOK), store, "doc_id", "position")
 
 
+def test_ids_on_both_sides_of_two_to_the_63_survive(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 2**64, ROWS, dtype=np.uint64)
+    ids[:2] = 2**63 + 1, 2**63 - 1
+    store = write_store(tmp_path / "store", rows(), hook=HOOK, columns={"doc_id": ids})
+    assert store.column("position")[0] == 0  # counted after BOS, that is -1
+    export_memmaps(store, tmp_path / "glp")
+    export_sae_lens(store, tmp_path / "cached", context=1)
+    export_arrays(store, tmp_path / "x.safetensors")
+    for back in (
+        import_memmaps(tmp_path / "glp", tmp_path / "a", hook=HOOK),
+        import_sae_lens(tmp_path / "cached", tmp_path / "b"),
+        import_arrays(tmp_path / "x.safetensors", tmp_path / "c", hook=HOOK),
+    ):
+        assert np.array_equal(back.column("doc_id"), ids)
+        assert np.array_equal(back.column("position"), store.column("position"))
+
+
 def test_released_shards_are_read_in_order_with_documents_and_positions(tmp_path):
     layer, x = tmp_path / "run" / "layer_02", rows(dtype="bfloat16")
     for number, (a, b, end) in enumerate([(0, 90, "active"), (90, 180, "ready"), (180, ROWS, "tmp")]):
@@ -158,6 +175,11 @@ def test_layers_become_one_store_each(tmp_path):
     assert ActivationStore.open(tmp_path / "out" / "blocks.0.hook_resid_post").hook == "blocks.0.hook_resid_post"
 
 
+def write_zip(path):
+    with path.open("wb") as file:
+        np.savez(file, x=np.ones((4, 3), np.float32))
+
+
 def damage_short_file(folder):
     with (folder / "data_0001.npy").open("r+b") as file:
         file.truncate(200)
@@ -185,8 +207,13 @@ def damage_with_nan(folder):
         (lambda f: np.save(f / "data_0000.npy", np.zeros(2048, np.int16)), "array with a header"),
         (lambda f: (f / "dtype.txt").write_text("int8"), "got dtype 'int8' in"),
         (lambda f: np.save(f / "data_indices.npy", np.zeros((9, 2), int)), "must be integers \\(rows, 3\\)"),
-        (lambda f: (f / "data_indices.npy").write_bytes(b"no"), "data_indices.npy is damaged"),
+        (lambda f: (f / "data_indices.npy").write_bytes(b"no"), "data_indices.npy is pickled, truncated or no"),
+        (lambda f: write_zip(f / "data_indices.npy"), "data_indices.npy is pickled, truncated or no"),
         (lambda f: (f / "doc_buffer.json").write_text("[1, 2]"), "one integer for each of 211 rows"),
+        (lambda f: (f / "doc_buffer.json").write_text("null"), "one integer for each of 211 rows, got NoneType"),
+        (lambda f: (f / "doc_buffer.json").write_text(json.dumps([0.5] * ROWS)), "one integer for each of 211 rows"),
+        (lambda f: (f / "doc_buffer.json").write_text(json.dumps([2**64] * ROWS)), "doc_buffer.json is damaged"),
+        (lambda f: (f / "doc_buffer.json").write_text("[" * 100_000), "doc_buffer.json is damaged"),
         (lambda f: (f / "data_indices.npy").unlink(), "no data_indices.npy in"),
     ],
 )
@@ -295,6 +322,26 @@ def test_bad_sae_lens_folders_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("length", "tokens", "message"),
+    [
+        (None, [[1, 2, 3]] * 10, r"a in .* has shape \(None, 7\), expected sequences of one length"),
+        (3, [["1", "2", "3"]] * 10, "'token_ids' holds string, expected integers"),
+        (3, [{"ids": 1}] * 10, "'token_ids' holds struct<ids: int64>, expected integers"),
+        (3, [[1.5, 2, 3]] * 10, "'token_ids' holds double, expected integers"),
+    ],
+)
+def test_sae_lens_columns_of_other_types_are_refused_in_one_line(tmp_path, length, tokens, message):
+    from datasets import Array2D, Dataset
+
+    dataset = Dataset.from_dict({"a": rows(30).reshape(10, 3, WIDTH).numpy(), "token_ids": tokens})
+    dataset.cast_column("a", Array2D((length, WIDTH), "float32")).save_to_disk(tmp_path / "cached")
+    with pytest.raises(InputError, match=message) as error:
+        import_sae_lens(tmp_path / "cached", tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_exported_arrays_are_what_numpy_and_safetensors_read(store, tmp_path):
     export_arrays(store, tmp_path / "x.npy")
     export_arrays(store, tmp_path / "x.safetensors")
@@ -343,6 +390,8 @@ def with_file(name, write):
         (lambda f: f / "x.csv", "arrays are read from .npy or .safetensors"),
         (with_file("a.npy", lambda p: np.save(p, np.array([{"a": 1}]), allow_pickle=True)), "is pickled"),
         (with_file("a.npy", lambda p: p.write_bytes(b"") and None), "is pickled, truncated or no NumPy"),
+        (with_file("a.npy", write_zip), "is pickled, truncated or no NumPy"),
+        (with_file("a.npy", lambda p: p.write_bytes(b"PK\3\4 no zip") and None), "is pickled, truncated or no NumPy"),
         (with_file("a.npy", lambda p: np.save(p, np.ones((4, 3)))), "holds float64, expected float16 or float32"),
         (with_file("a.npy", lambda p: np.save(p, np.ones(4, np.float32))), r"shape \(4,\), expected \(n, d\)"),
         (with_file("a.safetensors", lambda p: p.write_bytes(b"12345678x") and None), "truncated or no safetensors"),
@@ -401,6 +450,18 @@ def test_nothing_that_exists_is_overwritten(tmp_path):
     with pytest.raises(InputError, match="exists"):
         import_arrays(tmp_path / "y.npy", tmp_path / "store", hook=HOOK)
     assert (tmp_path / "x.npy").read_text() == "mine"
+
+
+def test_an_empty_working_folder_becomes_the_store(tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", rows(30).numpy())
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    store = import_arrays("../x.npy", ".", hook=HOOK)
+    assert torch.equal(store.rows(), rows(30))
+    assert torch.equal(ActivationStore.open(tmp_path / "here").rows(), rows(30))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "x.npy"]
+    with pytest.raises(InputError, match="is not empty"):
+        import_arrays("../x.npy", ".", hook=HOOK)
 
 
 def test_the_hash_names_the_data(tmp_path):

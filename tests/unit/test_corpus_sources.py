@@ -4,6 +4,7 @@ import io
 import json
 
 import pytest
+import xxhash
 
 from glp_lens import corpus
 from glp_lens.corpus import Document
@@ -44,6 +45,17 @@ def test_documents_are_values():
     assert chat.id == Document.of("a\nb").id
     assert len({chat, Document.chat([("user", "a"), ("assistant", "b")], "s", labels=(("y", 1),))}) == 1
     assert Document.of("a") == Document.of("a", "")
+
+
+def test_half_a_surrogate_pair_is_text_like_any_other(tmp_path):
+    texts = ["a \ud800 b", "a \udfff b", "caf\u00e9 \U0001f600"]
+    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    assert Document.of(texts[2]).id == xxhash.xxh3_64_intdigest(texts[2].encode("utf-8"))
+    documents = [Document.of(text) for text in texts]
+    assert len(list(corpus.distinct(documents))) == 3
+    assert sorted(d.text for d in corpus.split_documents(documents, "all")) == sorted(texts)
+    assert Document.chat([("user", texts[0])]).id == documents[0].id
+    assert [d.id for d in corpus.from_files(tmp_path / "texts.jsonl")] == [d.id for d in documents]
 
 
 @pytest.mark.parametrize("read", READERS)

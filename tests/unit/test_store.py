@@ -190,3 +190,28 @@ def test_provenance_and_description_can_be_written_as_json(tmp_path, x):
     assert found["bytes"] == sum(file.stat().st_size for file in store.path.glob("*.h5"))
     norms = x.double().norm(dim=1).numpy()
     assert found["norm_quantiles"]["0.99"] == pytest.approx(np.quantile(norms, 0.99), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("columns", "labels"),
+    [({"token_id": [-1]}, {}), ({"position": [2**33]}, {}), ({"y": [0.7]}, {"y": "int64"}), ({"doc_id": [1.5]}, {})],
+)
+def test_columns_are_never_wrapped_or_cut(tmp_path, columns, labels):
+    values = {name: np.array(value) for name, value in columns.items()}
+    with pytest.raises(InputError, match="cannot keep, such as"):
+        write_store(tmp_path / "s", torch.ones(1, 3), hook="h", columns=values, labels=labels)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(examples=[3]),
+        lambda m: m.update(window="2"),
+        lambda m: m["shards"][0].update(documents_hash=7),
+        lambda m: m["shards"][0].update(excluded={"bos": "many"}),
+    ],
+)
+def test_a_manifest_of_odd_types_is_refused(store, change):
+    _edit(store, change)
+    with pytest.raises(InputError, match="damaged manifest"):
+        ActivationStore.open(store.path)

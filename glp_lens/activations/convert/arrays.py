@@ -20,6 +20,7 @@ from glp_lens.activations.convert.transfer import (
     export_bar,
     imported_source,
     new_output,
+    open_npy,
     save,
     stored_blocks,
 )
@@ -92,7 +93,8 @@ def export_arrays(store: ActivationStore, path: str | Path) -> None:
     Args:
         store: kept in any dtype.
         path: a new `.npy` (float16, or float32 for other dtypes; rows only) or `.safetensors` (dtype kept: tensor
-            `activations`, and `token_id`, `doc_id`, `position` as int64 and labels, each `(n,)`).
+            `activations`, and `token_id`, `doc_id`, `position` as int64 and labels, each `(n,)`). A `doc_id` of 2^63
+            or more is the negative number of the same bits, and is read back as such.
 
     Raises:
         InputError: another suffix; `path` exists; the disk is full.
@@ -153,11 +155,7 @@ def _open(path: Path, key: str | None) -> _Array:
 
 
 def _open_npy(path: Path) -> _Array:
-    try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "empty file"
-        raise InputError(f"{path} is pickled, truncated or no NumPy array ({reason}): save plain numbers") from None
+    values = open_npy(path)
     dtype = values.dtype.newbyteorder("=")
     if dtype.name not in ("float16", "float32"):
         raise InputError(f"{path} holds {dtype.name}, expected float16 or float32: convert it first")
@@ -184,6 +182,8 @@ def _open_safetensors(path: Path, key: str | None) -> _Array:
             labels = {n: _LABELS[k] for n, k in kinds.items() if k in _LABELS and n not in COLUMNS and label_name(n)}
             ids = [name for name in _IDS if kinds.get(name, "").startswith(("I", "U"))]
             columns = {name: file.get_tensor(name).numpy() for name in [*ids, *labels]}
+            if kinds.get("doc_id") == "I64":
+                columns["doc_id"] = columns["doc_id"].view(np.uint64)  # hashes of 64 bits, as they are exported
     except SafetensorError as error:
         raise InputError(f"{path} is truncated or no safetensors file ({str(error).splitlines()[0]})") from None
 

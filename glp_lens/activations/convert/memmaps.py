@@ -27,6 +27,7 @@ from glp_lens.activations.convert.transfer import (
     export_bar,
     imported_source,
     new_output,
+    open_npy,
     save,
     stored_blocks,
 )
@@ -183,10 +184,7 @@ def _dtype(place: Path, asked: str | None) -> str:
 def _open(folder: Path, dtype: str) -> _Part:
     """The index of a folder, after checking that its rows lie in the files and have one width."""
     path = folder / INDEX
-    try:
-        raw = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} is damaged or no NumPy file ({str(error).splitlines()[0]})") from None
+    raw = open_npy(path)
     if raw.ndim != 2 or raw.shape[1:] != (3,) or raw.dtype.kind not in "iu" or not len(raw):
         raise InputError(f"{path} must be integers (rows, 3): file, first, end; got {raw.dtype} {raw.shape}")
     index = raw.astype(np.int64)
@@ -248,18 +246,22 @@ def _rows(index: np.ndarray, values: dict[int, np.memmap]) -> Tensor:
 
 
 def _buffer(path: Path, rows: int) -> np.ndarray | None:
-    """One integer a row, `(rows,)` int64; None if the file is missing or empty."""
+    """One integer a row, `(rows,)` uint64, or int64 if any is negative; None if the file is missing or empty."""
     if not path.is_file():
         return None
     try:
-        values = np.array(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values == []:
+            return None
+        if not isinstance(values, list) or len(values) != rows or not all(type(value) is int for value in values):
+            got = f"a list of {len(values)}" if isinstance(values, list) else type(values).__name__
+            raise InputError(f"{path} must hold one integer for each of {rows} rows, got {got}: fetch it again")
+        # Told the dtype, since by itself NumPy makes floats of ids on both sides of 2^63.
+        return np.array(values, np.uint64 if min(values) >= 0 else np.int64)
+    except (ValueError, OverflowError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path} is damaged ({error}): fetch it again, or delete it") from None
-    if not values.size:
-        return None
-    if values.shape != (rows,) or values.dtype.kind not in "iu":
-        raise InputError(f"{path} must hold one integer for each of {rows} rows, got {values.shape}: fetch it again")
-    return values
 
 
 def _write_json(path: Path, values: np.ndarray, block: int = 1 << 20) -> None:

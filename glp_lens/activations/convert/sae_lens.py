@@ -7,6 +7,7 @@ sequence is a stretch of the token stream: documents are joined, with a BOS or a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,6 +166,8 @@ def _column(dataset: Dataset, folder: Path, hook: str | None) -> str:
         raise InputError(f"{folder} has activations of {', '.join(found) or 'no hook point'}: {asked}, one of them")
     if (dtype := dataset.features[hook].dtype) not in _DTYPES:
         raise InputError(f"{hook} in {folder} is {dtype}, expected {' or '.join(_DTYPES)}: cast it first")
+    if None in (shape := dataset.features[hook].shape):
+        raise InputError(f"{hook} in {folder} has shape {shape}, expected sequences of one length: cache it again")
     return hook
 
 
@@ -195,12 +198,14 @@ def _flat(column: Any, size: int, dtype: np.dtype, name: str) -> np.ndarray:
     pieces = []
     for chunk in column.chunks:
         values = getattr(chunk, "storage", chunk)  # what lies under Array2D
-        while hasattr(values, "flatten") and values.type.num_fields:
+        while hasattr(values, "values"):  # lists; a struct, which flattens too, has none
             values = values.flatten()
+        if dtype.kind == "i" and not re.fullmatch(r"u?int\d+", kind := str(values.type)):
+            raise InputError(f"column {name!r} holds {kind[:60]}, expected integers: cache it again")
         pieces.append(values)
     flat = np.concatenate([values.to_numpy(zero_copy_only=False) for values in pieces])
     if len(flat) != size or any(values.null_count for values in pieces):
         raise InputError(
             f"column {name!r} has {len(flat)} numbers where {size} belong, or missing ones: cache it again"
         )
-    return flat.astype(dtype, copy=False)
+    return flat.astype(dtype, copy=False) if dtype.kind == "f" else flat  # ids of 64 bits fit no int64

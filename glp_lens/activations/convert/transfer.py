@@ -14,7 +14,7 @@ import torch
 import xxhash
 from tqdm.auto import tqdm
 
-from glp_lens.activations.manifest import STORED, TORCH
+from glp_lens.activations.manifest import MANIFEST, STORED, TORCH
 from glp_lens.activations.shard import no_space
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.writer import Block, make_writable, write_store
@@ -40,15 +40,27 @@ def new_output(path: Path) -> Iterator[Path]:
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path} exists and is not empty: choose another name")
+    path = path.resolve()  # `.` has no name
     make_writable(path.parent)
+    if path.is_dir():
+        make_writable(path)
     temporary = path.with_name(f".{path.name}.tmp")
     _remove(temporary)
     try:
         with no_space(path.parent):
             yield temporary
-            os.replace(temporary, path)
+            _move(temporary, path)
     finally:
         _remove(temporary)
+
+
+def _move(temporary: Path, path: Path) -> None:
+    if not (path.is_dir() and temporary.is_dir()):
+        os.replace(temporary, path)
+        return
+    # An empty folder is filled, not replaced: it may be the working folder. Without its manifest a store is none.
+    for part in sorted(temporary.iterdir(), key=lambda part: part.name == MANIFEST):
+        os.replace(part, path / part.name)
 
 
 def _remove(path: Path) -> None:
@@ -65,6 +77,19 @@ def save(
     with new_output(Path(out)) as temporary:
         write_store(temporary, blocks, hook=hook, dtype=dtype, labels=labels, source=source)
     return ActivationStore.open(out)
+
+
+def open_npy(path: Path) -> np.ndarray:
+    """The array of a `.npy` file, mapped from the disk. Unlike `np.load`, this takes neither pickles nor archives.
+
+    Raises:
+        InputError: it is no such array of plain numbers, or truncated.
+    """
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # a damaged header is parsed as Python, and fails in as many ways
+        reason = (str(error).splitlines() or ["empty file"])[0][:200]
+        raise InputError(f"{path} is pickled, truncated or no NumPy array ({reason}): save plain numbers") from None
 
 
 def imported_source(form: str, origin: Path, data: Sequence[Path], model: str | None, **settings: Any) -> Json:
