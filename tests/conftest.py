@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: workers of several threads stop each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import importlib.util
 from pathlib import Path

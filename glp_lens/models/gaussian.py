@@ -57,9 +57,9 @@ class Gaussian(ActivationModel, Featurizer, Projector, Sampler, Scorer, Velocity
         Raises:
             InputError: fewer than two rows.
         """
-        if len(store) < 2 or max_rows < 2:
-            raise InputError(f"a covariance needs at least 2 rows, got {min(len(store), max_rows)}: collect more")
         started = time.perf_counter()
+        if store.stats.count < 2 or max_rows < 2:  # of a stream, the statistics wait for its first shards
+            raise InputError(f"a covariance needs at least 2 rows, got {min(len(store), max_rows)}: collect more")
         mean, std = mean_and_std(store)
         if diagonal:
             rows = len(store)
