@@ -226,6 +226,27 @@ class Manifest:
         )
 
 
+class Manifested:
+    """What a store and a stream tell of their rows, as the manifest has it."""
+
+    manifest: Manifest
+
+    @property
+    def hook(self) -> str:
+        """The hook point the rows came from."""
+        return self.manifest.hook
+
+    @property
+    def d_in(self) -> int:
+        """Width of a row."""
+        return self.manifest.d_in
+
+    @property
+    def dtype(self) -> str:
+        """Name of the dtype the rows are kept in."""
+        return self.manifest.dtype
+
+
 def label_name(name: str) -> bool:
     """Whether a caller's column may have this name."""
     return bool(_LABEL_NAME.fullmatch(name)) and name not in _RESERVED

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from glp_lens.activations.batches import Batches
-from glp_lens.activations.manifest import MANIFEST, STORED, Manifest, Shard
+from glp_lens.activations.manifest import MANIFEST, STORED, Manifest, Manifested, Shard
 from glp_lens.activations.reader import Extent, RowReader, to_tensor
 from glp_lens.activations.shard import file_hash, open_shard
 from glp_lens.activations.stats import Stats, merge
@@ -25,7 +25,7 @@ from glp_lens.errors import InputError
 from glp_lens.types import Acts, Json
 
 
-class ActivationStore:
+class ActivationStore(Manifested):
     """Activations of one hook point, with the token, document and position of each row.
 
     Reading needs no lock and keeps no file open, so a store can be shared by threads and forked workers.
@@ -85,21 +85,6 @@ class ActivationStore:
 
     def __repr__(self) -> str:
         return f"ActivationStore({str(self.path)!r}, hook={self.hook!r}, rows={len(self)}, d_in={self.d_in})"
-
-    @property
-    def hook(self) -> str:
-        """The hook point the rows came from."""
-        return self.manifest.hook
-
-    @property
-    def d_in(self) -> int:
-        """Width of a row."""
-        return self.manifest.d_in
-
-    @property
-    def dtype(self) -> str:
-        """Name of the dtype the rows are kept in."""
-        return self.manifest.dtype
 
     @cached_property
     def median_norm(self) -> float:

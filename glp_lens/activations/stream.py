@@ -28,7 +28,7 @@ from torch import Tensor
 from glp_lens import lm
 from glp_lens.activations.batches import permutation
 from glp_lens.activations.collect import collect
-from glp_lens.activations.manifest import MANIFEST, TORCH, Manifest, Shard
+from glp_lens.activations.manifest import MANIFEST, TORCH, Manifest, Manifested, Shard
 from glp_lens.activations.stats import Stats
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.totals import STATISTICS, Total, Totals
@@ -44,7 +44,7 @@ STUCK_SECONDS: Final = 5.0
 """How long a full stream must stay as it is to count as stuck: its producer may be about to mark it as complete."""
 
 
-class ActivationStream:
+class ActivationStream(Manifested):
     """Activations of one hook point that are being collected, for one trainer at a time.
 
     It stands in for an `ActivationStore` where a model is fitted on batches: a stream is passed over once.
@@ -107,21 +107,6 @@ class ActivationStream:
 
     def __repr__(self) -> str:
         return f"ActivationStream({str(self.path)!r}, hook={self.hook!r}, rows={self.manifest.rows}, d_in={self.d_in})"
-
-    @property
-    def hook(self) -> str:
-        """The hook point the rows come from."""
-        return self.manifest.hook
-
-    @property
-    def d_in(self) -> int:
-        """Width of a row."""
-        return self.manifest.d_in
-
-    @property
-    def dtype(self) -> str:
-        """Name of the dtype the rows are kept in."""
-        return self.manifest.dtype
 
     @property
     def stats(self) -> Stats:
