@@ -165,7 +165,7 @@ def _open_validation(
 
 def _recipe(name: str, rows: int, batch_size: int | None, lr: float | None, seed: int) -> object:
     from glp_lens.errors import InputError
-    from glp_lens.training.loop import TrainConfig
+    from glp_lens.training.config import TrainConfig
 
     recipes = {
         "paper": TrainConfig(rows=max(rows, 4096)),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from glp_lens.models.pca import PCA
     from glp_lens.models.raw import Raw
     from glp_lens.models.sae import SAE
-    from glp_lens.training.loop import TrainConfig
+    from glp_lens.training.config import TrainConfig
 
 _HOMES = {
     "ActivationStore": "glp_lens.activations",
@@ -40,7 +40,7 @@ _HOMES = {
     "PCA": "glp_lens.models.pca",
     "Gaussian": "glp_lens.models.gaussian",
     "Raw": "glp_lens.models.raw",
-    "TrainConfig": "glp_lens.training.loop",
+    "TrainConfig": "glp_lens.training.config",
 }
 _MODULES = ("corpus", "evals", "hooks", "lm", "models", "report")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -16,6 +17,8 @@ from glp_lens.errors import InputError
 
 TRAIN_STEPS = 1000
 """Training draws sigma from the 1000 values of this grid; the denoiser is fed sigma * 1000."""
+SIGMA_BINS = 10
+"""Equal parts of [0, 1] by which losses are reported."""
 
 
 def grid(steps: int) -> Tensor:
@@ -64,3 +67,13 @@ def stratified_sigmas(n: int, generator: Generator, share: int = 1) -> Tensor:
     u = (torch.arange(parts) + torch.rand(parts, generator=generator)) / parts
     levels = grid(TRAIN_STEPS)[(u * TRAIN_STEPS).long().clamp(max=TRAIN_STEPS - 1)]
     return levels.repeat_interleave(share)[torch.randperm(parts * share, generator=generator)[:n]]
+
+
+def sigma_bin(sigma: np.ndarray) -> np.ndarray:
+    """Index 0 to 9 of the bin `(b / 10, (b + 1) / 10]` that each noise level falls in."""
+    return np.clip(np.ceil(np.asarray(sigma) * SIGMA_BINS - 1e-6).astype(np.int64) - 1, 0, SIGMA_BINS - 1)
+
+
+def bin_name(index: int) -> str:
+    """The bin in words, for example `sigma=0.1-0.2`."""
+    return f"sigma={index / SIGMA_BINS:.1f}-{(index + 1) / SIGMA_BINS:.1f}"

@@ -6,13 +6,14 @@ The names of its parameters are those of the released checkpoints, after their `
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import linear, silu
+from torch.utils.checkpoint import checkpoint
 
 from glp_lens.errors import InputError
 from glp_lens.types import Acts, Json
@@ -30,6 +31,8 @@ class DenoiserConfig:
         d_mlp: hidden width of each block, the number of meta-neurons in it; four times `d_input` in the paper.
         n_layers: number of blocks.
         multi_layer_n_layers: number of layers of the language model, for a prior conditioned on the layer.
+        d_condition: width of a vector that the prior is conditioned on, a class or concept embedding; not in the
+            released models.
     """
 
     d_input: int
@@ -37,6 +40,7 @@ class DenoiserConfig:
     d_mlp: int
     n_layers: int
     multi_layer_n_layers: int | None = None
+    d_condition: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse shapes that cannot be built."""
@@ -59,16 +63,16 @@ def sinusoidal(positions: Tensor, width: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Condition:
-    """Embeddings of the distinct noise levels (and layers) of a batch.
+class Term:
+    """A part of the embedding that modulates the gates: of noise level, layer or condition.
 
     Attributes:
-        embedding: `(m, d_model)`, one for each distinct level.
+        embedding: `(m, d_model)`, one for each distinct value in the batch.
         index: `(n,)`, which of them each row has; None if there is one for all rows, or one for each.
     """
 
     embedding: Tensor
-    index: Tensor | None
+    index: Tensor | None = None
 
     def spread(self, projected: Tensor) -> Tensor:
         """Something computed of each embedding, `(m, k)`, as one for each row (or one for all)."""
@@ -86,76 +90,171 @@ class Block(nn.Module):
         self.time_proj = nn.Linear(d_model, d_mlp)
         self.down_proj = nn.Linear(d_mlp, d_model)
 
-    def meta_neurons(self, h: Tensor, condition: Condition) -> Tensor:
+    def modulation(self, terms: Sequence[Term]) -> Tensor:
+        """`time(e)` of each row, `(n, d_mlp)`, or `(1, d_mlp)` for all: linear, so each term is projected by itself."""
+        first, *others = terms
+        total = first.spread(self.time_proj(first.embedding))
+        for term in others:
+            total = total + term.spread(linear(term.embedding, self.time_proj.weight))
+        return total
+
+    def meta_neurons(self, h: Tensor, modulation: Tensor) -> Tensor:
         """The hidden units `(n, d_mlp)`, input of `down_proj`."""
         x = self.ln(h)
-        return silu(self.gate_proj(x) * condition.spread(self.time_proj(condition.embedding))) * self.up_proj(x)
+        return silu(self.gate_proj(x) * modulation) * self.up_proj(x)
+
+    def forward(self, h: Tensor, terms: Sequence[Term]) -> Tensor:
+        """The residual stream `(n, d_model)` after this block."""
+        return h + self.down_proj(self.meta_neurons(h, self.modulation(terms)))
 
 
 class Denoiser(nn.Module):
-    """Predicts the velocity `eps - x` of normalised activations from their noisy version (paper, section 3)."""
+    """Predicts the velocity `eps - x` of normalised activations from their noisy version (paper, section 3).
+
+    Attributes:
+        recompute: give up the activations inside the blocks and compute them again in the backward pass, which
+            takes a third more time and a fraction of the memory.
+    """
 
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         d = config.d_model
         self.in_proj = nn.Linear(config.d_input, d)
         self.layers = nn.ModuleList(Block(d, config.d_mlp) for _ in range(config.n_layers))
         self.ln = nn.LayerNorm(d)
         self.out_proj = nn.Linear(d, config.d_input)
-        self.time_embed = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d))
+        self.time_embed = _embed(d, d)
         if config.multi_layer_n_layers is not None:
-            self.layer_embed = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d))
+            self.layer_embed = _embed(d, d)
+        if config.d_condition is not None:
+            self.condition_embed = _embed(config.d_condition, d)
 
-    def condition(self, sigma: float | Tensor, layer: int | Tensor | None, device: torch.device) -> Condition:
-        """Embeddings of noise level and layer.
+    def forward(
+        self,
+        z: Acts,
+        sigma: float | Tensor,
+        layer: int | Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> Acts:
+        """Velocity at normalised rows `z` `(n, d_input)`.
 
-        The time path is over a quarter of a denoiser's multiplications. It is computed once for each distinct
-        noise level of a batch, so once where all rows share one.
+        Args:
+            sigma: noise level, one for all rows or `(n,)`.
+            layer: of the language model, likewise; for priors conditioned on it.
+            condition: `(d_condition,)` or `(n, d_condition)`, for priors that take one; NaN, or None, for none.
 
         Raises:
-            InputError: a layer for a prior of one layer, none for a prior of many, or one out of range.
+            InputError: what the prior is not conditioned on, no layer where it is, or a layer out of range.
         """
-        config = self.config
+        terms = self.terms(sigma, layer, condition, z.device)
+        h = self.in_proj(z)
+        for block in self.blocks:
+            if self.recompute and torch.is_grad_enabled():
+                h = checkpoint(block, h, terms, use_reentrant=False)
+            else:
+                h = block(h, terms)
+        return self.out_proj(self.ln(h))
+
+    def along(
+        self, levels: Sequence[float], layer: int | Tensor | None, condition: Tensor | None, device: torch.device
+    ) -> Callable[[Tensor, float], Tensor]:
+        """`velocity(z, sigma)` for the noise levels of a grid, whose time path is computed here, once for all rows.
+
+        The time path is over a quarter of a denoiser's weights, which otherwise are read once a step.
+        """
+        order = {level: i for i, level in enumerate(levels)}
+        time, *others = self.terms(torch.tensor(list(order)), layer, condition, device, distinct=False)
+        grids = [block.modulation([time]) for block in self.blocks]
+        rows = [sum(t.spread(linear(t.embedding, b.time_proj.weight)) for t in others) for b in self.blocks]
+
+        def velocity(z: Tensor, sigma: float) -> Tensor:
+            at = order[sigma]
+            h = self.in_proj(z)
+            for block, grid, row in zip(self.blocks, grids, rows, strict=True):
+                h = h + block.down_proj(block.meta_neurons(h, grid[at] + row))
+            return self.out_proj(self.ln(h))
+
+        return velocity
+
+    def meta_neurons(
+        self,
+        z: Acts,
+        sigma: float | Tensor,
+        layer: int | Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden units of every block, `(n, n_layers * d_mlp)`, layer-major."""
+        terms = self.terms(sigma, layer, condition, z.device)
+        h = self.in_proj(z)
+        found = []
+        for block in self.blocks:
+            found.append(block.meta_neurons(h, block.modulation(terms)))
+            h = h + block.down_proj(found[-1])
+        return torch.cat(found, dim=1)
+
+    def terms(
+        self,
+        sigma: float | Tensor,
+        layer: int | Tensor | None,
+        condition: Tensor | None,
+        device: torch.device,
+        *,
+        distinct: bool = True,
+    ) -> list[Term]:
+        """Embeddings of noise level, layer and condition, which add up.
+
+        That of the noise level is computed once for each `distinct` one of a batch, the layer's once for each layer
+        of the language model, or once where all rows share one.
+
+        Raises:
+            InputError: as `forward`.
+        """
+        width = self.config.d_model
         timestep = torch.as_tensor(sigma, dtype=torch.float32).to(device).reshape(-1) * 1000
         index = None
-        if len(timestep) > 1 and not isinstance(layer, Tensor):
+        if distinct and len(timestep) > 1:
             timestep, index = timestep.unique(return_inverse=True)
-        embedding = self.time_embed(sinusoidal(timestep, config.d_model))
-        depth = config.multi_layer_n_layers
+        found = [Term(self.time_embed(sinusoidal(timestep, width)), index)]
+        if (layers := self._layers(layer, device)) is not None:
+            depth = self.config.multi_layer_n_layers or 1
+            index = None
+            if len(layers) > depth:
+                layers, index = torch.arange(depth, device=device), layers
+            found.append(Term(self.layer_embed(sinusoidal(layers / max(depth - 1, 1), width)), index))
+        if (vectors := self._vectors(condition, device)) is not None:
+            given = ~vectors.isnan().any(1, keepdim=True)
+            found.append(Term(self.condition_embed(vectors.nan_to_num()) * given))
+        return found
+
+    def _layers(self, layer: int | Tensor | None, device: torch.device) -> Tensor | None:
+        depth = self.config.multi_layer_n_layers
         if depth is None:
             if layer is not None:
                 raise InputError("this prior was trained on one layer: leave layer out")
-            return Condition(embedding, index)
+            return None
         if layer is None:
             raise InputError(f"this prior is conditioned on the layer: pass layer=0..{depth - 1}")
         layers = torch.as_tensor(layer).to(device).reshape(-1)
         if bool(((layers < 0) | (layers >= depth)).any()):
             raise InputError(f"layer must be in 0..{depth - 1}, got {layer}")
-        embedding = embedding + self.layer_embed(sinusoidal(layers / max(depth - 1, 1), config.d_model))
-        return Condition(embedding, index)
+        return layers
 
-    def forward(self, z: Acts, sigma: float | Tensor, layer: int | Tensor | None = None) -> Acts:
-        """Velocity at normalised rows `z` `(n, d_input)`; `sigma` and `layer` are shared or `(n,)`."""
-        condition = self.condition(sigma, layer, z.device)
-        h = self.in_proj(z)
-        for block in self._blocks():
-            h = h + block.down_proj(block.meta_neurons(h, condition))
-        return self.out_proj(self.ln(h))
+    def _vectors(self, condition: Tensor | None, device: torch.device) -> Tensor | None:
+        width = self.config.d_condition
+        if condition is None:
+            return None
+        if width is None:
+            raise InputError("this prior was trained without a condition: leave condition out")
+        if condition.ndim not in (1, 2) or condition.shape[-1] != width:
+            raise InputError(f"expected a condition of shape ({width},) or (n, {width}), got {tuple(condition.shape)}")
+        return condition.to(device).float().reshape(-1, width)
 
-    def meta_neurons(self, z: Acts, sigma: float | Tensor, layer: int | Tensor | None = None) -> Tensor:
-        """Hidden units of every block, `(n, n_layers * d_mlp)`, layer-major."""
-        condition = self.condition(sigma, layer, z.device)
-        h = self.in_proj(z)
-        found = []
-        for block in self._blocks():
-            hidden = block.meta_neurons(h, condition)
-            found.append(hidden)
-            h = h + block.down_proj(hidden)
-        return torch.cat(found, dim=1)
-
-    def _blocks(self) -> Iterator[Block]:
-        return cast("Iterator[Block]", iter(self.layers))
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks, first to last."""
+        return cast("list[Block]", list(self.layers))
 
     def flops_per_row(self, rows_per_sigma: int = 1) -> float:
         """Floating-point operations of one forward pass for one row, 2 a multiplication.
@@ -166,3 +265,7 @@ class Denoiser(nn.Module):
         matrices = {name: p.numel() for name, p in self.named_parameters() if p.ndim == 2}
         time_path = sum(size for name, size in matrices.items() if "time_" in name or "layer_embed" in name)
         return 2.0 * (sum(matrices.values()) - time_path + time_path / rows_per_sigma)
+
+
+def _embed(d_in: int, d_model: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(d_in, d_model), nn.SiLU(), nn.Linear(d_model, d_model))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Generator, Tensor
 
-from glp_lens.activations.stream import ActivationStream
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.flow.path import interpolate, velocity_target
@@ -18,12 +17,13 @@ from glp_lens.flow.solvers import integrate
 from glp_lens.interface import Featurizer, Projector, Reconstructor, Sampler, Scorer, VelocityField
 from glp_lens.models import released
 from glp_lens.models.denoiser import Denoiser, DenoiserConfig
+from glp_lens.models.fitting import fit, initial_denoiser
 from glp_lens.models.rows import check_rows, draw_noise, mean_and_std
-from glp_lens.training.loop import TrainConfig, train
+from glp_lens.training.config import TrainConfig
 from glp_lens.types import Acts, Features, Json, PerRow
 
 if TYPE_CHECKING:
-    from glp_lens.activations import ActivationStore
+    from glp_lens.activations import ActivationStore, ActivationStream
 
 Layer = int | Tensor | None
 """Layer of the language model, for multi-layer priors: one for all rows, or `(n,)` integers."""
@@ -87,48 +87,9 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         """
         config = config or TrainConfig()
         shape = DenoiserConfig(store.d_in, d_model or 2 * store.d_in, d_mlp or 4 * store.d_in, n_layers)
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would reseed the generators of all accelerators too.
-            torch.default_generator.manual_seed(config.seed)
-            denoiser = Denoiser(shape)
         mean, std = mean_and_std(store)
-        model = cls(denoiser, mean, std**2).to(device)
-
-        def batches(start: int) -> Iterator[Tensor]:
-            for x in store.batches(config.batch_size, seed=config.seed, start_batch=start):
-                yield model.normalize(x.to(device))
-
-        def save_now(step: int) -> bool:
-            return isinstance(store, ActivationStream) and store.commit_due(step * config.batch_size)
-
-        def on_saved(step: int) -> None:
-            if isinstance(store, ActivationStream):
-                store.commit(step * config.batch_size)
-
-        result = train(
-            denoiser,
-            batches,
-            config,
-            validation=None if validation is None else model.normalize(check_rows(validation, store.d_in).to(device)),
-            state=state,
-            identity={"denoiser": shape.to_json(), "store": store.provenance().get("manifest_hash")},
-            save_now=save_now,
-            on_saved=on_saved,
-        )
-        seen = config.steps * config.batch_size
-        model.history = result.history
-        model.provenance = {
-            "store": store.provenance(),
-            "training": {
-                "rows_seen": seen,
-                "rows_distinct": min(seen, len(store)),
-                "parameters": sum(p.numel() for p in denoiser.parameters()),
-                "flops": 3 * denoiser.flops_per_row(config.rows_per_sigma) * seen,
-                "seconds": result.seconds,
-                "seed": config.seed,
-                "recipe": f"AdamW lr {config.lr:g}, batch {config.batch_size}, {config.sigmas} sigma",
-            },
-        }
+        model = cls(initial_denoiser(shape, config.seed), mean, std**2).to(device)
+        fit(model, store, config, validation=validation, state=state)
         return model
 
     # -- normalised space ----------------------------------------------------------------------------------
@@ -317,12 +278,11 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         return self.normalize(x, layer), eps
 
     def _flow(self, z: Tensor, path: Tensor, layer: Layer, solver: str) -> Tensor:
-        return self._by_batch(
-            lambda rows, index: integrate(
-                lambda y, sigma: self.denoiser(y, sigma, _pick(layer, index)), rows, path, solver
-            ),
-            z,
-        )
+        def follow(rows: Tensor, index: slice) -> Tensor:
+            velocity = self.denoiser.along(path.tolist(), _pick(layer, index), None, self.device)
+            return integrate(velocity, rows, path, solver)
+
+        return self._by_batch(follow, z)
 
     @torch.no_grad()
     def _by_batch(self, function: Callable[[Tensor, slice], Tensor], z: Tensor) -> Tensor:

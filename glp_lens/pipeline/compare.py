@@ -27,7 +27,7 @@ from glp_lens.models.sae import SAE
 from glp_lens.pipeline.config import CompareConfig
 from glp_lens.pipeline.stages import Stage, run_stages, stage_seconds
 from glp_lens.report import write_report
-from glp_lens.training.loop import TrainConfig
+from glp_lens.training.config import TrainConfig
 from glp_lens.types import Json
 
 SUITES = ("density", "probing", "steering", "fidelity")

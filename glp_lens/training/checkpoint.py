@@ -1,9 +1,10 @@
-"""The state of an interrupted training: weights, optimiser and place, in one safetensors file."""
+"""The state of an interrupted training: weights, optimisers, average and place, in one safetensors file."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 
 from glp_lens.artifacts import write_tensors
 from glp_lens.errors import InputError
+from glp_lens.training import distributed
 from glp_lens.types import Json
 
 
@@ -20,26 +22,50 @@ class Place:
     """Where a training stopped.
 
     Attributes:
-        pending: sum and number of the losses since the last entry of the history.
+        pending: sums of losses and gradient norms since the last entry of the history, and their number.
     """
 
-    step: int
-    history: list[Json]
-    seconds: float
-    pending: tuple[float, int] = (0.0, 0)
+    step: int = 0
+    history: list[Json] = field(default_factory=list)
+    seconds: float = 0.0
+    pending: tuple[float, float, int] = (0.0, 0.0, 0)
 
 
-def save(path: Path, key: Json, module: nn.Module, optimizer: Optimizer, place: Place) -> None:
-    """Write the state atomically; a crash leaves the previous one."""
-    tensors: dict[str, Tensor] = {f"weights.{name}": p for name, p in module.named_parameters()}
-    for name, parameter in module.named_parameters():
+@dataclass(frozen=True)
+class Parts:
+    """What has tensors to keep.
+
+    Attributes:
+        average: by the name of the parameter; empty if none is kept.
+    """
+
+    module: nn.Module
+    optimizers: list[Optimizer]
+    average: dict[str, Tensor]
+
+    def owned(self) -> Iterator[tuple[str, nn.Parameter, Optimizer]]:
+        """Each parameter with its name and the optimiser that updates it."""
+        owner = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        for name, parameter in self.module.named_parameters():
+            yield name, parameter, owner[parameter]
+
+
+def save(path: Path, key: Json, parts: Parts, place: Place) -> None:
+    """Write the state atomically; a crash leaves the previous one. Of several processes all take part, one writes."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter, optimizer in parts.owned():
+        tensors[f"weights.{name}"] = distributed.whole(parameter.detach())
         for slot, value in optimizer.state[parameter].items():
-            tensors[f"optimizer.{slot}.{name}"] = value
-    write_tensors(path, tensors, {"place": json.dumps({"key": key, **asdict(place)})})
+            tensors[f"optimizer.{slot}.{name}"] = distributed.whole(value)
+    for name, value in parts.average.items():
+        tensors[f"average.{name}"] = distributed.whole(value)
+    if distributed.is_main():
+        write_tensors(path, tensors, {"place": json.dumps({"key": key, **asdict(place)})})
+    distributed.barrier()
 
 
-def load(path: Path, key: Json, module: nn.Module, optimizer: Optimizer) -> Place | None:
-    """Put a saved state back into `module` and `optimizer`; None if there is none.
+def load(path: Path, key: Json, parts: Parts) -> Place | None:
+    """Put a saved state back into its parts; None if there is none.
 
     Raises:
         InputError: the file is damaged, or belongs to a training with other settings or data.
@@ -48,17 +74,26 @@ def load(path: Path, key: Json, module: nn.Module, optimizer: Optimizer) -> Plac
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            place, names = json.loads(file.metadata()["place"]), file.keys()
+            place, names = json.loads(file.metadata()["place"]), set(file.keys())
             if place.pop("key") != json.loads(json.dumps(key)):
                 raise InputError(
                     f"{path} belongs to a training with other settings or data: delete it, or choose another folder"
                 )
-            slots = sorted({name.split(".", 2)[1] for name in names if name.startswith("optimizer.")})
-            for name, parameter in module.named_parameters():
-                parameter.data.copy_(file.get_tensor(f"weights.{name}"))
+            slots: dict[str, list[str]] = {}
+            for name in names:
+                if name.startswith("optimizer."):
+                    _, slot, parameter_name = name.split(".", 2)
+                    slots.setdefault(parameter_name, []).append(slot)
+            for name, parameter, optimizer in parts.owned():
+                parameter.data.copy_(distributed.like(file.get_tensor(f"weights.{name}"), parameter))
                 optimizer.state[parameter] = {
-                    slot: file.get_tensor(f"optimizer.{slot}.{name}").to(parameter.device) for slot in slots
+                    slot: distributed.like(file.get_tensor(f"optimizer.{slot}.{name}"), parameter)
+                    for slot in slots.get(name, [])
                 }
+            for name, value in parts.average.items():
+                value.copy_(distributed.like(file.get_tensor(f"average.{name}"), value))
             return Place(**{**place, "pending": tuple(place["pending"])})
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as error:
+    except InputError:
+        raise
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise InputError(f"training state {path} is damaged ({error}): delete it to start afresh") from None

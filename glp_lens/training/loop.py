@@ -1,84 +1,29 @@
-"""Flow-matching training of a denoiser on an iterator of normalised batches: resumable, exactly repeatable."""
+"""The training loop: a denoiser on an iterator of normalised batches, resumable and exactly repeatable."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from glp_lens.errors import InputError
-from glp_lens.flow.path import interpolate, velocity_target
-from glp_lens.flow.schedule import stratified_sigmas, uniform_sigmas
-from glp_lens.training import checkpoint
-from glp_lens.types import Acts, Json
+from glp_lens.training import checkpoint, distributed
+from glp_lens.training.config import TrainConfig
+from glp_lens.training.objective import Batch, Noise, draw_noise, flow_matching_loss, validation_loss
+from glp_lens.training.optim import Average, optimizers
+from glp_lens.types import Json
 
-Batches = Callable[[int], Iterator[Tensor]]
-"""`batches(k)` yields normalised batches `(batch_size, d)` from the k-th on, the same ones at every call."""
+Feed = Callable[[int], Iterator[Batch]]
+"""`feed(k)` yields this process's share of the batches from the k-th on, the same ones at every call."""
 
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a denoiser is trained; the defaults are the paper's recipe.
-
-    Attributes:
-        rows: activations seen in total; more than the store holds means several epochs.
-        batch_size: rows a step.
-        lr: peak learning rate of AdamW.
-        lr_start: share of `lr` at the first step.
-        lr_end: share of `lr` at the last step.
-        warmup: share of the steps in which the learning rate rises linearly; then it falls as a cosine.
-        clip: largest norm of the gradient.
-        sigmas: how noise levels are drawn; `stratified` covers each batch evenly, with four rows to a level.
-        autocast: run the network in bfloat16, with float32 master weights.
-        seed: of initialisation, order of rows, and noise.
-    """
-
-    rows: int = 1_000_000
-    batch_size: int = 4096
-    lr: float = 5e-5
-    lr_start: float = 0.01
-    lr_end: float = 0.1
-    warmup: float = 0.01
-    clip: float = 1.0
-    sigmas: Literal["uniform", "stratified"] = "uniform"
-    autocast: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse settings that cannot train."""
-        if self.batch_size < 1 or self.rows < self.batch_size:
-            raise InputError(f"training needs at least one whole batch: rows={self.rows}, batch_size={self.batch_size}")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise InputError(f"lr must be a positive number, got {self.lr}")
-        if self.sigmas not in ("uniform", "stratified"):
-            raise InputError(f"sigmas must be 'uniform' or 'stratified', got {self.sigmas!r}")
-
-    @property
-    def rows_per_sigma(self) -> int:
-        """Rows of a batch that share a noise level, and with it the denoiser's time path."""
-        return 4 if self.sigmas == "stratified" else 1
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps: whole batches in `rows`."""
-        return self.rows // self.batch_size
-
-    def lr_at(self, step: int) -> float:
-        """Learning rate of step `step` (0-based)."""
-        rise = max(1, round(self.warmup * self.steps))
-        if step < rise:
-            return self.lr * (self.lr_start + (1 - self.lr_start) * step / rise)
-        share = (step - rise) / max(1, self.steps - 1 - rise)
-        return self.lr * (self.lr_end + (1 - self.lr_end) * (1 + math.cos(math.pi * min(share, 1.0))) / 2)
+_LOOK = 20
+"""Steps between two looks at the loss on an accelerator, where looking means waiting for it."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +31,8 @@ class TrainResult:
     """What training did.
 
     Attributes:
-        history: one entry a logging point: step, rows, lr, loss (mean since the last one), validation loss.
+        history: one entry a logging point: step, rows, lr, seconds, loss and grad_norm (means since the last one),
+            validation losses.
         seconds: wall-clock time over all runs of a resumed training.
     """
 
@@ -94,32 +40,31 @@ class TrainResult:
     seconds: float
 
 
-def flow_matching_loss(denoiser: nn.Module, x: Acts, eps: Acts, sigma: Tensor) -> Tensor:
-    """Squared error per element `(n, d)` of the predicted velocity (paper, equation 3); sigma is `(n,)`."""
-    return (denoiser(interpolate(x, eps, sigma), sigma).float() - velocity_target(x, eps)) ** 2
-
-
 def train(
     denoiser: nn.Module,
-    batches: Batches,
+    feed: Feed,
     config: TrainConfig,
     *,
-    validation: Acts | None = None,
+    validation: Batch | None = None,
     state: Path | None = None,
     identity: Json | None = None,
     log_points: int = 50,
     save_seconds: float = 30.0,
     save_now: Callable[[int], bool] = lambda _: False,
     on_saved: Callable[[int], None] = lambda _: None,
+    on_entry: Callable[[Json], None] = lambda _: None,
+    snapshots: int = 0,
+    on_snapshot: Callable[[int], None] = lambda _: None,
 ) -> TrainResult:
     """Train `denoiser` in place, on the device it is on.
 
-    Noise and noise levels of step k depend on (seed, k) alone, so a run that was interrupted and resumed ends
-    with the weights of one that was not.
+    Noise and noise levels of a row depend on the seed, the step and its place in the batch alone: a run that was
+    interrupted and resumed ends with the weights of one that was not, and several processes do what one does, save
+    for the rounding of sums.
 
     Args:
-        batches: the data, already normalised.
-        validation: held-out normalised rows, scored at every logging point with noise fixed once.
+        feed: the data, already normalised; of several processes, each gets an equal share of every batch.
+        validation: held-out rows, scored at every logging point with noise fixed once.
         state: file that keeps the training state, so that an interrupted run continues. It stays at the end, for
             whoever saves the model to remove: until then nothing else has it.
         identity: what else must match for `state` to be continued, for example the store's hash.
@@ -127,25 +72,26 @@ def train(
         save_seconds: time between two writes of `state`.
         save_now: asked after each step, with the number of steps done, whether `state` must be written at once.
         on_saved: told after each write, and when a run is resumed, how many steps `state` holds.
+        on_entry: told each entry of the history when it is made, in the main process.
+        snapshots: about how many times to call `on_snapshot`, at steps evenly spaced on a logarithmic scale.
+        on_snapshot: told the number of steps done, while the denoiser holds the weights it would end with; called in
+            every process.
 
     Raises:
-        InputError: the loss is not finite; the state written last is from before.
+        InputError: batches that cannot be shared out evenly; a loss or gradient that is not finite: the weights and
+            the state written last are from before it.
     """
-    device = next(denoiser.parameters()).device
-    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=config.lr, fused=True)
+    run = _Run(denoiser, config)
     key = {"config": asdict(config), "identity": identity or {}}
-    step, history, seconds = 0, list[Json](), 0.0
-    resumed = checkpoint.load(state, key, denoiser, optimizer) if state else None
-    pending = 0.0, 0
-    if resumed:
-        step, history, seconds, pending = resumed.step, resumed.history, resumed.seconds, resumed.pending
-        on_saved(step)
-
-    draw = partial(stratified_sigmas, share=config.rows_per_sigma) if config.sigmas == "stratified" else uniform_sigmas
+    place = checkpoint.Place()
+    if state and (resumed := checkpoint.load(state, key, run.parts())):
+        place = resumed
+        on_saved(place.step)
+    step, history, (loss_sum, norm_sum, count) = place.step, place.history, place.pending
+    total = torch.tensor([loss_sum, norm_sum], device=run.device)
     every = max(1, config.steps // log_points)
+    marks = snapshot_steps(config.steps, snapshots)
     began = saved = time.monotonic()
-    total, count = torch.tensor(pending[0], device=device), pending[1]
-    denoiser.train()
     bar = tqdm(
         total=config.steps * config.batch_size,
         initial=step * config.batch_size,
@@ -153,64 +99,131 @@ def train(
         unit="row",
         unit_scale=True,
         mininterval=1,
+        disable=not distributed.is_main(),
     )
-    data = batches(step)
+    denoiser.train()
+    data = feed(step)
     with bar:
         while step < config.steps:
-            for group in optimizer.param_groups:
-                group["lr"] = config.lr_at(step)
-            generator = torch.Generator().manual_seed(step_seed(config.seed, step))
-            x = next(data).to(device)
-            eps = torch.randn(x.shape, generator=generator).to(device)
-            sigma = draw(len(x), generator).to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.autocast):
-                loss = flow_matching_loss(denoiser, x, eps, sigma).mean()
-            loss.backward()
-            nn.utils.clip_grad_norm_(denoiser.parameters(), config.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            total, count, step = total + loss.detach(), count + 1, step + 1
-            bar.update(len(x))
-            if step % every == 0 or step == config.steps:
-                entry = _entry(config, step, float(total) / count)
+            total, count = total + run.step(step, next(data)), count + 1
+            step += 1
+            bar.update(config.batch_size)
+            logging = step % every == 0 or step == config.steps
+            if (logging or run.always_look or step % _LOOK == 0) and not bool(total.isfinite().all()):
+                raise run.diverged(step, state, key, on_snapshot if snapshots else None)
+            if logging:
+                loss, norm = (distributed.mean(total) / count).tolist()
+                entry = {
+                    "step": step,
+                    "rows": step * config.batch_size,
+                    "lr": config.lr_at(step - 1),
+                    "seconds": place.seconds + time.monotonic() - began,
+                    "loss": loss,
+                    "grad_norm": norm,
+                }
                 if validation is not None:
-                    entry["validation_loss"] = validation_loss(denoiser, validation, config.autocast)
+                    with run.averaged():
+                        entry |= validation_loss(denoiser, validation, autocast=config.autocast)
                 history.append(entry)
                 bar.set_postfix({k: f"{entry[k]:.3f}" for k in ("loss", "validation_loss") if k in entry})
-                total, count = torch.zeros((), device=device), 0
+                if distributed.is_main():
+                    on_entry(entry)
+                total, count = torch.zeros_like(total), 0
             if state:
                 now = time.monotonic()
-                due = count == 0 and now - saved > save_seconds
+                due = count == 0 and distributed.agreed(now - saved > save_seconds)
                 if step == config.steps or save_now(step) or due:
-                    place = checkpoint.Place(step, history, seconds + now - began, (float(total), count))
-                    checkpoint.save(state, key, denoiser, optimizer, place)
+                    pending = (float(total[0]), float(total[1]), count)
+                    reached = checkpoint.Place(step, history, place.seconds + now - began, pending)
+                    checkpoint.save(state, key, run.parts(), reached)
                     saved = now
                     on_saved(step)
+            if step in marks:
+                with run.averaged():
+                    on_snapshot(step)
+    if run.average:
+        run.average.swap(denoiser)
     denoiser.eval()
-    return TrainResult(history, seconds + time.monotonic() - began)
+    return TrainResult(history, place.seconds + time.monotonic() - began)
 
 
-def _entry(config: TrainConfig, step: int, loss: float) -> Json:
-    """An entry of the history after `step` steps."""
-    if not math.isfinite(loss):
-        raise InputError(
-            f"training diverged: loss is {loss} after {step} steps; lower lr (now {config.lr:g}) or "
-            "check the store for massive activations"
+def snapshot_steps(steps: int, n: int) -> set[int]:
+    """About `n` numbers of steps, from 1 to all, evenly spaced on a logarithmic scale."""
+    return {round(steps ** (i / max(n - 1, 1))) for i in range(n)}
+
+
+class _Run:
+    """A denoiser with what updates it."""
+
+    def __init__(self, denoiser: nn.Module, config: TrainConfig) -> None:
+        self.denoiser, self.config = denoiser, config
+        self.device = next(denoiser.parameters()).device
+        self.always_look = self.device.type == "cpu"
+        world = distributed.world_size()
+        if config.batch_size % (world * config.accumulate):
+            raise InputError(
+                f"a batch must divide into equal parts: batch_size={config.batch_size} does not among {world} "
+                f"process(es) times accumulate={config.accumulate}"
+            )
+        self.share = config.batch_size // world
+        self.module = distributed.wrap(denoiser)
+        self.optimizers = optimizers(denoiser, config)
+        self.average = Average(denoiser, config.ema) if config.ema else None
+
+    def step(self, step: int, batch: Batch) -> Tensor:
+        """One update; gives the loss and the norm of the gradient, `(2,)`."""
+        start = distributed.rank() * self.share
+        rows = range(start, start + self.share)
+        if len(batch) != self.share:
+            raise InputError(f"expected {self.share} rows for this process, got a batch of {len(batch)}")
+        noise = draw_noise(self.config, step, rows, batch.x.shape[1], self.device)
+        batch = batch.to(self.device).without_condition(noise.drop)
+        total, size = torch.zeros((), device=self.device), self.share // self.config.accumulate
+        for at in range(0, self.share, size):
+            part = slice(at, at + size)
+            last = at + size == self.share
+            with nullcontext() if last else distributed.without_sync(self.module):
+                total += self._backward(batch.part(part), noise.part(part)) / self.config.accumulate
+        norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.clip)
+        norm = distributed.whole(norm)
+        # Weights that a bad gradient would spoil stay as they are where looking costs nothing.
+        if not self.always_look or bool(norm.isfinite()):
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = self.config.lr_at(step)
+                optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(self.denoiser, step)
+        return torch.stack([total, norm])
+
+    def _backward(self, batch: Batch, noise: Noise) -> Tensor:
+        """Add up the gradient of some rows; gives their loss."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.autocast):
+            loss = flow_matching_loss(self.module, batch, noise.eps, noise.sigma).mean()
+        (loss / self.config.accumulate).backward()
+        return loss.detach()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Where the denoiser has the weights that it would end with."""
+        return self.average.in_place(self.denoiser) if self.average else nullcontext()
+
+    def parts(self) -> checkpoint.Parts:
+        """What a checkpoint keeps."""
+        return checkpoint.Parts(self.denoiser, self.optimizers, self.average.values if self.average else {})
+
+    def diverged(
+        self, step: int, state: Path | None, key: Json, on_snapshot: Callable[[int], None] | None
+    ) -> InputError:
+        """The error of a loss that is not finite, once the last good weights are put back."""
+        kept = "nothing was saved before"
+        if state and (place := checkpoint.load(state, key, self.parts())):
+            kept = f"the last good state, of step {place.step}, is kept in {state}"
+            if on_snapshot:
+                with self.averaged():
+                    on_snapshot(place.step)
+        return InputError(
+            f"training diverged at step {step}: loss or gradient is not finite; lower lr (now {self.config.lr:g}) or "
+            f"check the store for massive activations; {kept}"
         )
-    return {"step": step, "rows": step * config.batch_size, "lr": config.lr_at(step - 1), "loss": loss}
-
-
-def step_seed(seed: int, step: int) -> int:
-    """Seed of a step's noise; 32 bits, since torch's CPU generator looks at no more of a seed."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
-
-
-@torch.no_grad()
-def validation_loss(denoiser: nn.Module, x: Acts, autocast: bool = False, seed: int = 0) -> float:
-    """Mean loss per element on `x` with noise and stratified noise levels fixed by `seed`."""
-    device = next(denoiser.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    eps = torch.randn(x.shape, generator=generator).to(device)
-    sigma = stratified_sigmas(len(x), generator).to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-        return float(flow_matching_loss(denoiser, x.to(device), eps, sigma).mean())

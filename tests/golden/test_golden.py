@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from glp_lens.flow.path import interpolate
 from glp_lens.flow.schedule import TRAIN_STEPS, grid, index_of_u
 from glp_lens.models.glp import GLP
-from glp_lens.training.loop import flow_matching_loss
+from glp_lens.training.objective import Batch, flow_matching_loss
 
 HERE = Path(__file__).parent
 
@@ -50,8 +50,7 @@ def test_loss(case):
     close(sigma * 1000, want["loss_timesteps"])
     x, eps = want["normalized"], want["loss_noise"]
     close((glp.velocity(interpolate(x, eps, sigma), sigma, layer) - (eps - x)) ** 2, want["loss_per_element"])
-    if layer is None:
-        close(flow_matching_loss(glp.denoiser, x, eps, sigma).detach(), want["loss_per_element"])
+    close(flow_matching_loss(glp.denoiser, Batch(x, layer), eps, sigma).detach(), want["loss_per_element"])
 
 
 def test_meta_neurons(case):

@@ -25,7 +25,7 @@ from glp_lens.errors import InputError
 from glp_lens.models.gaussian import Gaussian
 from glp_lens.models.glp import GLP
 from glp_lens.models.sae import SAE
-from glp_lens.training.loop import TrainConfig
+from glp_lens.training.config import TrainConfig
 from tests.conftest import tiny_texts
 
 HOOK = "blocks.1.hook_resid_post"

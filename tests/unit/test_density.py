@@ -10,6 +10,7 @@ from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.evals import density
 from glp_lens.evals.entries import Entry
+from glp_lens.flow.schedule import sigma_bin
 from glp_lens.interface import Scorer, VelocityField
 
 D = 7
@@ -176,7 +177,7 @@ def test_stratified_sigma_gives_each_row_every_part_of_the_grid():
     assert sorted(sigma.ravel()) == sorted(density.SIGMA_GRID)  # each of the 1000 levels exactly once
     part = np.sort(np.ceil(sigma * 4), axis=0)
     np.testing.assert_array_equal(part, np.tile([[1], [2], [3], [4]], 250))
-    np.testing.assert_array_equal(density.sigma_bin(np.array([0.001, 0.1, 0.101, 1.0])), [0, 0, 1, 9])
+    np.testing.assert_array_equal(sigma_bin(np.array([0.001, 0.1, 0.101, 1.0])), [0, 0, 1, 9])
 
 
 @pytest.mark.parametrize(

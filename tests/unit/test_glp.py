@@ -14,7 +14,7 @@ from glp_lens.models import glp as module
 from glp_lens.models import load
 from glp_lens.models.gaussian import Gaussian
 from glp_lens.models.glp import GLP
-from glp_lens.training.loop import TrainConfig
+from glp_lens.training.config import TrainConfig
 
 D = 6
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -14,7 +14,7 @@ from glp_lens.models.glp import GLP
 from glp_lens.models.pca import PCA
 from glp_lens.models.raw import Raw
 from glp_lens.models.sae import SAE
-from glp_lens.training.loop import TrainConfig
+from glp_lens.training.config import TrainConfig
 from tests.conformance import CHECKS, check_model
 
 D_IN = 14

@@ -7,7 +7,9 @@ import torch
 
 from glp_lens.errors import InputError
 from glp_lens.models.denoiser import Denoiser, DenoiserConfig
-from glp_lens.training.loop import TrainConfig, step_seed, train, validation_loss
+from glp_lens.training.config import TrainConfig
+from glp_lens.training.loop import train
+from glp_lens.training.objective import Batch, step_seed, validation_loss
 
 D = 6
 COVARIANCE_ROOT = torch.randn(D, D, generator=torch.Generator().manual_seed(3))
@@ -24,7 +26,7 @@ def batches(size):
     def start(k):
         while True:
             generator = torch.Generator().manual_seed(1000 + k)
-            yield torch.randn(size, D, generator=generator) @ COVARIANCE_ROOT.T
+            yield Batch(torch.randn(size, D, generator=generator) @ COVARIANCE_ROOT.T)
             k += 1
 
     return start
@@ -37,9 +39,9 @@ def test_loss_falls_to_the_closed_form_bound_of_a_gaussian():
     model = denoiser()
     config = TrainConfig(rows=256 * 1200, batch_size=256, lr=3e-3, sigmas="stratified", autocast=False)
     x = torch.randn(8192, D, generator=torch.Generator().manual_seed(9)) @ COVARIANCE_ROOT.T
-    before = validation_loss(model, x)
-    result = train(model, batches(256), config, validation=x)
-    after = validation_loss(model, x)
+    before = validation_loss(model, Batch(x))["validation_loss"]
+    result = train(model, batches(256), config, validation=Batch(x))
+    after = validation_loss(model, Batch(x))["validation_loss"]
     assert before > 1.4
     assert after == pytest.approx(bound, rel=0.06)
     assert result.history[-1]["rows"] == 256 * 1200
@@ -99,9 +101,9 @@ def test_state_of_another_training_or_a_damaged_one_is_refused(tmp_path):
 def test_divergence_is_told_with_its_remedy():
     def bad(k):
         while True:
-            yield torch.full((8, D), float("nan"))
+            yield Batch(torch.full((8, D), float("nan")))
 
-    with pytest.raises(InputError, match="training diverged: loss is nan"):
+    with pytest.raises(InputError, match="training diverged at step 1"):
         train(denoiser(), bad, TrainConfig(rows=80, batch_size=8, autocast=False))
 
 

@@ -14,19 +14,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from glp_lens.errors import InputError
-from glp_lens.evals.density.triples import (
-    BINS,
-    SIGMA_GRID,
-    bin_name,
-    isotropic_velocity,
-    no_velocity,
-    sigma_bin,
-    stratified_sigma,
-)
+from glp_lens.evals.density.triples import SIGMA_GRID, isotropic_velocity, no_velocity, stratified_sigma
 from glp_lens.evals.entries import Entry
 from glp_lens.evals.results import Results
 from glp_lens.evals.statistics import bootstrap_mean, bootstrap_ratio
 from glp_lens.flow.path import interpolate, velocity_target
+from glp_lens.flow.schedule import SIGMA_BINS, bin_name, sigma_bin
 from glp_lens.interface import Scorer, VelocityField
 
 TASK = "heldout"
@@ -85,7 +78,7 @@ def run(
     started = time.perf_counter()
     rows, owners, massive = _checked(entries, rows, np.asarray(documents))
     results = Results("density")
-    results.config = {"draws": draws, "score_rows": score_rows, "seed": seed, "bins": BINS}
+    results.config = {"draws": draws, "score_rows": score_rows, "seed": seed, "bins": SIGMA_BINS}
     results.data = {
         "rows": len(rows),
         "documents": len(np.unique(owners)),
@@ -176,7 +169,7 @@ def _losses(
 def _views(sigma: np.ndarray) -> dict[str, np.ndarray]:
     """Triples `(draws, n)` in total and by bin, under the name of the `setting`; empty bins are left out."""
     bins = sigma_bin(sigma)
-    views = {ALL: np.ones_like(bins, dtype=bool), **{bin_name(b): bins == b for b in range(BINS)}}
+    views = {ALL: np.ones_like(bins, dtype=bool), **{bin_name(b): bins == b for b in range(SIGMA_BINS)}}
     return {setting: chosen for setting, chosen in views.items() if chosen.any()}
 
 
@@ -203,7 +196,7 @@ def _add_bounds(
     for label, model in bounded.items():
         results.add(label, TASK, ALL, "flow_loss_bound", bounds[label])
         curve = np.array([float(model.optimal_loss(float(s))) for s in SIGMA_GRID])
-        for b in range(BINS):
+        for b in range(SIGMA_BINS):
             results.add(label, TASK, bin_name(b), "flow_loss_bound", curve[grid_bins == b].mean())
     best = min(bounds, key=bounds.__getitem__)
     gaussian = losses[best].mean(0)

@@ -11,7 +11,6 @@ from glp_lens.flow.schedule import TRAIN_STEPS, grid
 
 SIGMA_GRID = grid(TRAIN_STEPS)[:-1].double().numpy()
 """The noise levels of training: uniform over these 1,000 values, largest first."""
-BINS = 10
 
 
 def stratified_sigma(n: int, draws: int, seed: int) -> np.ndarray:
@@ -25,16 +24,6 @@ def stratified_sigma(n: int, draws: int, seed: int) -> np.ndarray:
     position = np.stack([part * n + rng.permutation(n) for part in range(draws)])
     index = ((position + 0.5) / (draws * n) * len(SIGMA_GRID)).astype(np.int64)
     return SIGMA_GRID[index]
-
-
-def sigma_bin(sigma: np.ndarray) -> np.ndarray:
-    """Index 0 to 9 of the bin `(b / 10, (b + 1) / 10]` that each noise level falls in."""
-    return np.clip(np.ceil(np.asarray(sigma) * BINS - 1e-6).astype(np.int64) - 1, 0, BINS - 1)
-
-
-def bin_name(index: int) -> str:
-    """The bin as a `setting`, for example `sigma=0.1-0.2`."""
-    return f"sigma={index / BINS:.1f}-{(index + 1) / BINS:.1f}"
 
 
 def no_velocity(z: Tensor, sigma: Tensor) -> Tensor:

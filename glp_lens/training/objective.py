@@ -1,0 +1,148 @@
+"""What a denoiser is trained on: the flow-matching loss, its noise, and the loss on held-out rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from glp_lens.flow.path import interpolate, velocity_target
+from glp_lens.flow.schedule import SIGMA_BINS, bin_name, sigma_bin, stratified_sigmas, uniform_sigmas
+from glp_lens.training.config import TrainConfig
+from glp_lens.types import Acts
+
+_NOISE_ROWS = 256
+"""Rows whose noise comes from one generator, so that a process need not draw that of the others."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Normalised rows and what goes with each.
+
+    Attributes:
+        x: `(n, d)`.
+        layer: `(n,)` integers, the layer of the language model, for priors conditioned on it.
+        condition: `(n, d_condition)`, NaN in a row without one, for priors that take one.
+        weight: `(n,)`, of each row in the loss; None for 1.
+    """
+
+    x: Acts
+    layer: Tensor | None = None
+    condition: Tensor | None = None
+    weight: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def to(self, device: torch.device) -> Batch:
+        """On another device."""
+        return self._each(lambda t: t.to(device, non_blocking=True))
+
+    def without_condition(self, drop: Tensor) -> Batch:
+        """With no condition in some rows, `(n,)`."""
+        if self.condition is None:
+            return self
+        return replace(self, condition=self.condition.masked_fill(drop[:, None], torch.nan))
+
+    def part(self, rows: slice) -> Batch:
+        """Some of the rows."""
+        return self._each(lambda t: t[rows])
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        layer, condition, weight = (
+            None if t is None else function(t) for t in (self.layer, self.condition, self.weight)
+        )
+        return Batch(function(self.x), layer, condition, weight)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The random part of a step, for some of its rows.
+
+    Attributes:
+        eps: `(n, d)` standard normal.
+        sigma: `(n,)` noise levels.
+        drop: `(n,)`, which rows see no condition.
+    """
+
+    eps: Tensor
+    sigma: Tensor
+    drop: Tensor
+
+    def part(self, rows: slice) -> Noise:
+        """Of some of the rows."""
+        return Noise(self.eps[rows], self.sigma[rows], self.drop[rows])
+
+
+def step_seed(*key: int) -> int:
+    """Seed of something that depends on these numbers; 32 bits, since torch's CPU generator looks at no more."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+def draw_noise(config: TrainConfig, step: int, rows: range, width: int, device: torch.device) -> Noise:
+    """Noise of some rows of a step's batch, counted over all processes.
+
+    It depends on (seed, step, row) alone, so that any number of processes and parts give the same.
+    """
+    generator = torch.Generator().manual_seed(step_seed(config.seed, step))
+    draw = partial(stratified_sigmas, share=config.rows_per_sigma) if config.sigmas == "stratified" else uniform_sigmas
+    part = slice(rows.start, rows.stop)
+    sigma = draw(config.batch_size, generator)[part].to(device)
+    drop = (torch.rand(config.batch_size, generator=generator)[part] < config.condition_dropout).to(device)
+    first = rows.start // _NOISE_ROWS
+    blocks = [
+        torch.randn(
+            _NOISE_ROWS,
+            width,
+            generator=torch.Generator(device).manual_seed(step_seed(config.seed, step, 1 + block)),
+            device=device,
+        )
+        for block in range(first, -(-rows.stop // _NOISE_ROWS))
+    ]
+    start = rows.start - first * _NOISE_ROWS
+    return Noise(torch.cat(blocks)[start : start + len(rows)], sigma, drop)
+
+
+def flow_matching_loss(denoiser: nn.Module, batch: Batch, eps: Acts, sigma: Tensor) -> Tensor:
+    """Squared error per element `(n, d)` of the predicted velocity (paper, equation 3); sigma is `(n,)`."""
+    velocity = denoiser(interpolate(batch.x, eps, sigma), sigma, batch.layer, batch.condition)
+    error = (velocity.float() - velocity_target(batch.x, eps)) ** 2
+    return error if batch.weight is None else error * batch.weight[:, None]
+
+
+@torch.no_grad()
+def validation_loss(
+    denoiser: nn.Module, batch: Batch, *, autocast: bool = False, seed: int = 0, rows: int = 4096
+) -> dict[str, float]:
+    """Mean loss per element on held-out rows, with noise and noise levels fixed by `seed`.
+
+    The levels cover [0, 1] evenly, one to a row, so that two losses of one set differ by what the models know and
+    hardly by the draw.
+
+    Returns:
+        `validation_loss`, and by tenths of sigma `validation_loss:sigma=0.0-0.1` and so on, where there are rows.
+    """
+    device = next(denoiser.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    eps = torch.randn(batch.x.shape, generator=generator)
+    sigma = stratified_sigmas(len(batch), generator)
+    errors = []
+    for start in range(0, len(batch), rows):
+        part = slice(start, start + rows)
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            loss = flow_matching_loss(
+                denoiser, batch.part(part).to(device), eps[part].to(device), sigma[part].to(device)
+            )
+        errors.append(loss.mean(1).cpu())
+    error = torch.cat(errors).double().numpy()
+    bins = sigma_bin(sigma.numpy())
+    by_bin = {
+        f"validation_loss:{bin_name(b)}": float(error[bins == b].mean()) for b in range(SIGMA_BINS) if (bins == b).any()
+    }
+    found = {"validation_loss": float(error.mean()), **by_bin}
+    return {name: value for name, value in found.items() if math.isfinite(value)}

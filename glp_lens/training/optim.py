@@ -1,0 +1,68 @@
+"""Optimisers by name, and the running average of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from glp_lens.errors import InputError
+from glp_lens.training.config import TrainConfig
+
+
+def optimizers(module: nn.Module, config: TrainConfig) -> list[Optimizer]:
+    """What updates the parameters; each parameter belongs to one of them.
+
+    Raises:
+        InputError: the installed torch has no such optimiser.
+    """
+    if config.optimizer == "adamw":
+        return [AdamW(module.parameters(), lr=config.lr, fused=True)]
+    if not hasattr(torch.optim, "Muon"):
+        raise InputError(f"optimizer 'muon' needs torch 2.9 or later, this is {torch.__version__}: use 'adamw'")
+    inner = {name for name, p in module.named_parameters() if p.ndim == 2 and name.startswith("layers.")}
+    hidden = [p for name, p in module.named_parameters() if name in inner]
+    others = [p for name, p in module.named_parameters() if name not in inner]
+    # Scaled so that an update is as large as one of AdamW, which one learning rate serves.
+    muon = torch.optim.Muon(hidden, lr=config.lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    return [muon, AdamW(others, lr=config.lr, fused=True)]
+
+
+class Average:
+    """Exponential moving average of a module's parameters.
+
+    Attributes:
+        values: by the name of the parameter.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.values = {name: p.detach().clone() for name, p in module.named_parameters()}
+        self._decay = decay
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Take in the weights after `step` steps; the first ones weigh less, so that they are soon forgotten."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        average = get_ema_multi_avg_fn(decay)
+        average(list(self.values.values()), list(module.parameters()), step)
+
+    @contextmanager
+    def in_place(self, module: nn.Module) -> Iterator[None]:
+        """The average in place of the weights."""
+        self.swap(module)
+        try:
+            yield
+        finally:
+            self.swap(module)
+
+    @torch.no_grad()
+    def swap(self, module: nn.Module) -> None:
+        """Exchange the weights and the average."""
+        for name, parameter in module.named_parameters():
+            kept: Tensor = parameter.detach().clone()
+            parameter.copy_(self.values[name])
+            self.values[name] = kept
