@@ -1,75 +1,83 @@
-"""Training steps, sampling and projection of a 16M-parameter prior, against the plain way of the same mathematics."""
+"""Training steps in the paper's widths and batch, against the plain way of the same mathematics.
+
+The plain way computes the time path for each row, updates with AdamW as it comes, and, where loading counts, takes
+its rows from a DataLoader of one row an item.
+"""
 
 import copy
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
+from bench_batches import Data, released_loader
+from by_row import CEILING, random_denoiser, velocity_by_row
 from conftest import OURS
 from torch import Tensor, nn
 
-from glp_lens.flow.schedule import grid, path_from_u, uniform_sigmas
-from glp_lens.models.denoiser import Denoiser, DenoiserConfig, sinusoidal
-from glp_lens.models.glp import GLP
-from glp_lens.training.loop import TrainConfig, train
+from glp_lens.activations import write_store
+from glp_lens.models.denoiser import Denoiser
+from glp_lens.training.config import TrainConfig
+from glp_lens.training.loop import train
+from glp_lens.training.objective import Batch, draw_noise
 
-D_IN, BATCH, STEPS = 576, 512, 4
-SOLVER_STEPS, U = 20, 0.5
-
-
-def recipe(autocast: bool, steps: int = STEPS) -> TrainConfig:
-    return TrainConfig(rows=steps * BATCH, batch_size=BATCH, lr=1e-3, autocast=autocast)
-
-
-@pytest.fixture(scope="module")
-def denoiser() -> Denoiser:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Denoiser(DenoiserConfig(D_IN, d_model=768, d_mlp=1536, n_layers=3))
+BATCH = 4096
+SHAPES = {576: (6, 2), 2048: (1, 1)}
+"""Blocks, and steps a round, of each width. Six blocks of the larger one want 14 GB for weights and optimiser."""
+PLAIN = "the plain way (released recipe)"
+ROUNDS = 2
 
 
-@pytest.fixture(scope="module")
-def data() -> Tensor:
-    """Normalised batches `(STEPS, BATCH, D_IN)`."""
-    return torch.randn(STEPS, BATCH, D_IN, generator=torch.Generator().manual_seed(1))
+def recipe(steps: int, batch: int = BATCH, *, autocast: bool = True) -> TrainConfig:
+    return TrainConfig(rows=steps * batch, batch_size=batch, lr=1e-3, autocast=autocast)
 
 
-def velocity_by_row(denoiser: Denoiser, z: Tensor, sigma: Tensor) -> Tensor:
-    """The denoiser's mathematics with its time path computed for each row, whether levels repeat or not."""
-    e = denoiser.time_embed(sinusoidal(1000 * sigma, denoiser.config.d_model))
-    h = denoiser.in_proj(z)
-    for block in denoiser.layers:
-        x = block.ln(h)
-        gate = nn.functional.silu(block.gate_proj(x) * block.time_proj(e))
-        h = h + block.down_proj(gate * block.up_proj(x))
-    return denoiser.out_proj(denoiser.ln(h))
+@dataclass(frozen=True)
+class Case:
+    """A denoiser to start from and its rows, on disk and in memory."""
+
+    denoiser: Denoiser
+    data: Data
+    steps: int
+
+    def batches(self) -> Iterator[Tensor]:
+        """Normalised, in stored order."""
+        return (self.data.normalise(x) for x in self.data.rows.split(BATCH))
 
 
-def our_training(denoiser: Denoiser, data: Tensor, config: TrainConfig) -> float:
+@pytest.fixture(scope="module", params=SHAPES)
+def case(request, tmp_path_factory) -> Case:
+    d, (blocks, steps) = request.param, SHAPES[request.param]
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn((steps + 1) * BATCH, d, generator=generator).bfloat16()
+    mean, std = torch.zeros(d), torch.ones(d)
+    folder: Path = tmp_path_factory.mktemp("rows")
+    x.view(torch.int16).numpy().tofile(folder / "rows.bin")
+    store = write_store(folder / "acts", x, hook="blocks.14.hook_resid_post", dtype="bfloat16")
+    return Case(random_denoiser(d, blocks), Data(x, store, folder / "rows.bin", mean, std), steps)
+
+
+def our_training(denoiser: Denoiser, batches: Iterator[Tensor], config: TrainConfig) -> float:
     """Mean loss of the steps."""
-
-    def batches(start: int) -> Iterator[Tensor]:
-        return iter(data[start:])
-
-    return train(denoiser, batches, config, log_points=1).history[0]["loss"]
+    return train(denoiser, lambda start: map(Batch, islice(batches, start, None)), config, log_points=1).history[0][
+        "loss"
+    ]
 
 
-def plain_training(denoiser: Denoiser, data: Tensor, config: TrainConfig) -> float:
+def plain_training(denoiser: Denoiser, batches: Iterator[Tensor], config: TrainConfig) -> float:
     """Time path for each row and AdamW as it comes; the same draws of noise and learning rates as ours."""
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=config.lr)
     losses = []
     denoiser.train()
-    for step in range(config.steps):
+    for step, x in zip(range(config.steps), batches, strict=False):
         optimizer.param_groups[0]["lr"] = config.lr_at(step)
-        generator = torch.Generator().manual_seed((config.seed << 40) + step)
-        x = data[step]
-        eps = torch.randn(x.shape, generator=generator)
-        sigma = uniform_sigmas(len(x), generator)
+        noise = draw_noise(config, step, range(len(x)), x.shape[1], x.device)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
-            z = (1 - sigma[:, None]) * x + sigma[:, None] * eps
-            velocity = velocity_by_row(denoiser, z, sigma)
-        loss = nn.functional.mse_loss(velocity.float(), eps - x)
+            z = (1 - noise.sigma[:, None]) * x + noise.sigma[:, None] * noise.eps
+            velocity = velocity_by_row(denoiser, z, noise.sigma)
+        loss = nn.functional.mse_loss(velocity.float(), noise.eps - x)
         loss.backward()
         nn.utils.clip_grad_norm_(denoiser.parameters(), config.clip)
         optimizer.step()
@@ -78,92 +86,87 @@ def plain_training(denoiser: Denoiser, data: Tensor, config: TrainConfig) -> flo
     return sum(losses) / len(losses)
 
 
-TRAININGS = {
-    OURS: (our_training, True),
-    "bfloat16 autocast, default AdamW (released recipe)": (plain_training, True),
-    "float32, default AdamW": (plain_training, False),
+def our_batches(data: Data) -> Iterator[Tensor]:
+    return data.store.batches(BATCH, normalize=(data.mean, data.std))
+
+
+def plain_batches(data: Data) -> Iterator[Tensor]:
+    return released_loader(data, epochs=1)
+
+
+Training = Callable[[Denoiser, Iterator[Tensor], TrainConfig], float]
+TRAININGS: dict[str, tuple[Training, Callable[[Data], Iterator[Tensor]]]] = {
+    OURS: (our_training, our_batches),
+    PLAIN: (plain_training, plain_batches),
 }
 
 
+def label(work: str, case: Case) -> str:
+    shape = case.denoiser.config
+    blocks = f"{shape.n_layers} block{'s' * (shape.n_layers > 1)}"
+    return f"training, {work}, batches of {BATCH}, d = {shape.d_input}, {blocks}"
+
+
 @pytest.fixture(scope="module")
-def expected_loss(denoiser, data) -> float:
-    return plain_training(copy.deepcopy(denoiser), data, recipe(autocast=False))
+def losses() -> dict[int, float]:
+    """Loss of the first way timed, by width."""
+    return {}
 
 
+@pytest.mark.parametrize("loading", [False, True], ids=["compute", "loading"])
 @pytest.mark.parametrize("way", TRAININGS)
-def test_training(way, denoiser, data, expected_loss, timed):
-    function, autocast = TRAININGS[way]
-    loss = timed(
-        "training, batches of 512",
-        way,
-        function,
-        setup=lambda: ((copy.deepcopy(denoiser), data, recipe(autocast)), {}),
-        amount=STEPS * BATCH,
-        unit="rows",
-    )
-    assert loss == pytest.approx(expected_loss, rel=0.01 if autocast else 1e-6)
+def test_training(way, loading, case, losses, timed):
+    training, load = TRAININGS[way]
+    config = recipe(case.steps)
+
+    def setup() -> tuple[tuple[Denoiser, Iterator[Tensor], TrainConfig], dict]:
+        batches = iter(list(case.batches())[: case.steps])
+        return (copy.deepcopy(case.denoiser), load(case.data) if loading else batches, config), {}
+
+    work = label("loading included" if loading else "compute alone", case)
+    loss = timed(work, way, training, setup=setup, amount=case.steps * BATCH, unit="rows", rounds=ROUNDS)
+    # Rows that are loaded come in another order, and are alike.
+    assert loss == pytest.approx(losses.setdefault(case.data.rows.shape[1], loss), rel=0.01 if loading else 1e-3)
 
 
-def test_training_is_the_same_mathematics(denoiser, data):
-    config = recipe(autocast=False, steps=2)
-    mine, plain = copy.deepcopy(denoiser), copy.deepcopy(denoiser)
-    assert our_training(mine, data, config) == pytest.approx(plain_training(plain, data, config), rel=1e-6)
-    moved = [torch.dist(p, q) for p, q in zip(mine.parameters(), denoiser.parameters(), strict=True)]
+def training_products(denoiser: Denoiser, rows: dict[str, int]) -> Callable[[], int]:
+    """The products of one forward and backward pass in bfloat16: three for each matrix, two where it comes first."""
+    weights = {name: m.weight.detach().bfloat16() for name, m in denoiser.named_modules() if isinstance(m, nn.Linear)}
+    inputs = {(rows[name], w.shape[1]): torch.randn(rows[name], w.shape[1]).bfloat16() for name, w in weights.items()}
+    errors = {(rows[name], w.shape[0]): torch.randn(rows[name], w.shape[0]).bfloat16() for name, w in weights.items()}
+
+    def products() -> int:
+        multiplied = 0
+        for name, w in weights.items():
+            x, error = inputs[rows[name], w.shape[1]], errors[rows[name], w.shape[0]]
+            found = [x @ w.T, error.T @ x]
+            if name not in ("in_proj", "time_embed.0"):
+                found.append(error @ w)
+            multiplied += len(found) * rows[name] * w.numel()
+        return multiplied
+
+    return products
+
+
+def test_ceiling(case, timed):
+    sigma = draw_noise(recipe(case.steps), 0, range(BATCH), 1, torch.device("cpu")).sigma
+    distinct = len(sigma.unique())
+    linear = [name for name, m in case.denoiser.named_modules() if isinstance(m, nn.Linear)]
+    rows = {name: distinct if "time_" in name else BATCH for name in linear}
+    products = training_products(case.denoiser, rows)
+    work = label("compute alone", case)
+    multiplied = timed(work, CEILING, products, amount=BATCH, unit="rows", rounds=ROUNDS)
+    first = sum(rows[n] * case.denoiser.get_submodule(n).weight.numel() for n in ("in_proj", "time_embed.0"))
+    flops = 3 * case.denoiser.flops_per_row(BATCH / distinct) * BATCH
+    assert 2 * (multiplied + first) == pytest.approx(flops)
+
+
+def test_training_is_the_same_mathematics():
+    config = recipe(steps=3, batch=70, autocast=False)
+    data = torch.randn(3, 70, 48, generator=torch.Generator().manual_seed(1))
+    start = random_denoiser(48, blocks=3)
+    mine, plain = copy.deepcopy(start), copy.deepcopy(start)
+    assert our_training(mine, iter(data), config) == pytest.approx(plain_training(plain, iter(data), config), rel=1e-6)
+    moved = [torch.dist(p, q) for p, q in zip(mine.parameters(), start.parameters(), strict=True)]
     apart = [torch.dist(p, q) for p, q in zip(mine.parameters(), plain.parameters(), strict=True)]
     assert sum(apart) < 0.01 * sum(moved)
-
-
-@pytest.fixture(scope="module")
-def glp(denoiser) -> GLP:
-    generator = torch.Generator().manual_seed(2)
-    mean, var = torch.randn(D_IN, generator=generator), 0.5 + torch.rand(D_IN, generator=generator)
-    return GLP(copy.deepcopy(denoiser), mean, var)
-
-
-@torch.no_grad()
-def euler_by_row(denoiser: Denoiser, z: Tensor, levels: list[float]) -> Tensor:
-    """Euler steps with a noise level for each row, as in the released code."""
-    for start, end in pairwise(levels):
-        z = z + (end - start) * velocity_by_row(denoiser, z, torch.full((len(z),), start))
-    return z
-
-
-def our_sample(glp: GLP, x: Tensor, eps: Tensor) -> Tensor:
-    return glp.sample(len(eps), steps=SOLVER_STEPS, noise=eps)
-
-
-def sample_by_row(glp: GLP, x: Tensor, eps: Tensor) -> Tensor:
-    z = euler_by_row(glp.denoiser, eps, grid(SOLVER_STEPS).tolist())
-    return z * glp.var.sqrt() + glp.mean
-
-
-def our_projection(glp: GLP, x: Tensor, eps: Tensor) -> Tensor:
-    return glp.project(x, u=U, steps=SOLVER_STEPS, noise=eps)
-
-
-def project_by_row(glp: GLP, x: Tensor, eps: Tensor) -> Tensor:
-    levels = path_from_u(U, SOLVER_STEPS).tolist()
-    z = (1 - levels[0]) * (x - glp.mean) / glp.var.sqrt() + levels[0] * eps
-    return euler_by_row(glp.denoiser, z, levels) * glp.var.sqrt() + glp.mean
-
-
-BY_ROW = "time path for each row"
-FLOWS = {
-    "sampling, 20 steps": {OURS: our_sample, BY_ROW: sample_by_row},
-    "projection, u = 0.5 of 20 steps": {OURS: our_projection, BY_ROW: project_by_row},
-}
-
-
-@pytest.mark.parametrize("way", [OURS, BY_ROW])
-@pytest.mark.parametrize("n", [1, 32, 1024])
-@pytest.mark.parametrize("work", FLOWS)
-def test_flow(work, n, way, glp, timed):
-    generator = torch.Generator().manual_seed(n)
-    eps = torch.randn(n, D_IN, generator=generator)
-    x = glp.mean + torch.randn(n, D_IN, generator=generator)
-    label = f"{work}, {n} row{'s' * (n > 1)}"
-    rounds = 2 if n > 100 else 10
-    found = timed(label, way, FLOWS[work][way], glp, x, eps, amount=n, unit="rows", rounds=rounds)
-
-    other = next(function for name, function in FLOWS[work].items() if name != way)
-    torch.testing.assert_close(found[:7], other(glp, x[:7], eps[:7]), rtol=1e-4, atol=1e-4)

@@ -54,7 +54,7 @@ def timed(benchmark, request: pytest.FixtureRequest):
         way: str,
         function: Callable[..., Any],
         *arguments: Any,
-        amount: int,
+        amount: float,
         unit: str,
         rounds: int = 3,
         setup: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]] | None = None,

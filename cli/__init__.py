@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import typer
-from glp_lens_cli import collect, compare, report, store, suites, train
+from glp_lens_cli import collect, compare, push, report, store, suites, train
 from glp_lens_cli._app import Commands
 
 # Tokenizer threads beside forked workers only bring a warning here.
@@ -30,4 +30,5 @@ app.command("steer")(suites.steer)
 app.command("fidelity")(suites.fidelity)
 app.command("compare")(compare.compare)
 app.command("report")(report.report)
+app.command("push")(push.push)
 app.add_typer(store.app, name="store")

@@ -89,6 +89,14 @@ ProjectSigma = Annotated[
         rich_help_panel="Suites",
     ),
 ]
+Fast = Annotated[
+    bool,
+    typer.Option(
+        "--fast",
+        help="Project with a third of the GLP's network calls, at about the error of the default.",
+        rich_help_panel="Suites",
+    ),
+]
 Documents = Annotated[
     int,
     typer.Option("--documents", min=1, help="Held-out documents for the change in LM loss.", rich_help_panel="Suites"),
@@ -127,6 +135,7 @@ def compare(
     new_tokens: NewTokens = 24,
     project_u: ProjectU = 0.5,
     project_sigma: ProjectSigma = 0.2,
+    fast: Fast = False,
     documents: Documents = 24,
     device: o.Device = "cpu",
     seed: o.Seed = 0,
@@ -167,6 +176,7 @@ def compare(
         new_tokens=new_tokens,
         project_u=project_u,
         project_sigma=project_sigma,
+        fast=fast,
         documents=documents,
     )
     report = run(settings, out, overwrite=overwrite, command=shlex.join(["glp-lens", *sys.argv[1:]]), say=typer.echo)

@@ -11,7 +11,7 @@ from glp_lens_cli._app import Config
 from glp_lens.errors import InputError
 
 __all__ = ["AllowMismatch", "Backend", "Config", "Context", "Device", "Dtype", "Hook", "Model", "Models", "Out",
-           "Overwrite", "Replace", "Seed", "Store", "Texts",
+           "Overwrite", "Replace", "Seed", "Store", "Stores", "Texts",
            "refuse_overwrite"]  # fmt: skip
 
 _LM = "Language model"
@@ -62,6 +62,15 @@ Texts = Annotated[
 Store = Annotated[
     Path,
     typer.Option("--store", help="Folder of an activation store, written by 'collect'.", rich_help_panel="Data"),
+]
+Stores = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        help="Folder of an activation store, written by 'collect'; for a GLP of several layers their folders, "
+        "separated by commas, or the folder they are in.",
+        rich_help_panel="Data",
+    ),
 ]
 Models = Annotated[
     str,

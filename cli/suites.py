@@ -48,8 +48,9 @@ def probe(
     loaded = [
         probing.load(name, max_train=probe_train, max_test=probe_test) for name in probing.names(split(tasks) or None)
     ]
-    entries = probing_entries(trained, numbers(sigmas, "--sigmas"))
+    levels = numbers(sigmas, "--sigmas")
     opened, point = _open(model, hook, backend, lm_dtype, device, trained)
+    entries = probing_entries(_bound(trained, point), levels)
     activations = probing.collect(opened, loaded, point, context=context, cache=out / "cache")
     results = probing.run(entries, loaded, activations, seed=seed, device=device, allow_mismatch=allow_mismatch)
     _finish(results, out, "auc", task="all")
@@ -69,6 +70,7 @@ def steer(
     new_tokens: c.NewTokens = 24,
     project_u: c.ProjectU = 0.5,
     project_sigma: c.ProjectSigma = 0.2,
+    fast: c.Fast = False,
     allow_mismatch: o.AllowMismatch = False,
     device: o.Device = "cpu",
     seed: o.Seed = 0,
@@ -87,12 +89,13 @@ def steer(
     trained = _load(models, device)
     alphas = numbers(strengths, "--strengths")
     activations = ActivationStore.open(store)
+    trained = _bound(trained, activations.hook)
     _check_store(activations, trained, "glp-lens collect --out acts", allow_mismatch=allow_mismatch)
     ranks = matched_ranks(trained, activations.sample(2048, seed=0))
     opened, point = _open(model, hook, backend, lm_dtype, device, trained)
     results = steering.run(
         opened,
-        projector_entries(trained, project_u, project_sigma, ranks),
+        projector_entries(trained, project_u, project_sigma, ranks, fast=fast),
         concept,
         hook=point,
         act_norm=activations.median_norm,
@@ -127,6 +130,7 @@ def fidelity(
     ] = "",
     documents: c.Documents = 24,
     project_u: c.ProjectU = 0.5,
+    fast: c.Fast = False,
     allow_mismatch: o.AllowMismatch = False,
     device: o.Device = "cpu",
     seed: o.Seed = 0,
@@ -146,6 +150,7 @@ def fidelity(
     o.refuse_overwrite(out / "density/results.json", out / "fidelity/results.json", overwrite=overwrite)
     trained = _load(models, device)
     heldout = _open_heldout(store, trained, allow_mismatch=allow_mismatch)
+    trained = _bound(trained, heldout.hook)
     piece = corpus.CHARACTERS_PER_TOKEN * context
     pool = list(corpus.from_files(split(texts), piece=piece)) if texts else corpus.packaged(seed, "heldout")
     opened, point = _open(model, hook, backend, lm_dtype, device, trained)
@@ -154,7 +159,7 @@ def fidelity(
     _finish(found, out / "density", "flow_loss", setting="sigma=all")
     results = suite.run(
         opened,
-        reconstruction_entries(trained, project_u, matched_ranks(trained, heldout.sample(2048, seed=0))),
+        reconstruction_entries(trained, project_u, matched_ranks(trained, heldout.sample(2048, seed=0)), fast=fast),
         pool[:documents],
         point,
         mean=heldout.stats.mean,
@@ -185,6 +190,13 @@ def _load(models: str, device: str) -> dict[str, ActivationModel]:
     return found
 
 
+def _bound(trained: dict[str, ActivationModel], hook: str) -> dict[str, ActivationModel]:
+    """The models as they are used at a hook point: of multi-layer priors, the layer."""
+    from glp_lens import provenance
+
+    return {label: provenance.bound(model, hook) for label, model in trained.items()}
+
+
 def _check_store(
     store: ActivationStore, trained: dict[str, ActivationModel], command: str, *, allow_mismatch: bool
 ) -> None:
@@ -205,6 +217,7 @@ def _check_store(
 
 def _open_heldout(folder: Path, trained: dict[str, ActivationModel], *, allow_mismatch: bool) -> ActivationStore:
     """A store that can stand for unseen activations: of the models' hook point, and not what they were trained on."""
+    from glp_lens import provenance
     from glp_lens.activations import ActivationStore
     from glp_lens.errors import InputError
 
@@ -212,10 +225,11 @@ def _open_heldout(folder: Path, trained: dict[str, ActivationModel], *, allow_mi
     if not folder.exists():
         raise InputError(f"no activation store at {folder}: collect held-out activations with '{collect}'")
     store = ActivationStore.open(folder)
+    trained = _bound(trained, store.hook)
     _check_store(store, trained, collect, allow_mismatch=allow_mismatch)
     manifest = store.provenance()["manifest_hash"]
     for label, model in trained.items():
-        if model.provenance.get("store", {}).get("manifest_hash") == manifest:
+        if provenance.trained_on(model).get("manifest_hash") == manifest:
             raise InputError(
                 f"{folder} is the store that model {label!r} was trained on, expected held-out "
                 f"activations: collect them with '{collect}'"

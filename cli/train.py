@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from glp_lens_cli import _training
 from glp_lens_cli import options as o
 
-if TYPE_CHECKING:
-    from glp_lens.activations import ActivationStore, ActivationStream
-    from glp_lens.artifacts import ActivationModel
-
-_GLP, _SAE = "GLP", "SAE"
+_GLP, _SAE, _CURVE, _SCALE = "GLP", "SAE", "GLP: curve and checkpoints", "GLP: memory and machines"
 
 
 def train(
     kind: Annotated[str, typer.Argument(help="glp, sae, pca, gaussian or raw.", show_default=False)],
-    store: o.Store = Path("acts"),
+    store: o.Stores = "acts",
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder for the model; by default models/KIND.", rich_help_panel="Run"),
@@ -41,6 +37,16 @@ def train(
             rich_help_panel=_GLP,
         ),
     ] = "small",
+    optimizer: Annotated[
+        str | None,
+        typer.Option("--optimizer", help="'adamw', or 'muon' for the inner matrices.", rich_help_panel=_GLP),
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            "--ema", help="Save an average of the weights with this decay, such as 0.999.", rich_help_panel=_GLP
+        ),
+    ] = None,
     width: Annotated[
         int | None,
         typer.Option(
@@ -51,11 +57,75 @@ def train(
         int | None,
         typer.Option("--mlp", min=1, help="Meta-neurons a block; by default four times d_in.", rich_help_panel=_GLP),
     ] = None,
-    layers: Annotated[int, typer.Option("--layers", min=1, help="Blocks.", rich_help_panel=_GLP)] = 3,
-    validation: Annotated[
-        Path | None,
-        typer.Option("--validation", help="Store of held-out activations, for the curve.", rich_help_panel=_GLP),
+    layers: Annotated[
+        int | None, typer.Option("--layers", min=1, help="Blocks; by default 3.", rich_help_panel=_GLP)
     ] = None,
+    finetune: Annotated[
+        str | None,
+        typer.Option(
+            "--finetune",
+            help="Folder or Hub id of a GLP to train on from; its normaliser stays as it is.",
+            rich_help_panel=_GLP,
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        str, typer.Option("--checkpoint", help="Which checkpoint of --finetune.", rich_help_panel=_GLP)
+    ] = "final",
+    condition: Annotated[
+        str | None,
+        typer.Option(
+            "--condition", help="Label of the store with each row's class, to condition on.", rich_help_panel=_GLP
+        ),
+    ] = None,
+    massive: Annotated[
+        float,
+        typer.Option(
+            "--massive",
+            min=0,
+            help="Rows with a norm over this many times the median do not count; 0 counts all.",
+            rich_help_panel=_GLP,
+        ),
+    ] = 10.0,
+    validation: Annotated[
+        str | None,
+        typer.Option(
+            "--validation",
+            help="Store of held-out activations, for the curve; of several layers as in --store.",
+            rich_help_panel=_CURVE,
+        ),
+    ] = None,
+    checkpoints: Annotated[
+        int,
+        typer.Option(
+            "--checkpoints",
+            min=0,
+            help="Keep about this many models on the way in OUT/checkpoints, at steps evenly spaced on a "
+            "logarithmic scale.",
+            rich_help_panel=_CURVE,
+        ),
+    ] = 0,
+    logger: Annotated[
+        str | None,
+        typer.Option("--logger", help="Also send the curve to trackio, wandb or tensorboard.", rich_help_panel=_CURVE),
+    ] = None,
+    accumulate: Annotated[
+        int | None,
+        typer.Option("--accumulate", min=1, help="Compute each step in this many parts.", rich_help_panel=_SCALE),
+    ] = None,
+    recompute: Annotated[
+        bool,
+        typer.Option(
+            "--recompute",
+            help="Compute activations again in the backward pass rather than keep them.",
+            rich_help_panel=_SCALE,
+        ),
+    ] = False,
+    shard: Annotated[
+        bool,
+        typer.Option(
+            "--shard", help="Under torchrun, spread weights and optimiser over the processes.", rich_help_panel=_SCALE
+        ),
+    ] = False,
     latents: Annotated[
         int | None,
         typer.Option(
@@ -78,7 +148,8 @@ def train(
         bool,
         typer.Option(
             "--allow-mismatch",
-            help="Use a --validation store of another hook point, language model or weight processing.",
+            help="Use a --validation store, or --finetune a GLP, of another hook point, language model or weight "
+            "processing.",
             rich_help_panel=_GLP,
         ),
     ] = False,
@@ -93,94 +164,47 @@ def train(
     """Train a GLP, SAE, PCA, Gaussian or raw baseline on a store.
 
     An interrupted GLP continues when the same command is run again.
+
+    On several GPUs: torchrun --nproc-per-node 8 -m glp_lens_cli train glp --device cuda ...
     """
     from glp_lens import models, provenance
+    from glp_lens.artifacts import CONFIG
     from glp_lens.errors import InputError
     from glp_lens.lm import check_device
+    from glp_lens.training import distributed
+    from glp_lens.training.config import recipe as make
 
     models.model_class(kind)  # refuse an unknown kind before any work
     folder = out or Path("models") / kind
-    if (folder / "config.json").exists() and not overwrite:
+    if (folder / CONFIG).exists() and not overwrite:
         raise InputError(f"{folder} already holds a model: choose another --out, or pass --overwrite")
     if lr is not None and not 0 < lr < 1:
         raise InputError(f"--lr must be between 0 and 1, got {lr}")
     check_device(device)
-    opened = _open(store, kind, wait=wait)
-    held = _open_validation(validation, opened, allow_mismatch=allow_mismatch) if validation else None
-    folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written must fail before the training
-    state = folder / "training.state"
-    fitted: ActivationModel
-    if kind == "glp":
-        settings = _recipe(recipe, rows, batch_size, lr, seed)
-        fitted = models.model_class("glp").fit(  # type: ignore[attr-defined]
-            opened, settings, d_model=width, d_mlp=mlp, n_layers=layers, device=device,
-            validation=held.sample(2048, seed=0) if held else None, state=state,
-        )  # fmt: skip
-    elif kind == "sae":
-        fitted = models.model_class("sae").fit(  # type: ignore[attr-defined]
-            opened, n_latents=latents, k=k, rows=rows, batch_size=batch_size or 512, lr=lr or 2e-3,
-            device=device, seed=seed,
-        )  # fmt: skip
-    else:
-        fitted = _closed_form(kind, opened, components, seed)
-    typer.echo(f"saved {kind}: {fitted.save_pretrained(folder)}")
-    state.unlink(missing_ok=True)
-    typer.echo(provenance.describe(fitted))
-
-
-def _open(folder: Path, kind: str, *, wait: bool) -> ActivationStore | ActivationStream:
-    """The store, or the stream that is being collected."""
-    from glp_lens.activations import ActivationStore, ActivationStream
-    from glp_lens.activations.manifest import MANIFEST, Manifest
-    from glp_lens.activations.waiting import wait_until
-    from glp_lens.errors import InputError
-
-    if wait:
-        wait_until(lambda: (folder / MANIFEST).is_file() or None, lambda: f"waiting for a store in {folder}")
-    if not (folder / MANIFEST).is_file() or Manifest.read(folder).window is None:
-        return ActivationStore.open(folder)
-    if kind not in ("glp", "sae"):
-        raise InputError(f"{folder} is a stream, which a {kind} cannot be fitted on: collect a store without --window")
-    # The SAE's trainer keeps no checkpoint, so what it has read is used up.
-    return ActivationStream.open(folder, checkpointed=kind == "glp")
-
-
-def _open_validation(
-    folder: Path, store: ActivationStore | ActivationStream, *, allow_mismatch: bool
-) -> ActivationStore:
-    """The held-out store, refused if it holds other activations than the training store."""
-    from glp_lens import provenance
-    from glp_lens.activations import ActivationStore
-
-    held = ActivationStore.open(folder)
-    provenance.check(
-        f"{store.path} was collected",
-        store.provenance(),
-        held.provenance(),
-        remedy=f"collect {folder} the same way",
-        allow_mismatch=allow_mismatch,
-    )
-    return held
-
-
-def _recipe(name: str, rows: int, batch_size: int | None, lr: float | None, seed: int) -> object:
-    from glp_lens.errors import InputError
-    from glp_lens.training.config import TrainConfig
-
-    recipes = {
-        "paper": TrainConfig(rows=max(rows, 4096)),
-        "small": TrainConfig(rows=max(rows, 512), batch_size=512, lr=2e-3, sigmas="stratified"),
-    }
-    if name not in recipes:
-        raise InputError(f"--recipe must be one of {', '.join(recipes)}, got {name!r}")
-    base = recipes[name]
-    return dataclasses.replace(base, rows=rows, batch_size=batch_size or base.batch_size, lr=lr or base.lr, seed=seed)
-
-
-def _closed_form(
-    kind: str, store: ActivationStore | ActivationStream, components: int | None, seed: int
-) -> ActivationModel:
-    from glp_lens import models
-
-    options = {"n_components": components, "max_rows": len(store)} if kind == "pca" else {}
-    return models.model_class(kind).fit(store, seed=seed, **options)  # type: ignore[attr-defined,no-any-return]
+    with distributed.session(device):
+        if distributed.running() and kind != "glp":
+            raise InputError(f"several processes train a GLP together, not a {kind}: run it without torchrun")
+        opened = _training.open_stores(store, kind, wait=wait)
+        held = _training.open_validation(validation, opened, allow_mismatch=allow_mismatch) if validation else None
+        folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written must fail before the training
+        if kind == "glp":
+            settings = make(
+                recipe, rows, batch_size=batch_size, lr=lr, optimizer=optimizer, ema=ema, accumulate=accumulate,
+                seed=seed,
+            )  # fmt: skip
+            fitted = _training.train_glp(
+                folder, opened, settings, finetune=(finetune, checkpoint) if finetune else None,
+                shape={"d_model": width, "d_mlp": mlp, "n_layers": layers}, device=distributed.device(device),
+                logger=logger, checkpoints=checkpoints, overwrite=overwrite, validation=held, condition=condition,
+                massive=massive or None, recompute=recompute, shard=shard, allow_mismatch=allow_mismatch,
+            )  # fmt: skip
+        else:
+            fitted = _training.train_other(
+                kind, opened[0], rows=rows, batch_size=batch_size, lr=lr, latents=latents, k=k,
+                components=components, device=device, seed=seed,
+            )  # fmt: skip
+        if distributed.is_main():
+            typer.echo(f"saved {kind}: {fitted.save_pretrained(folder)}")
+            (folder / _training.STATE).unlink(missing_ok=True)
+            typer.echo(provenance.describe(fitted))
+        distributed.barrier()

@@ -1,4 +1,4 @@
-"""Saving and loading trained models: a folder with `config.json` and safetensors, and where they came from."""
+"""Saving, loading and publishing trained models: a folder of `config.json`, safetensors, and where they came from."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import platform
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from glp_lens import hub
 from glp_lens.errors import InputError
 from glp_lens.types import Json
 
@@ -36,13 +38,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that a reader or a crash sees the old content or the new, never a part."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader or a crash sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -156,35 +158,90 @@ class ActivationModel(ABC):
         """Write the model to `folder`, replacing a model saved there before."""
         folder = Path(folder)
         write_tensors(folder / WEIGHTS, self._tensors())
-        write_json(
-            folder / CONFIG,
-            {
-                "format": 1,
-                "kind": self.kind,
-                "d_in": self.d_in,
-                "model": self._config(),
-                "provenance": self.provenance,
-                "versions": versions(),
-            },
-        )
+        write_json(folder / CONFIG, self._about())
         return folder
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Load a model that `save_pretrained` wrote.
+    def from_pretrained(cls, folder: str | Path, *, revision: str | None = None) -> Self:
+        """Load a model that `save_pretrained` or `push_to_hub` wrote.
+
+        Args:
+            folder: a folder, or the id of a Hub repository.
+            revision: branch, tag or commit of the repository.
 
         Raises:
-            InputError: nothing there, another kind of model, or damaged files.
+            InputError: nothing there, another kind of model, damaged files, or no network.
         """
-        folder = Path(folder)
-        config = read_json(folder / CONFIG, "model config")
+        path = hub.fetch(folder, [CONFIG, WEIGHTS], revision=revision)
+        config = read_json(path / CONFIG, "model config")
         if config.get("kind") != cls.kind:
             raise InputError(f"{folder} holds a model of kind {config.get('kind')!r}, expected {cls.kind!r}")
         try:
-            model = cls._restore(config["model"], read_tensors(folder / WEIGHTS))
+            model = cls._restore(config["model"], read_tensors(path / WEIGHTS))
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{folder}: config and weights do not fit together ({error})") from None
         model.provenance = config.get("provenance", {})
         return model
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        token: str | None = None,
+        commit_message: str | None = None,
+        license: str | None = None,
+        format: str = "own",
+    ) -> str:
+        """Publish the model with a model card in a Hub repository, in place of one pushed there before.
+
+        Args:
+            repo_id: `owner/name`, or a name of your own; created if it is not there.
+            private: whether a new repository is private.
+            revision: branch to push to, created if it is not there.
+            token: by default that of `hf auth login` or HF_TOKEN.
+            license: for the card, a name of the Hub's list such as `mit`.
+            format: `own`; for a GLP also `released`, which the released GLP code reads.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            InputError: malformed id, unknown format, no network, or no right to write.
+        """
+        hub.check_id(repo_id)
+        writers = self._writers()
+        if format not in writers:
+            raise InputError(f"format of a {self.kind} must be one of {', '.join(writers)}, got {format!r}")
+        with tempfile.TemporaryDirectory() as folder:
+            writers[format](Path(folder))
+            card = hub.card(self._about(), repo_id, license=license, released=format == "released")
+            (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+            return hub.push(
+                Path(folder),
+                repo_id,
+                private=private,
+                revision=revision,
+                token=token,
+                message=commit_message or f"Upload {self.kind} with glp-lens",
+                # Files of the other format would be what is loaded.
+                replaced=["*.safetensors", "config.json", "config.yaml", "rep_statistics.pt"],
+            )
+
+    def _writers(self) -> dict[str, Callable[[Path], Path]]:
+        """What writes the model to a folder, by the name of the format."""
+        return {"own": self.save_pretrained}
+
+    def _about(self) -> Json:
+        """The content of `config.json`."""
+        return {
+            "format": 1,
+            "kind": self.kind,
+            "d_in": self.d_in,
+            "model": self._config(),
+            "provenance": self.provenance,
+            "versions": versions(),
+        }

@@ -76,7 +76,7 @@ class Projector(ABC):
         The default noise depends on earlier calls and on the batch; passing `noise` makes it repeatable row by row.
 
         Args:
-            hook: the hook point; by default the one this model was trained on.
+            hook: the hook point; by default the one this model was trained on. A multi-layer prior binds to its layer.
             model: the language model it is for. With it, weights and their processing are checked at once;
                 without it, only the hook point and the width, when the hook runs.
             allow_mismatch: work on another hook point or language model than in training.
@@ -87,16 +87,17 @@ class Projector(ABC):
         name = hook or self.hook
         if name is None:
             raise InputError("this model does not know its hook point: pass hook='blocks.N.hook_resid_post'")
+        projector = provenance.bound(self, name)
         if model is not None:
-            provenance.check_use(self, model, name, allow_mismatch=allow_mismatch)
+            provenance.check_use(projector, model, name, allow_mismatch=allow_mismatch)
         else:
             provenance.check(
                 f"this {type(self).__name__} was trained",
-                {"hook": self.hook},
+                {"hook": projector.hook},
                 {"hook": name},
                 allow_mismatch=allow_mismatch,
             )
-        return name, hooks.project(self, positions, noise, allow_mismatch=allow_mismatch, **options)
+        return name, hooks.project(projector, positions, noise, allow_mismatch=allow_mismatch, **options)
 
 
 class Sampler(ABC):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from glp_lens import lm
 from glp_lens.errors import InputError
@@ -23,6 +23,9 @@ _ALIASES = {"gpt2-small": "gpt2"}
 _RESIDUAL = re.compile(r"blocks\.\d+\.(hook_resid_\w+|hook_attn_out|hook_mlp_out|hook_in|hook_out)")
 
 
+Model = TypeVar("Model")
+
+
 class _Trained(Protocol):
     """What a check needs to know of a trained model; `provenance` is read too where there is one."""
 
@@ -34,8 +37,19 @@ class _Trained(Protocol):
 
 def trained_on(model: _Trained) -> Json:
     """What is known of the activations that a model was trained on, in the terms of a store's provenance."""
-    store: Json = getattr(model, "provenance", {}).get("store") or {}
-    return {**store, "hook": model.hook, "d_in": model.d_in}
+    store: Json = dict(getattr(model, "provenance", {}).get("store") or {})
+    hooks: Json = store.pop("hooks", {})  # what a multi-layer prior knows of each of its hook points
+    return {**store, **hooks.get(model.hook or "", {}), "hook": model.hook, "d_in": model.d_in}
+
+
+def bound(model: Model, hook: str) -> Model:
+    """A model as it is used at a hook point: of a multi-layer prior, the view of that layer.
+
+    Raises:
+        InputError: a layer that the prior was not trained on.
+    """
+    at = getattr(model, "at", None)
+    return at(hook) if at else model
 
 
 def here(model: lm.Model, hook: str) -> Json:
@@ -98,6 +112,33 @@ def check_models(models: Mapping[str, _Trained], found: Json, *, allow_mismatch:
         for label, model in models.items()
     ]
     return [note for note in notes if note]
+
+
+def check_finetuning(model: _Trained, found: Json, *, allow_mismatch: bool = False) -> str:
+    """Refuse to train a model on at another hook point, width, weight processing or depth of the language model.
+
+    Other weights of the language model, or another one of that shape, are what finetuning is for.
+
+    Returns:
+        What was accepted, as `check`.
+
+    Raises:
+        InputError: they differ.
+    """
+    return check(
+        "this prior was trained",
+        _place(trained_on(model)),
+        _place(found),
+        remedy="finetune it on activations of the same hook point",
+        allow_mismatch=allow_mismatch,
+    )
+
+
+def _place(trained: Json) -> Json:
+    """Where in a language model activations are from, whichever it is."""
+    about = trained.get("model") or {}
+    model = {key: about.get(key) for key in ("weight_processing", "n_layers")}
+    return {"hook": trained.get("hook"), "d_in": trained.get("d_in"), "model": model}
 
 
 def check_use(model: _Trained, language_model: lm.Model, hook: str, *, allow_mismatch: bool = False) -> None:

@@ -49,6 +49,21 @@ class Rows(Protocol):
         ...
 
 
+class Values:
+    """`Rows` that are in memory, `(n, k)` numbers."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self._values, self.shape, self.dtype = values, values.shape[1:], values.dtype
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def read(self, starts: np.ndarray, stops: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """The rows of intervals, one after the other, in `out`."""
+        index = np.concatenate([np.arange(a, b) for a, b in zip(starts, stops, strict=True)])
+        return np.take(self._values, index, axis=0, out=out)
+
+
 def window_rows(row_bytes: int) -> int:
     """Rows of a window: `WINDOW_ROWS`, fewer if they would take more than `WINDOW_BYTES`."""
     return max(BLOCK_ROWS, min(WINDOW_ROWS, WINDOW_BYTES // row_bytes))
@@ -92,6 +107,7 @@ class Batches(Iterator[Acts]):
         every: int = 1,
         rank: int = 0,
         world_size: int = 1,
+        part: tuple[int, int] | None = None,
         normalize: tuple[Tensor, Tensor] | None = None,
         block: int = BLOCK_ROWS,
         window: int | None = None,
@@ -110,6 +126,8 @@ class Batches(Iterator[Acts]):
             every: from there on, take only every so many batches.
             rank: which of the processes this is.
             world_size: how many processes share the stream.
+            part: `(first, whole)` in place of both, where the shares are not equal: a step takes `whole` rows of the
+                stream, of which this process gets `batch_size` from `first` on.
             normalize: (mean, standard deviation) `(d_in,)` by which rows are normalised.
             block: rows read together.
             window: rows shuffled together; by default `WINDOW_ROWS`, in at most `WINDOW_BYTES`.
@@ -135,17 +153,20 @@ class Batches(Iterator[Acts]):
                 raise InputError(f"batches need {name} >= {least}, got {value}")
         if not 0 <= rank < world_size:
             raise InputError(f"batches for {world_size} processes need a rank from 0 to {world_size - 1}, got {rank}")
+        offset, step_rows = part or (rank * batch_size, world_size * batch_size)
+        if not 0 <= offset <= step_rows - batch_size:
+            raise InputError(f"a step of {step_rows} rows has no {batch_size} from row {offset} on")
         total = _ENDLESS if epochs is None else n * epochs
-        if n == 0 or (drop_last and total < batch_size * world_size):
+        if n == 0 or (drop_last and total < step_rows):
             raise InputError(
-                f"a batch of {batch_size * world_size} is more than the {n if epochs is None else total} rows of "
+                f"a batch of {step_rows} is more than the {n if epochs is None else total} rows of "
                 f"{epochs or 'any'} epoch(s): use a smaller batch or collect more rows"
             )
         if drop_last and epochs is not None:
-            total -= total % (batch_size * world_size)
+            total -= total % step_rows
         self._rows, self._every, self._normalize, self._fingerprint = rows, every, normalize, fingerprint
         self._shuffle = _Shuffle(n_rows=n, seed=seed, block=block, window=max(1, window // block) * block)
-        self._share = _Share(batch_size=batch_size, rank=rank, world_size=world_size, end=total)
+        self._share = _Share(batch_size=batch_size, offset=offset, step_rows=step_rows, end=total)
         self.next_batch = start_batch
         self._running: Generator[Tensor] | None = None
         if normalize is not None:
@@ -216,26 +237,24 @@ class Batches(Iterator[Acts]):
 
 @dataclass(frozen=True, kw_only=True)
 class _Share:
-    """Which rows of the stream are taken: of each step the slice of a rank, from step `first` on, up to row `end`."""
+    """Which rows of the stream are taken, up to row `end`.
+
+    Every step from step `first` on takes `step_rows` for all ranks together, of which `batch_size` from `offset` on are
+    this one's.
+    """
 
     batch_size: int
-    rank: int
-    world_size: int
+    offset: int
+    step_rows: int
     end: int
     first: int = 0
     every: int = 1
 
-    @property
-    def step_rows(self) -> int:
-        """Rows of the stream that a step takes, for all ranks together."""
-        return self.batch_size * self.world_size
-
     def slice_at(self, row: int) -> tuple[int, int]:
         """(first row, row after the last) of the first slice that does not end before row `row` of the stream."""
-        offset = self.rank * self.batch_size
-        step = max(self.first, -(-(row - offset - self.batch_size + 1) // self.step_rows))
+        step = max(self.first, -(-(row - self.offset - self.batch_size + 1) // self.step_rows))
         step += (self.first - step) % self.every
-        begin = step * self.step_rows + offset
+        begin = step * self.step_rows + self.offset
         return begin, min(begin + self.batch_size, self.end)
 
 

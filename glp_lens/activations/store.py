@@ -16,7 +16,7 @@ import xxhash
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from glp_lens.activations.batches import Batches
+from glp_lens.activations.batches import Batches, Values, window_rows
 from glp_lens.activations.manifest import MANIFEST, STORED, Manifest, Manifested, Shard
 from glp_lens.activations.reader import Extent, RowReader, to_tensor
 from glp_lens.activations.shard import file_hash, open_shard
@@ -129,8 +129,11 @@ class ActivationStore(Manifested):
         drop_last: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        part: tuple[int, int] | None = None,
         normalize: tuple[Tensor, Tensor] | None = None,
         every: int = 1,
+        window: int | None = None,
+        values: np.ndarray | None = None,
     ) -> Batches:
         """Shuffled batches `(batch_size, d_in)` float32, every row once an epoch; see `Batches`.
 
@@ -143,14 +146,20 @@ class ActivationStore(Manifested):
             drop_last: leave out the incomplete batch at the very end.
             rank: which of `world_size` processes this is.
             world_size: processes that share the rows: each step is a batch of every process, all disjoint.
+            part: `(first, whole)`, for shares that are not equal; see `Batches`.
             normalize: (mean, standard deviation) `(d_in,)` by which rows are normalised.
             every: take only every so many batches.
+            window: rows shuffled together.
+            values: `(n, k)` numbers, some for each row of the store, to take in place of the activations; with the
+                same other arguments they come in the same order.
 
         Raises:
             InputError: a number out of its range, or not one whole batch.
         """
+        if values is not None and len(values) != len(self):
+            raise InputError(f"expected values for {len(self)} rows, got {len(values)}")
         return Batches(
-            self._x,
+            self._x if values is None else Values(values),
             batch_size,
             seed=seed,
             start_batch=start_batch,
@@ -158,8 +167,10 @@ class ActivationStore(Manifested):
             drop_last=drop_last,
             rank=rank,
             world_size=world_size,
+            part=part,
             normalize=normalize,
             every=every,
+            window=window or window_rows(self.d_in * self._x.dtype.itemsize),
             fingerprint=self.fingerprint,
         )
 

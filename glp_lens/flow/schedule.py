@@ -3,11 +3,14 @@
 The released code asks diffusers' flow-matching Euler scheduler for `n` steps and gets timesteps evenly spaced
 from 1000 to 1, divided by 1000, then a final 0. Its `u` in [0, 1) indexes the grid in use, so the same `u`
 means different noise levels on different grids: u = 0.5 is sigma 0.4742 on 20 steps and 0.5 on 1000.
+
+Other spacings of the levels, for solvers that make more of few evaluations, are in `SPACINGS`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -19,6 +22,10 @@ TRAIN_STEPS = 1000
 """Training draws sigma from the 1000 values of this grid; the denoiser is fed sigma * 1000."""
 SIGMA_BINS = 10
 """Equal parts of [0, 1] by which losses are reported."""
+EARLY = 1.3
+"""Exponent of the spacing `early`; 1 is even."""
+LOG_SNR_MARGIN = 0.05
+"""Of the spacing `log-snr`: the second level is at most 1 minus this, the last but one this part of the first."""
 
 
 def grid(steps: int) -> Tensor:
@@ -42,13 +49,70 @@ def path_from_u(u: float, steps: int) -> Tensor:
     return grid(steps)[int(index_of_u(u, steps)) :]
 
 
-def path_from_sigma(sigma: float, steps: int) -> Tensor:
-    """From `sigma` down to 0 at the pace of the `steps`-grid: `ceil(sigma * steps)` even steps."""
+def even(sigma: float, steps: int) -> Tensor:
+    """Steps of one length."""
+    return torch.linspace(sigma, 0, steps + 1)
+
+
+def early(sigma: float, steps: int) -> Tensor:
+    """Shorter steps near noise: `1 - (1 - t)^1.3` of even levels `t`.
+
+    Activations have a few directions of far more than average variance, which bend the flow's paths early.
+    """
+    start = _towards_noise(torch.tensor(sigma), 1 / EARLY)
+    return _starting_at(sigma, _towards_noise(torch.linspace(float(start), 0, steps + 1), EARLY))
+
+
+def _towards_noise(levels: Tensor, exponent: float) -> Tensor:
+    """`1 - (1 - levels)^exponent`, exact also near 0."""
+    return -torch.expm1(exponent * torch.log1p(-levels))
+
+
+def late(sigma: float, steps: int) -> Tensor:
+    """Shorter steps near data: squares of even levels."""
+    return sigma * torch.linspace(1, 0, steps + 1) ** 2
+
+
+def log_snr(sigma: float, steps: int) -> Tensor:
+    """Even in the logarithm of the signal-to-noise ratio, which is infinite at 0 and 1, short of both ends."""
+    top, bottom = (torch.logit(torch.tensor(s)) for s in (min(sigma, 1 - LOG_SNR_MARGIN), LOG_SNR_MARGIN * sigma))
+    levels = torch.linspace(float(top), float(bottom), steps).sigmoid()
+    return _starting_at(sigma, torch.cat([levels, torch.zeros(1)]))
+
+
+def _starting_at(sigma: float, levels: Tensor) -> Tensor:
+    """The levels with exactly `sigma` in front, free of rounding."""
+    return torch.cat([torch.tensor([sigma]), levels[1:]])
+
+
+SPACINGS: dict[str, Callable[[float, int], Tensor]] = {
+    "even": even,
+    "early": early,
+    "late": late,
+    "log-snr": log_snr,
+}
+"""How the levels from `sigma` down to 0 are spaced, by name; each gives `steps + 1` of them."""
+
+
+def path(sigma: float, steps: int, spacing: str = "even") -> Tensor:
+    """From `sigma` down to 0 in `steps` steps: `(steps + 1,)` levels, or the 0 alone.
+
+    Raises:
+        InputError: a level outside [0, 1], no steps, or a spacing not in `SPACINGS`.
+    """
     if not 0 <= sigma <= 1:
         raise InputError(f"sigma must be in [0, 1]: 0 is data and 1 is noise, got {sigma}")
-    if sigma == 0:
-        return torch.zeros(1)
-    return torch.linspace(sigma, 0, math.ceil(sigma * steps) + 1)
+    if steps < 1:
+        raise InputError(f"steps must be at least 1, got {steps}")
+    if spacing not in SPACINGS:
+        raise InputError(f"grid must be one of released, {', '.join(SPACINGS)}, got {spacing!r}")
+    return torch.zeros(1) if sigma == 0 else SPACINGS[spacing](sigma, steps)
+
+
+def path_from_sigma(sigma: float, steps: int, spacing: str = "even") -> Tensor:
+    """From `sigma` down to 0 at the pace of `steps` for the whole way: in `ceil(sigma * steps)` steps."""
+    share = math.ceil(sigma * steps) if 0 < sigma <= 1 and steps > 0 else steps
+    return path(sigma, share, spacing)
 
 
 def uniform_sigmas(n: int, generator: Generator) -> Tensor:

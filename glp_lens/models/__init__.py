@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
+from glp_lens import hub
 from glp_lens.artifacts import CONFIG, ActivationModel, read_json
 from glp_lens.errors import InputError
 
@@ -17,8 +18,8 @@ KINDS = {
 }
 """Kind, as `config.json` writes it, to `module:class`; a module is imported when its kind is asked for."""
 
-_RELEASED = ("config.yaml", "final.safetensors")
-"""What a folder holds in the format of the released GLPs."""
+_RELEASED = "config.yaml"
+"""What a folder in the format of the released GLPs holds instead of `config.json`."""
 
 
 def model_class(kind: str) -> type[ActivationModel]:
@@ -33,16 +34,20 @@ def model_class(kind: str) -> type[ActivationModel]:
     return getattr(import_module(module), name)
 
 
-def load(folder: str | Path) -> ActivationModel:
-    """Load a saved model of whatever kind, including a folder in the released GLP format.
+def load(folder: str | Path, *, revision: str | None = None) -> ActivationModel:
+    """Load a saved model of whatever kind, including one in the released GLP format.
+
+    Args:
+        folder: a folder, or the id of a Hub repository.
+        revision: branch, tag or commit of the repository.
 
     Raises:
-        InputError: nothing there, an unknown kind, or damaged files.
+        InputError: nothing there, an unknown kind, damaged files, or no network.
     """
-    folder = Path(folder)
-    if not (folder / CONFIG).exists() and all((folder / name).exists() for name in _RELEASED):
-        return model_class("glp").from_pretrained(folder)
-    kind = read_json(folder / CONFIG, "model config").get("kind")
+    path = hub.fetch(folder, [CONFIG, _RELEASED], revision=revision)
+    if not (path / CONFIG).exists() and (path / _RELEASED).exists():
+        return model_class("glp").from_pretrained(folder, revision=revision)
+    kind = read_json(path / CONFIG, "model config").get("kind")
     if not isinstance(kind, str):
-        raise InputError(f"{folder / CONFIG} names no kind of model: expected one of {', '.join(KINDS)}")
-    return model_class(kind).from_pretrained(folder)
+        raise InputError(f"{folder}: {CONFIG} names no kind of model: expected one of {', '.join(KINDS)}")
+    return model_class(kind).from_pretrained(folder, revision=revision)

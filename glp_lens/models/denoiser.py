@@ -12,7 +12,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import embedding, linear, silu
 from torch.utils.checkpoint import checkpoint
 
 from glp_lens.errors import InputError
@@ -76,7 +76,7 @@ class Term:
 
     def spread(self, projected: Tensor) -> Tensor:
         """Something computed of each embedding, `(m, k)`, as one for each row (or one for all)."""
-        return projected if self.index is None else projected[self.index]
+        return projected if self.index is None else embedding(self.index, projected)
 
 
 class Block(nn.Module):
@@ -101,7 +101,10 @@ class Block(nn.Module):
     def meta_neurons(self, h: Tensor, modulation: Tensor) -> Tensor:
         """The hidden units `(n, d_mlp)`, input of `down_proj`."""
         x = self.ln(h)
-        return silu(self.gate_proj(x) * modulation) * self.up_proj(x)
+        gate = self.gate_proj(x)
+        if torch.is_grad_enabled():
+            return silu(gate * modulation) * self.up_proj(x)
+        return silu(gate.mul_(modulation), inplace=True).mul_(self.up_proj(x))  # no memory for what is not kept
 
     def forward(self, h: Tensor, terms: Sequence[Term]) -> Tensor:
         """The residual stream `(n, d_model)` after this block."""
@@ -236,7 +239,7 @@ class Denoiser(nn.Module):
             return None
         if layer is None:
             raise InputError(f"this prior is conditioned on the layer: pass layer=0..{depth - 1}")
-        layers = torch.as_tensor(layer).to(device).reshape(-1)
+        layers = torch.as_tensor(layer).to(device).reshape(-1).long()
         if bool(((layers < 0) | (layers >= depth)).any()):
             raise InputError(f"layer must be in 0..{depth - 1}, got {layer}")
         return layers

@@ -1,25 +1,24 @@
-"""Training a prior on a store of activations, or on a stream while it is collected."""
+"""Training a prior in place: on the rows of a store, of sibling stores, or of streams while they are collected."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import xxhash
 
-from glp_lens.activations.stream import ActivationStream
 from glp_lens.errors import InputError
 from glp_lens.models.denoiser import Denoiser, DenoiserConfig
-from glp_lens.models.rows import check_rows
-from glp_lens.training import distributed
+from glp_lens.models.sources import Sources
+from glp_lens.training import checkpoint, distributed
 from glp_lens.training.config import TrainConfig
 from glp_lens.training.loop import train
-from glp_lens.training.objective import Batch
 from glp_lens.types import Acts, Json
 
 if TYPE_CHECKING:
-    from glp_lens.activations import ActivationStore
     from glp_lens.models.glp import GLP
 
 
@@ -33,55 +32,99 @@ def initial_denoiser(shape: DenoiserConfig, seed: int) -> Denoiser:
 
 def fit(
     model: GLP,
-    store: ActivationStore | ActivationStream,
+    sources: Sources,
     config: TrainConfig,
     *,
-    validation: Acts | None = None,
+    validation: Acts | Sources | None = None,
     state: Path | None = None,
+    checkpoints: Path | None = None,
+    snapshots: int = 0,
+    on_entry: Callable[[Json], None] | None = None,
+    recompute: bool = False,
+    shard: bool = False,
+    finetuned_from: Json | None = None,
 ) -> None:
     """Train a prior in place, on the device that it is on, and write down in its provenance what it saw.
+
+    The arguments are those of `GLP.fit`.
 
     Raises:
         InputError: settings that cannot train, or a diverged loss.
     """
-    stream = store if isinstance(store, ActivationStream) else None
-    if stream is not None and distributed.world_size() > 1:
-        raise InputError("a stream has one trainer at a time: collect a store for several processes")
-    share = config.batch_size // distributed.world_size()
+    if snapshots and checkpoints is None:
+        raise InputError("snapshots need a folder: pass checkpoints=")
+    streams = sources.streams(config.batch_size)
+    origin: Json = {"store": sources.provenance()}
+    if finetuned_from:
+        origin["finetuned_from"] = finetuned_from
+    # Only the main process is told entries, and only it saves.
+    entries = checkpoint.history(state) if state else []
 
-    def rows(start: int) -> Iterator[Acts]:
-        if isinstance(store, ActivationStream):
-            return store.batches(share, seed=config.seed, start_batch=start)
-        rank, world_size = distributed.rank(), distributed.world_size()
-        return store.batches(share, seed=config.seed, start_batch=start, rank=rank, world_size=world_size)
+    def told(entry: Json) -> None:
+        entries.append(entry)
+        if on_entry:
+            on_entry(entry)
 
-    def feed(start: int) -> Iterator[Batch]:
-        for x in rows(start):
-            yield Batch(model.normalize(x.to(model.device)))
+    def describe(prior: GLP, history: list[Json], steps: int) -> None:
+        prior.history = history
+        seconds = history[-1]["seconds"] if history else 0.0
+        training = _training(prior.denoiser, config, steps=steps, rows_distinct=sources.rows, seconds=seconds)
+        if sources.massive:
+            training["massive_rows"] = sources.massive
+        if sources.label is not None:
+            training["condition"] = sources.label
+        prior.provenance = {**origin, "training": training}
 
-    held = None
-    if validation is not None:
-        held = Batch(model.normalize(check_rows(validation, store.d_in).to(model.device)))
-    result = train(
-        model.denoiser,
-        feed,
-        config,
-        validation=held,
-        state=state,
-        identity={"denoiser": model.denoiser.config.to_json(), "store": store.provenance().get("manifest_hash")},
-        save_now=lambda step: stream is not None and stream.commit_due(step * config.batch_size),
-        on_saved=lambda step: stream.commit(step * config.batch_size) if stream else None,
-    )
-    model.history = result.history
-    model.provenance = {
-        "store": store.provenance(),
-        "training": _training(model.denoiser, config, rows_distinct=len(store), seconds=result.seconds),
+    def keep(step: int) -> None:
+        if checkpoints is not None and distributed.is_main():
+            prior = copy.copy(model)
+            describe(prior, [entry for entry in entries if entry["step"] <= step], step)
+            prior.save_pretrained(checkpoints / f"step_{step:08d}")
+
+    def commit(step: int) -> None:
+        for stream, rows in streams:
+            stream.commit(step * rows)
+
+    model.denoiser.requires_grad_(True)
+    try:
+        result = train(
+            model.denoiser,
+            sources.feed(config, model),
+            config,
+            validation=None if validation is None else sources.held_out(validation, model),
+            state=state,
+            identity=_identity(model, sources, origin),
+            save_now=lambda step: any(stream.commit_due(step * rows) for stream, rows in streams),
+            on_saved=commit,
+            on_entry=told,
+            snapshots=snapshots,
+            on_snapshot=keep,
+            recompute=recompute,
+            shard=shard,
+        )
+    finally:
+        model.denoiser.requires_grad_(False).eval()
+    origin["store"] = sources.provenance()  # of streams, now of all their rows
+    describe(model, result.history, config.steps)
+    model.provenance["training"]["seconds"] = result.seconds
+
+
+def _identity(model: GLP, sources: Sources, origin: Json) -> Json:
+    """What decides the course of a training besides its config."""
+    stores = [[source.layer, source.provenance().get("manifest_hash"), source.limit] for source in sources.sources]
+    classes = [vector.numpy().tobytes() for _, vector in sorted(model.class_vectors.items())]
+    return {
+        "denoiser": model.denoiser.config.to_json(),
+        "stores": stores,
+        "classes": xxhash.xxh3_64_hexdigest(b"".join(classes)),
+        "label": sources.label,
+        "finetuned_from": origin.get("finetuned_from", {}).get("weights"),
     }
 
 
-def _training(denoiser: Denoiser, config: TrainConfig, *, rows_distinct: int, seconds: float) -> Json:
+def _training(denoiser: Denoiser, config: TrainConfig, *, steps: int, rows_distinct: int, seconds: float) -> Json:
     """What a training was and cost, for the provenance."""
-    seen = config.steps * config.batch_size
+    seen = steps * config.batch_size
     return {
         "rows_seen": seen,
         "rows_distinct": min(seen, rows_distinct),

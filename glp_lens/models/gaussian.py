@@ -63,7 +63,7 @@ class Gaussian(ActivationModel, Featurizer, Projector, Sampler, Scorer, Velocity
         mean, std = mean_and_std(store)
         if diagonal:
             rows = len(store)
-            model = cls(mean, std, (store.stats.var > 0).float().clamp(min=_VARIANCE_FLOOR), None)
+            model = cls(mean, std, (store.stats.var / std.double() ** 2).float().clamp(min=_VARIANCE_FLOOR), None)
         else:
             rows = min(len(store), max_rows)
             eigenvalues, eigenvectors = torch.linalg.eigh(_second_moment(store, mean, std, rows, seed))

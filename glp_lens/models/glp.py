@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
 from torch import Generator, Tensor
+from torch.utils.checkpoint import checkpoint
+from tqdm.auto import tqdm
 
-from glp_lens.artifacts import ActivationModel
+from glp_lens import hub, lm, provenance
+from glp_lens.artifacts import CONFIG, WEIGHTS, ActivationModel
 from glp_lens.errors import InputError
+from glp_lens.flow.guidance import Guide, Score, classifier_free, classifier_guided
+from glp_lens.flow.likelihood import LogDensity, draw_probes, log_density, rising_grid
 from glp_lens.flow.path import interpolate, velocity_target
-from glp_lens.flow.schedule import grid, path_from_sigma, path_from_u
-from glp_lens.flow.solvers import integrate
+from glp_lens.flow.plan import plan
+from glp_lens.flow.solvers import Velocity, integrate
 from glp_lens.interface import Featurizer, Projector, Reconstructor, Sampler, Scorer, VelocityField
 from glp_lens.models import released
 from glp_lens.models.denoiser import Denoiser, DenoiserConfig
 from glp_lens.models.fitting import fit, initial_denoiser
-from glp_lens.models.rows import check_rows, draw_noise, mean_and_std
+from glp_lens.models.rows import check_rows, draw_noise
+from glp_lens.models.sources import MASSIVE, ClassVectors, Sources, layer_of
 from glp_lens.training.config import TrainConfig
 from glp_lens.types import Acts, Features, Json, PerRow
 
 if TYPE_CHECKING:
-    from glp_lens.activations import ActivationStore, ActivationStream
+    from glp_lens.models.sources import Stores
 
 Layer = int | Tensor | None
 """Layer of the language model, for multi-layer priors: one for all rows, or `(n,)` integers."""
@@ -40,6 +48,9 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         mean: `(d_in,)`, or `(layers, d_in)` for a multi-layer prior.
         var: likewise, the population variance.
         history: training curve, empty if unknown.
+        layers: of the language model that a multi-layer prior was trained on: where `mean` and `var` are not NaN.
+        layer: that a view of a multi-layer prior is bound to; see `at`.
+        class_vectors: the embedding `(d_condition,)` of each class it was trained on, by the label's value.
     """
 
     kind: ClassVar[str] = "glp"
@@ -51,46 +62,178 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         shape = (config.d_input,) if layers is None else (layers, config.d_input)
         if mean.shape != shape or var.shape != shape:
             raise InputError(f"normaliser must have shape {shape}, got {tuple(mean.shape)} and {tuple(var.shape)}")
-        self.denoiser = denoiser.eval()
+        self.denoiser = denoiser.eval().requires_grad_(False)
         self.mean, self.var = mean.float(), var.float()
         self.d_in = config.d_input
         self.provenance = provenance or {}
         self.history: list[Json] = []
+        self.layers = [] if layers is None else [i for i, row in enumerate(self.mean.isfinite().all(1).tolist()) if row]
+        self.layer: int | None = None
+        self.class_vectors: ClassVectors = {}
 
     # -- training ------------------------------------------------------------------------------------------
 
     @classmethod
     def fit(
         cls,
-        store: ActivationStore | ActivationStream,
+        store: Stores,
         config: TrainConfig | None = None,
         *,
         d_model: int | None = None,
         d_mlp: int | None = None,
         n_layers: int = 6,
+        lm_layers: int | None = None,
         device: str = "cpu",
-        validation: Acts | None = None,
+        validation: Acts | Stores | None = None,
         state: Path | None = None,
+        condition: str | None = None,
+        vectors: Tensor | None = None,
+        massive: float | None = MASSIVE,
+        checkpoints: Path | None = None,
+        snapshots: int = 0,
+        on_entry: Callable[[Json], None] | None = None,
+        recompute: bool = False,
+        shard: bool = False,
     ) -> Self:
         """Train a prior on a store, or on a stream while it is collected, which takes a `state` file.
 
+        Of several stores, siblings at different layers of one language model, comes one prior that is conditioned on
+        the layer; `at` binds it to one. Each batch holds rows of all layers in equal shares.
+
         Args:
+            store: one store or stream, or several: a sequence, or the dictionary that `collect` gives.
             config: the recipe; the paper's by default.
             d_model: width of the denoiser, by default twice that of the activations, as in the paper.
             d_mlp: meta-neurons a block, by default four times the width of the activations.
             n_layers: blocks.
-            validation: held-out activations `(n, d_in)`, scored along the way with fixed noise.
+            lm_layers: layers of the language model, for a prior conditioned on the layer, where the stores do not say.
+            validation: held-out activations `(n, d_in)`, or stores, scored along the way with fixed noise.
             state: file that keeps the state of an interrupted training; remove it once the model is saved.
+            condition: column of the store with the class of each row, for a prior conditioned on the class. Rows whose
+                label is NaN or negative have none.
+            vectors: `(n_classes, d_condition)`, the embedding of class c in row c; by default each class is its own.
+            massive: rows with a norm over this many times the median count neither in the normaliser nor in the loss,
+                with a warning; None for all. Stores that were collected with a limit have no such rows.
+            checkpoints: folder of the snapshots, each a whole model: `step_00000100` and so on.
+            snapshots: about how many, at steps evenly spaced on a logarithmic scale.
+            on_entry: told each entry of the history when it is made.
+            recompute: compute activations again in the backward pass rather than keep them: slower, less memory.
+            shard: of several processes, spread weights and optimiser over them.
 
         Raises:
-            InputError: settings that cannot train, or a diverged loss.
+            InputError: stores, labels or settings that cannot train, or a diverged loss.
         """
         config = config or TrainConfig()
-        shape = DenoiserConfig(store.d_in, d_model or 2 * store.d_in, d_mlp or 4 * store.d_in, n_layers)
-        mean, std = mean_and_std(store)
-        model = cls(initial_denoiser(shape, config.seed), mean, std**2).to(device)
-        fit(model, store, config, validation=validation, state=state)
+        sources = Sources.of(store, massive=massive, label=condition, vectors=vectors, lm_layers=lm_layers)
+        d_in, width = sources.d_in, None
+        if sources.vectors:
+            width = len(next(iter(sources.vectors.values())))
+        shape = DenoiserConfig(d_in, d_model or 2 * d_in, d_mlp or 4 * d_in, n_layers, sources.depth, width)
+        model = cls(initial_denoiser(shape, config.seed), *sources.statistics()).to(device)
+        model.class_vectors = sources.vectors
+        fit(
+            model, sources, config, validation=_held_out(validation, condition, sources), state=state,
+            checkpoints=checkpoints, snapshots=snapshots, on_entry=on_entry, recompute=recompute, shard=shard,
+        )  # fmt: skip
         return model
+
+    def finetune(
+        self,
+        store: Stores,
+        config: TrainConfig | None = None,
+        *,
+        validation: Acts | Stores | None = None,
+        state: Path | None = None,
+        condition: str | None = None,
+        vectors: Tensor | None = None,
+        massive: float | None = MASSIVE,
+        checkpoints: Path | None = None,
+        snapshots: int = 0,
+        on_entry: Callable[[Json], None] | None = None,
+        recompute: bool = False,
+        shard: bool = False,
+        allow_mismatch: bool = False,
+    ) -> Self:
+        """A new prior, trained on from this one on other activations, such as those of the language model's chat form.
+
+        The normaliser stays this prior's, so that both share one normalised space. The options are those of `fit`.
+
+        Args:
+            vectors: embeddings of the classes, of this prior's width; by default this prior's.
+            allow_mismatch: also go on to another hook point, weight processing or number of layers.
+
+        Raises:
+            InputError: as `fit`; activations of another width; what `allow_mismatch` is for; layers or a condition
+                that this prior was not trained on.
+        """
+        config, shape = config or TrainConfig(), self.denoiser.config
+        if condition and shape.d_condition is None:
+            raise InputError("this prior takes no condition, and finetuning adds none: fit one with condition=")
+        known = (self.class_vectors or None) if condition and vectors is None else vectors
+        sources = Sources.of(
+            store, massive=massive, label=condition, vectors=known, lm_layers=shape.multi_layer_n_layers
+        )
+        if shape.multi_layer_n_layers is None and sources.depth is not None:
+            raise InputError(f"this prior is of one layer, got {len(sources.sources)} stores: finetune it on one")
+        if any(len(vector) != shape.d_condition for vector in sources.vectors.values()):
+            raise InputError(f"this prior takes conditions of width {shape.d_condition}: pass vectors of that width")
+        for source in sources.sources:
+            view = self if source.layer is None else self.at(source.layer)
+            provenance.check_finetuning(view, source.store.provenance(), allow_mismatch=allow_mismatch)
+        model = copy.deepcopy(self)
+        model.class_vectors = sources.vectors or self.class_vectors
+        fit(
+            model, sources, config, validation=_held_out(validation, condition, sources), state=state,
+            checkpoints=checkpoints, snapshots=snapshots, on_entry=on_entry, recompute=recompute, shard=shard,
+            finetuned_from={"weights": lm.weights_hash(self.denoiser), "provenance": self.provenance},
+        )  # fmt: skip
+        return model
+
+    # -- layers of the language model ----------------------------------------------------------------------
+
+    def at(self, layer: int | str) -> Self:
+        """The prior bound to one layer of the language model, given by number or hook point.
+
+        The view shares the weights and works wherever a prior of one layer does. A prior of one layer is its own.
+
+        Raises:
+            InputError: a layer that it was not trained on, or a hook point of no layer.
+        """
+        if not self.layers:
+            return self
+        number = layer_of(layer) if isinstance(layer, str) else layer
+        if number not in self.layers:
+            raise self._untrained(layer)
+        view = copy.copy(self)
+        view.layer = number
+        return view
+
+    @property
+    def hook(self) -> str | None:
+        """The hook point that the training activations came from; of a multi-layer prior, that of the layer bound."""
+        if self.layer is None:
+            return super().hook
+        hooks: Json = self.provenance.get("store", {}).get("hooks", {})
+        return next((hook for hook in hooks if layer_of(hook) == self.layer), None)
+
+    @property
+    def max_norm(self) -> float | None:
+        """Norm above which rows did not count in training, being massive activations."""
+        return provenance.trained_on(self).get("max_norm")
+
+    def _bound(self, layer: Layer) -> Layer:
+        """The layer asked for, or the one bound; only one trained on."""
+        if layer is None:
+            return self.layer
+        if self.layers and len(self.layers) < len(self.mean):
+            asked = torch.as_tensor(layer)
+            if not bool(torch.isin(asked, torch.tensor(self.layers, device=asked.device)).all()):
+                raise self._untrained(layer)
+        return layer
+
+    def _untrained(self, layer: Layer | str) -> InputError:
+        trained = ", ".join(map(str, self.layers))
+        return InputError(f"this prior was trained on layers {trained}, got {layer}: pass one of them")
 
     # -- normalised space ----------------------------------------------------------------------------------
 
@@ -104,11 +247,11 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         mean, std = self._statistics(layer, z.device)
         return z * std + mean
 
-    def velocity(self, z: Acts, sigma: float | Tensor, layer: Layer = None) -> Acts:
+    def velocity(self, z: Acts, sigma: float | Tensor, layer: Layer = None, condition: Tensor | None = None) -> Acts:
         """The denoiser: expected `eps - x` in normalised space; `sigma` is a number or `(n,)`."""
-        sigmas, layer = torch.as_tensor(sigma).to(self.device), self._to_device(layer)
+        sigmas, known = torch.as_tensor(sigma).to(self.device), self._known(len(z), layer, condition)
         return self._by_batch(
-            lambda rows, index: self.denoiser(rows, _pick(sigmas, index), _pick(layer, index)),
+            lambda rows, index: self.denoiser(rows, _pick(sigmas, index), *known(index)),
             check_rows(z, self.d_in),
         ).to(z.device)
 
@@ -130,6 +273,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         *,
         sigma: float = 0.1,
         layer: Layer = None,
+        condition: Tensor | None = None,
         noise: Acts | None = None,
         generator: Generator | None = None,
     ) -> Features:
@@ -139,12 +283,10 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         """
         if not 0 <= sigma <= 1:
             raise InputError(f"sigma must be in [0, 1]: 0 is data and 1 is noise, got {sigma}")
-        layer = self._to_device(layer)
+        known = self._known(len(x), layer, condition)
         z, eps = self._enter(x, layer, noise, generator)
         return self._by_batch(
-            lambda rows, index: self.denoiser.meta_neurons(
-                interpolate(rows, eps[index], sigma), sigma, _pick(layer, index)
-            ),
+            lambda rows, index: self.denoiser.meta_neurons(interpolate(rows, eps[index], sigma), sigma, *known(index)),
             z,
         ).to(x.device)
 
@@ -156,9 +298,16 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         sigma: float | None = None,
         steps: int = 20,
         layer: Layer = None,
+        condition: Tensor | None = None,
+        guidance: float = 1.0,
+        classifier: Score | None = None,
+        classifier_scale: float = 1.0,
         noise: Acts | None = None,
         generator: Generator | None = None,
         solver: str = "euler",
+        grid: str = "released",
+        fast: bool = False,
+        differentiable: bool = False,
     ) -> Acts:
         """Noise the activations, then denoise them: the paper's projection onto the manifold (section 4).
 
@@ -166,17 +315,21 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
             u: the released code's noise level, an index into the `steps`-grid; 0.5 if neither is given.
             sigma: the noise level itself; 0 gives the activations back.
             steps: pace of the grid; about `sigma * steps` network calls are made.
+            condition, guidance, classifier, classifier_scale, solver, grid: as in `sample`.
+            fast: about a third of the network calls for the error of the default; `u` means the same noise level.
+            differentiable: let gradients flow from the result to `x`. Memory grows with the steps; where
+                `denoiser.recompute` is set, each velocity is computed again in the backward pass instead.
         """
-        if u is not None and sigma is not None:
-            raise InputError("pass u (the released code's noise level) or sigma, not both")
-        path = path_from_sigma(sigma, steps) if sigma is not None else path_from_u(0.5 if u is None else u, steps)
-        x = check_rows(x, self.d_in)
-        if float(path[0]) == 0:
-            return x.clone()
-        layer = self._to_device(layer)
-        z, eps = self._enter(x, layer, noise, generator)
-        start = interpolate(z, eps, float(path[0]))
-        return self.denormalize(self._flow(start, path, layer, solver), layer).to(x.device)
+        path, solver = plan(u, sigma, steps, solver, grid, fast)
+        guide = Guide(condition, guidance, classifier, classifier_scale)
+        with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
+            x = check_rows(x, self.d_in)
+            if float(path[0]) == 0:
+                return x.clone()
+            z, eps = self._enter(x, layer, noise, generator)
+            start = interpolate(z, eps, float(path[0]))
+            end = self._flow(start, path, layer, solver, guide, differentiable=differentiable)
+            return self.denormalize(end, layer).to(x.device)
 
     def reconstruct(
         self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None, **options: float
@@ -190,60 +343,166 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         *,
         steps: int = 20,
         layer: Layer = None,
+        condition: Tensor | None = None,
+        guidance: float = 1.0,
+        classifier: Score | None = None,
+        classifier_scale: float = 1.0,
         noise: Acts | None = None,
         generator: Generator | None = None,
         solver: str = "euler",
+        grid: str = "released",
+        fast: bool = False,
     ) -> Acts:
-        """Activations drawn by following the flow from noise to data on the `steps`-grid."""
-        layer = self._to_device(layer)
+        """Activations drawn by following the flow from noise to data on the `steps`-grid.
+
+        Args:
+            condition: `(d_condition,)`, or `(n, d_condition)`, NaN in a row for none; for priors trained with one.
+            guidance: weight of the condition: 1 as trained, 0 without it, more than 1 to exaggerate it.
+            classifier: a differentiable function of activations `(n, d_in)` on the model's device to scores `(n,)`,
+                each row by itself, for example log-probabilities of a probe. Draws are those of the prior's density
+                times `exp(classifier_scale * score)`, up to the approximation of `flow.guidance`.
+            solver: a name in `flow.solvers.SOLVERS`.
+            grid: how the noise levels are spaced: `released`, or a name in `flow.schedule.SPACINGS`.
+            fast: about a third of the network calls for the error of the default; steps, solver and grid are those of
+                `flow.plan.FAST`.
+        """
+        guide = Guide(condition, guidance, classifier, classifier_scale)
         z = draw_noise(n, self.d_in, noise, generator).to(self.device)
-        return self.denormalize(self._flow(z, grid(steps), layer, solver), layer)
+        path, solver = plan(0.0, None, steps, solver, grid, fast)
+        return self.denormalize(self._flow(z, path, layer, solver, guide), layer)
 
     def score(
         self,
         x: Acts,
         *,
+        method: Literal["denoising", "ode"] = "denoising",
+        steps: int = 64,
+        probes: int | None = None,
         layer: Layer = None,
+        condition: Tensor | None = None,
         noise: Acts | None = None,
         generator: Generator | None = None,
     ) -> PerRow:
-        """Minus the denoising error, averaged over dimensions and over five noise levels: higher is more typical."""
-        layer = self._to_device(layer)
+        """How typical each row is: higher is more typical.
+
+        Args:
+            method: `denoising`, minus the denoising error averaged over dimensions and over five noise levels; or
+                `ode`, the log-density in activation units.
+            steps, probes: of `ode`; see `log_density`.
+        """
+        if method == "ode":
+            return self.log_density(
+                x, steps=steps, probes=probes, layer=layer, condition=condition, noise=noise, generator=generator
+            ).value
+        if method != "denoising":
+            raise InputError(f"method must be 'denoising' or 'ode', got {method!r}")
+        known = self._known(len(x), layer, condition)
         z, eps = self._enter(x, layer, noise, generator)
 
         def error(rows: Tensor, index: slice) -> Tensor:
             target = velocity_target(rows, eps[index])
             total = torch.zeros(len(rows), device=rows.device)
             for sigma in _SCORE_SIGMAS:
-                v = self.denoiser(interpolate(rows, eps[index], sigma), sigma, _pick(layer, index))
+                v = self.denoiser(interpolate(rows, eps[index], sigma), sigma, *known(index))
                 total -= ((v - target) ** 2).mean(1)
             return total / len(_SCORE_SIGMAS)
 
         return self._by_batch(error, z).to(x.device)
 
+    def log_density(
+        self,
+        x: Acts,
+        *,
+        steps: int = 64,
+        probes: int | None = None,
+        layer: Layer = None,
+        condition: Tensor | None = None,
+        noise: Acts | None = None,
+        generator: Generator | None = None,
+    ) -> LogDensity:
+        """Log-density in activation units by the probability-flow ODE, and its standard error, `(n,)` each.
+
+        It is that of the data with noise of a thousandth of a standard deviation added; see `flow.likelihood`.
+
+        Args:
+            steps: evaluations of the velocity, on a grid that is finer near the data; the third-order solver is used.
+            probes: random directions that estimate the divergence; 0 for the exact trace, which costs a derivative
+                for each dimension. By default exact up to 64 dimensions, and 16 probes above.
+            noise: its signs are the one probe, if the trace is not exact.
+        """
+        rows, sigmas = check_rows(x, self.d_in).to(self.device), rising_grid(steps)
+        known, signs = self._known(len(x), layer, condition), draw_probes(len(x), self.d_in, probes, noise, generator)
+
+        def density(rows: Tensor, index: slice) -> Tensor:
+            velocity = self.denoiser.along(sigmas.tolist(), *known(index), self.device)
+            own = None if signs is None else signs[index].to(self.device)
+            return torch.stack(log_density(velocity, rows, sigmas, own), dim=1)
+
+        size = max(1, _BATCH // (self.d_in if signs is None else signs.shape[1]))
+        value, error = self._by_batch(density, self.normalize(rows, layer), size).to(x.device).unbind(1)
+        volume = self._statistics(layer, torch.device("cpu"))[1].double().log().sum(-1)
+        return LogDensity(value - volume.to(value), error)
+
     # -- saving --------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, checkpoint: str = "final") -> Self:
+    def from_pretrained(cls, folder: str | Path, checkpoint: str = "final", *, revision: str | None = None) -> Self:
         """Load a prior from a folder or a Hub id, in this library's format or that of the released GLPs.
 
         Args:
-            checkpoint: in the released format, `final` or the name of an intermediate one (`epoch_0012`).
+            checkpoint: `final`, or the name of an intermediate one (`step_00000512`; in released priors `epoch_0012`).
+            revision: branch, tag or commit of a Hub repository.
 
         Raises:
-            InputError: nothing there, or files that are damaged or do not fit together.
+            InputError: nothing there, files that are damaged or do not fit together, or no network.
         """
-        path = released.fetch(str(folder), checkpoint)
+        checkpoint = released.check_checkpoint(checkpoint)
+        within = "" if checkpoint == "final" else f"checkpoints/{checkpoint}/"
+        path = hub.fetch(folder, [within + CONFIG, released.CONFIG], revision=revision)
+        if (path / within / CONFIG).is_file():
+            path = hub.fetch(folder, [within + CONFIG, within + WEIGHTS], revision=revision)
+            return super().from_pretrained(path / within)
         if not (path / released.CONFIG).is_file():
-            return super().from_pretrained(path)
+            there = sorted(p.parent.name for p in path.glob(f"checkpoints/*/{CONFIG}"))
+            known = f": there are {', '.join(there)}" if there else ""
+            raise InputError(f"checkpoint {checkpoint!r} not found in {folder}{known}")
+        path = hub.fetch(folder, released.files(checkpoint), revision=revision)
         config, tensors, mean, var, origin = released.read(path, checkpoint)
-        return cls(_filled(config, tensors, path), mean, var, {"store": origin})
+        return cls(_filled(config, tensors, path), mean, var, origin)
+
+    def save_released(
+        self, folder: str | Path, checkpoint: str = "final", *, layer_prefix: str = "model.layers"
+    ) -> Path:
+        """Write the prior in the format of the released GLPs, which their code reads too; the curve is left out.
+
+        Args:
+            checkpoint: `final`, or the name of an intermediate one (`epoch_0012`) of the same prior.
+            layer_prefix: what the list of blocks is called in the language model as transformers has it:
+                `model.layers` in most, `transformer.h` in GPT-2.
+
+        Raises:
+            InputError: conditioned on a vector, trained on processed weights or at a hook point that is not the input
+                or output of a block, or a folder that holds a model in the other format.
+        """
+        tensors = {name: t for name, t in self._tensors().items() if name.startswith("model.")}
+        name, shape = released.check_checkpoint(checkpoint), self.denoiser.config.to_json()
+        released.write(Path(folder), name, shape, tensors, self.mean, self.var, self.provenance, layer_prefix)
+        return Path(folder)
+
+    def _writers(self) -> dict[str, Callable[[Path], Path]]:
+        return {**super()._writers(), "released": self.save_released}
 
     def _config(self) -> Json:
-        return {"denoiser": self.denoiser.config.to_json(), "history": self.history}
+        return {
+            "denoiser": self.denoiser.config.to_json(),
+            "history": self.history,
+            "classes": sorted(self.class_vectors),
+        }
 
     def _tensors(self) -> dict[str, Tensor]:
+        classes = [self.class_vectors[value] for value in sorted(self.class_vectors)]
         return {
+            **({"classes": torch.stack(classes)} if classes else {}),
             **{f"model.{name}": p for name, p in self.denoiser.state_dict().items()},
             "normalizer.mean": self.mean,
             "normalizer.var": self.var,
@@ -252,7 +511,9 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
     @classmethod
     def _restore(cls, config: Json, tensors: dict[str, Tensor]) -> Self:
         mean, var = tensors.pop("normalizer.mean"), tensors.pop("normalizer.var")
+        classes = dict(zip(config.get("classes", []), tensors.pop("classes", []), strict=True))
         model = cls(_filled(config["denoiser"], tensors, None), mean, var)
+        model.class_vectors = classes
         model.history = config.get("history", [])
         return model
 
@@ -260,16 +521,28 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
 
     def _statistics(self, layer: Layer, device: torch.device) -> tuple[Tensor, Tensor]:
         mean, std = self.mean.to(device), self.var.to(device).sqrt()
+        std = torch.where(std == 0, 1.0, std)  # what nothing varied in stays where it is
         if self.mean.ndim == 1:
             return mean, std
+        layer = self._bound(layer)
         index = torch.as_tensor(-1 if layer is None else layer)
         if bool(((index < 0) | (index >= len(mean))).any()):
             raise InputError(f"this prior is conditioned on the layer: pass layer=0..{len(mean) - 1}, got {layer}")
         layer = layer.to(device) if isinstance(layer, Tensor) else layer
         return mean[layer], std[layer]
 
-    def _to_device(self, layer: Layer) -> Layer:
-        return layer.to(self.device) if isinstance(layer, Tensor) else layer
+    def _known(self, n: int, layer: Layer, condition: Tensor | None) -> Callable[[slice], tuple[Layer, Tensor | None]]:
+        """What a batch of `n` rows is known to have: its layer and condition, on the model's device."""
+        layer = self._bound(layer)
+        layer = layer.to(self.device) if isinstance(layer, Tensor) else layer
+        if condition is None:
+            return lambda index: (_pick(layer, index), None)
+        if condition.ndim == 2 and len(condition) != n:
+            raise InputError(f"expected one condition, or one for each of {n} rows, got {len(condition)}")
+        if condition.isinf().any():
+            raise InputError("expected a finite condition, or NaN for none, got infinity")
+        vectors = condition.to(self.device)
+        return lambda index: (_pick(layer, index), vectors[index] if vectors.ndim == 2 else vectors)
 
     def _enter(self, x: Acts, layer: Layer, noise: Acts | None, generator: Generator | None) -> tuple[Tensor, Tensor]:
         """Normalised rows and their noise, on the model's device."""
@@ -277,19 +550,60 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         eps = draw_noise(len(x), self.d_in, noise, generator).to(self.device)
         return self.normalize(x, layer), eps
 
-    def _flow(self, z: Tensor, path: Tensor, layer: Layer, solver: str) -> Tensor:
+    def _flow(
+        self, z: Tensor, path: Tensor, layer: Layer, solver: str, guide: Guide, *, differentiable: bool = False
+    ) -> Tensor:
+        known = self._known(len(z), layer, guide.condition)
+
         def follow(rows: Tensor, index: slice) -> Tensor:
-            velocity = self.denoiser.along(path.tolist(), _pick(layer, index), None, self.device)
+            velocity = self._guided(path.tolist(), *known(index), guide, recompute=differentiable)
             return integrate(velocity, rows, path, solver)
 
-        return self._by_batch(follow, z)
+        return self._by_batch(follow, z, differentiable=differentiable)
 
-    @torch.no_grad()
-    def _by_batch(self, function: Callable[[Tensor, slice], Tensor], z: Tensor) -> Tensor:
+    def _guided(
+        self, path: list[float], layer: Layer, condition: Tensor | None, guide: Guide, *, recompute: bool
+    ) -> Velocity:
+        """The velocity of a batch along a path, led by condition and classifier."""
+
+        def along(condition: Tensor | None) -> Velocity:
+            velocity = self.denoiser.along(guide.levels(path), layer, condition, self.device)
+            if recompute and self.denoiser.recompute:
+                return partial(checkpoint, velocity, use_reentrant=False)
+            return velocity
+
+        velocity = along(condition)
+        if guide.guidance != 1:
+            velocity = classifier_free(velocity, along(None), guide.guidance)
+        if (classifier := guide.classifier) is not None:
+            velocity = classifier_guided(
+                velocity, lambda z: classifier(self.denormalize(z, layer)), guide.classifier_scale
+            )
+        return velocity
+
+    def _by_batch(
+        self,
+        function: Callable[[Tensor, slice], Tensor],
+        z: Tensor,
+        size: int | None = None,
+        *,
+        differentiable: bool = False,
+    ) -> Tensor:
         """`function(rows, their slice)` over batches of bounded size, joined."""
-        z = z.to(self.device)
-        slices = [slice(i, i + _BATCH) for i in range(0, len(z), _BATCH)] or [slice(0, 0)]
-        return torch.cat([function(z[s], s) for s in slices])
+        z, size = z.to(self.device), size or _BATCH
+        slices = [slice(i, i + size) for i in range(0, len(z), size)] or [slice(0, 0)]
+        bar = tqdm(slices, desc="prior", unit="batch", mininterval=2, delay=2, leave=False, disable=len(slices) == 1)
+        grad = differentiable and torch.is_grad_enabled()
+        # Language models generate in inference mode, whose tensors a classifier's gradient could not go through.
+        with torch.inference_mode(False), torch.set_grad_enabled(grad):
+            return torch.cat([function(z[s], s) for s in bar])
+
+
+def _held_out(validation: Acts | Stores | None, label: str | None, sources: Sources) -> Acts | Sources | None:
+    """Validation rows, or opened stores with the classes of the training."""
+    if validation is None or isinstance(validation, Tensor):
+        return validation
+    return Sources.of(validation, label=label, vectors=sources.vectors or None, lm_layers=sources.depth)
 
 
 def _pick(value: Layer, index: slice) -> Layer:

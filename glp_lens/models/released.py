@@ -1,7 +1,13 @@
-"""Reading checkpoints in the format of the released GLPs, from a folder or the Hugging Face Hub."""
+"""Checkpoints in the format of the released GLPs: a folder of `config.yaml`, `rep_statistics.pt` and safetensors.
+
+What the released code takes from it: `glp_kwargs` of the YAML, after `rep_statistic` at the top is replaced by the
+folder's own path and all `${...}` are filled in; mean and variance of each dimension, `(d)` or `(layers, d)`; and
+weights by the names of its modules, in `final.safetensors` or `checkpoints/epoch_XXXX.safetensors`.
+"""
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 from pathlib import Path
@@ -11,7 +17,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from glp_lens.artifacts import WEIGHTS, read_tensors
+from glp_lens.artifacts import CONFIG as OWN_CONFIG
+from glp_lens.artifacts import read_tensors, versions, write_atomic, write_tensors
 from glp_lens.errors import InputError
 from glp_lens.types import Json
 
@@ -19,35 +26,31 @@ CONFIG = "config.yaml"
 STATISTICS = "rep_statistics.pt"
 _CHECKPOINT = re.compile(r"[A-Za-z0-9_-]+")
 _SHAPE = ("d_input", "d_model", "d_mlp", "n_layers", "multi_layer_n_layers")
+_BLOCK_ENDS = {"hook_resid_post": "output", "hook_out": "output", "hook_resid_pre": "input", "hook_in": "input"}
+"""Hook points that are the output or input of a whole block, which is a module under every architecture."""
 
 
-def fetch(name: str, checkpoint: str) -> Path:
-    """The folder of that name, or of the Hub repository of that id, with one checkpoint downloaded.
+def check_checkpoint(name: str) -> str:
+    """The name without the folder that the released code wants in front of it.
 
     Raises:
-        InputError: neither is there, or a checkpoint name that is no plain name.
+        InputError: no plain name, which could lead out of the folder.
     """
-    if not _CHECKPOINT.fullmatch(checkpoint):
-        raise InputError(f"checkpoint must be a plain name such as 'final' or 'epoch_0012', got {checkpoint!r}")
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise InputError(f"model folder {name!r} does not exist")
-    from huggingface_hub import snapshot_download
+    plain = name.removeprefix("checkpoints/")
+    if not _CHECKPOINT.fullmatch(plain):
+        raise InputError(f"checkpoint must be a plain name such as 'final' or 'epoch_0012', got {name!r}")
+    return plain
 
-    weights = [WEIGHTS, f"{checkpoint}.safetensors", f"checkpoints/{checkpoint}.safetensors"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.yaml", "*.json", STATISTICS, *weights], etag_timeout=10))
-    except Exception as error:  # a missing network, a proxy and the Hub each fail with errors of their own
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise InputError(f"{name!r} is no folder and cannot be fetched from the Hub ({reason})") from None
+
+def files(checkpoint: str) -> list[str]:
+    """Names of the files that make up a checkpoint, of which one of the weights is there."""
+    return [CONFIG, STATISTICS, f"{checkpoint}.safetensors", f"checkpoints/{checkpoint}.safetensors"]
 
 
 def read(folder: Path, checkpoint: str) -> tuple[Json, dict[str, Tensor], Tensor, Tensor, Json]:
-    """Denoiser config, weights, mean, variance, and origin of a released checkpoint.
+    """Denoiser config, weights, mean, variance, and provenance of a released checkpoint.
 
-    The YAML's `${...}` interpolations are left as they are: only `glp_kwargs` matters here.
+    The YAML's `${...}` interpolations are left as they are: what they point to is not read here.
 
     Raises:
         InputError: files missing or not in the released format.
@@ -55,7 +58,7 @@ def read(folder: Path, checkpoint: str) -> tuple[Json, dict[str, Tensor], Tensor
     try:
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
         denoiser = dict(config["glp_kwargs"]["denoiser_config"])
-        trace = config["glp_kwargs"].get("tracedict_config") or {}
+        trace = dict(config["glp_kwargs"].get("tracedict_config") or {})
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder / CONFIG} is not the config of a released GLP ({error!r})") from None
     weights = folder / f"{checkpoint}.safetensors"
@@ -63,7 +66,8 @@ def read(folder: Path, checkpoint: str) -> tuple[Json, dict[str, Tensor], Tensor
         weights = folder / "checkpoints" / f"{checkpoint}.safetensors"
     if not weights.is_file():
         there = sorted(p.stem for p in [*folder.glob("*.safetensors"), *folder.glob("checkpoints/*.safetensors")])
-        raise InputError(f"checkpoint {checkpoint!r} is not in {folder}: there are {', '.join(there) or 'none'}")
+        known = f": there are {', '.join(there)}" if there else ""
+        raise InputError(f"checkpoint {checkpoint!r} is not in {folder}{known}")
     try:
         statistics = torch.load(folder / STATISTICS, map_location="cpu", weights_only=True)
         mean, var = statistics["mean"].float(), statistics["var"].float()
@@ -78,16 +82,94 @@ def read(folder: Path, checkpoint: str) -> tuple[Json, dict[str, Tensor], Tensor
     ) as error:
         line = str(error).splitlines()[0] if str(error) else repr(error)
         raise InputError(f"{folder / STATISTICS} does not hold a mean and a var ({line})") from None
+    if bool((var < 0).any()):
+        raise InputError(f"{folder / STATISTICS} is damaged: expected variances of at least 0, got {float(var.min())}")
     shape = {name: denoiser[name] for name in _SHAPE if name in denoiser}
     if shape.get("multi_layer_n_layers") is None and mean.ndim == 2 and len(mean) == 1:
         mean, var = mean[0], var[0]
-    return shape, read_tensors(weights), mean, var, _origin(config, trace)
+    return shape, read_tensors(weights), mean, var, _provenance(config, trace)
 
 
-def _origin(config: Json, trace: Json) -> Json:
-    """What the config says of the data, in the terms of a store's provenance."""
-    layers: list[Any] = list(trace.get("layers") or [])
+def write(
+    folder: Path,
+    checkpoint: str,
+    denoiser: Json,
+    tensors: dict[str, Tensor],
+    mean: Tensor,
+    var: Tensor,
+    provenance: Json,
+    layer_prefix: str,
+) -> None:
+    """Write a checkpoint that the released code reads, beside others of the same prior.
+
+    Args:
+        denoiser: shape of the network.
+        tensors: its weights, with `model.` before each name.
+        provenance: kept under a key of its own, which the released code passes over.
+        layer_prefix: what the list of blocks is called in the language model as transformers has it.
+
+    Raises:
+        InputError: a prior that the format has no place for, or a folder with a model in the other format.
+    """
+    if denoiser.get("d_condition") is not None:
+        raise InputError(
+            "the released format has no place for a prior conditioned on a vector: use save_pretrained, or train "
+            "without a condition"
+        )
+    store = provenance.get("store") or {}
+    processing = (store.get("model") or {}).get("weight_processing")
+    if processing not in (None, "raw"):
+        raise InputError(
+            f"the released format is for the language model's raw weights, this prior was trained with {processing} "
+            "ones: use save_pretrained"
+        )
+    if (folder / OWN_CONFIG).exists():
+        raise InputError(f"{folder} holds a model in this library's own format: choose another folder")
+    kwargs: Json = {
+        "normalizer_config": {"rep_statistic": "${rep_statistic}"},
+        "denoiser_config": {name: denoiser.get(name) for name in _SHAPE},
+    }
+    if hooks := [store["hook"]] if store.get("hook") else list(store.get("hooks") or ()):
+        kwargs["tracedict_config"] = _trace(hooks, layer_prefix)
+    config = {
+        "model_name": str((store.get("model") or {}).get("name") or "").partition(" (")[0],
+        "rep_statistic": STATISTICS,
+        "glp_kwargs": kwargs,
+        "glp_lens": {"provenance": provenance, "versions": versions()},
+    }
+    statistics = io.BytesIO()
+    torch.save({"mean": mean.detach().cpu().clone(), "var": var.detach().cpu().clone()}, statistics)
+    name = "final.safetensors" if checkpoint == "final" else f"checkpoints/{checkpoint}.safetensors"
+    write_tensors(folder / name, tensors)
+    write_atomic(folder / STATISTICS, statistics.getvalue())
+    write_atomic(folder / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def _trace(hooks: list[str], layer_prefix: str) -> Json:
+    """Hook points as modules of the language model in transformers, and which end of them is meant."""
+    found = [re.fullmatch(r"blocks\.(\d+)\.(\w+)", hook) for hook in hooks]
+    ends = {_BLOCK_ENDS.get(match[2]) if match else None for match in found}
+    if len(ends) != 1 or None in ends:
+        raise InputError(
+            "the released format has the inputs or the outputs of whole blocks, such as blocks.7.hook_resid_post, got "
+            f"{', '.join(hooks)}: use save_pretrained"
+        )
+    return {"layer_prefix": layer_prefix, "layers": [int(match[1]) for match in found if match], "retain": ends.pop()}
+
+
+def _provenance(config: Json, trace: Json) -> Json:
+    """What this library wrote down, or else what the config says of the data in the terms of a store's provenance."""
+    own = config.get("glp_lens")
+    if isinstance(own, dict) and isinstance(own.get("provenance"), dict):
+        return own["provenance"]
+    prefix, layers = trace.get("layer_prefix"), trace.get("layers") or []
+    names = [f"{prefix}.{layer}" if prefix else str(layer) for layer in layers] if isinstance(layers, list) else []
+    blocks = [re.fullmatch(r"(?:\w+\.)*(\d+)", name) for name in names]
+    end = {"output": "hook_resid_post", "input": "hook_resid_pre"}.get(trace.get("retain", "output"))
     origin: Json = {"model": {"name": config.get("model_name"), "weight_processing": "raw"}}
-    if len(layers) == 1 and trace.get("retain", "output") == "output":
-        origin["hook"] = f"blocks.{layers[0]}.hook_resid_post"
-    return origin
+    hooks: list[Any] = [f"blocks.{block[1]}.{end}" for block in blocks if block and end]
+    if len(hooks) == len(names) == 1:
+        origin["hook"] = hooks[0]
+    elif hooks and len(hooks) == len(names):
+        origin["hooks"] = {hook: {} for hook in hooks}
+    return {"store": origin}

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Generator, Tensor
+from tqdm.auto import tqdm
 
+from glp_lens.activations.stats import Stats, merge
 from glp_lens.errors import InputError
 from glp_lens.types import Acts
 
 if TYPE_CHECKING:
     from glp_lens.activations.store import ActivationStore
     from glp_lens.activations.stream import ActivationStream
+
+
+CONSTANT: Final = 1e-4
+"""Standard deviation, in medians over the dimensions, below which a dimension counts as constant."""
+_BLOCK = 8192
 
 
 def check_rows(x: Tensor, d_in: int) -> Acts:
@@ -54,12 +62,61 @@ def draw_noise(n: int, d_in: int, noise: Acts | None = None, generator: Generato
     return noise.float()
 
 
-def mean_and_std(store: ActivationStore | ActivationStream) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation `(d_in,)` of each dimension, float32; the latter 1 where nothing varies."""
-    std = store.stats.var.sqrt()
-    if constant := int((std <= 0).sum()):
+def mean_and_std(store: ActivationStore | ActivationStream, limit: float | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation `(d_in,)` of each dimension, float32; the latter 1 where (nearly) nothing varies.
+
+    A dimension is nearly constant if its standard deviation is below `CONSTANT` times the median of all: what is left
+    is rounding, and to blow it up would make the smallest edit of that dimension the largest of all.
+
+    Args:
+        limit: leave out rows whose norm is above it, which takes a pass over the store.
+    """
+    stats = store.stats if limit is None else stats_up_to(store, limit)  # type: ignore[arg-type]
+    std = stats.var.sqrt()
+    varies = std > 0
+    if varies.any():
+        varies &= std > CONSTANT * std[varies].median()
+    if constant := int((~varies).sum()):
         warnings.warn(
             f"{constant} of {len(std)} activation dimensions are constant: they stay 0 in normalised space",
             stacklevel=3,
         )
-    return store.stats.mean.float(), torch.where(std > 0, std, 1.0).float()
+    return stats.mean.float(), torch.where(varies, std, 1.0).float()
+
+
+def massive_rows(store: ActivationStore | ActivationStream, massive: float | None) -> tuple[float, int] | None:
+    """The norm that is `massive` times the median, and how many rows of a store are above it; None if none are.
+
+    Where the collector left such rows out, nobody looks; a stream has no list of norms to look at.
+
+    Raises:
+        InputError: `massive` is no multiple above 1.
+    """
+    if massive is None:
+        return None
+    if not 1 < massive < math.inf:
+        raise InputError(f"massive must be over 1 (times the median norm) or None, got {massive}")
+    if not hasattr(store, "column"):
+        return None
+    collected = store.manifest.source.get("settings", {}).get("massive")
+    if collected is not None and collected <= massive:
+        return None
+    limit = massive * store.median_norm
+    count = int((store.column("norm") > limit).sum())
+    return (limit, count) if count else None
+
+
+def stats_up_to(store: ActivationStore, limit: float) -> Stats:
+    """Statistics of the rows with a norm of at most `limit`.
+
+    The rows are read again: sums in which a massive row is 1e8 times the rest have lost the rest.
+    """
+    norms = torch.from_numpy(store.column("norm"))
+    parts = []
+    with tqdm(total=len(store), desc="statistics", unit="row", unit_scale=True, mininterval=2) as bar:
+        for start in range(0, len(store), _BLOCK):
+            usable = norms[start : start + _BLOCK] <= limit
+            if usable.any():
+                parts.append(Stats.of(store.rows(start, start + _BLOCK)[usable]))
+            bar.update(len(usable))
+    return merge(parts)

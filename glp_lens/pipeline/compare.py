@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from torch import Tensor
@@ -27,7 +27,9 @@ from glp_lens.models.sae import SAE
 from glp_lens.pipeline.config import CompareConfig
 from glp_lens.pipeline.stages import Stage, run_stages, stage_seconds
 from glp_lens.report import write_report
+from glp_lens.report.plots import loss_curve
 from glp_lens.training.config import TrainConfig
+from glp_lens.training.history import add_to_history, read_history, write_history
 from glp_lens.types import Json
 
 SUITES = ("density", "probing", "steering", "fidelity")
@@ -115,12 +117,12 @@ class _Comparison:
             ),
             Stage(
                 "steering",
-                ("concept", "strengths", "prompts", "new_tokens", "project_u", "project_sigma"),
+                ("concept", "strengths", "prompts", "new_tokens", "project_u", "project_sigma", "fast"),
                 fits,
                 ("results/steering", "cache/steering"),
                 self.steering,
             ),
-            Stage("fidelity", ("documents", "project_u"), fits, ("results/fidelity",), self.fidelity),
+            Stage("fidelity", ("documents", "project_u", "fast"), fits, ("results/fidelity",), self.fidelity),
             Stage("report", (), SUITES, ("report.html", "results.json", "metrics.csv", "plots"), self.report),
         ]
 
@@ -205,6 +207,7 @@ class _Comparison:
         """The generative latent prior."""
         c = self.config
         recipe = TrainConfig(rows=c.rows, batch_size=c.glp_batch, lr=c.glp_lr, sigmas="stratified", seed=c.seed)
+        folder = self.out / "models" / "glp"
         glp = GLP.fit(
             self.store,
             recipe,
@@ -214,8 +217,11 @@ class _Comparison:
             device=c.device,
             validation=self.heldout.sample(2048, seed=0),
             state=self.out / "models" / "glp.state",
+            on_entry=partial(add_to_history, folder),
         )
-        glp.save_pretrained(self.out / "models" / "glp")
+        glp.save_pretrained(folder)
+        write_history(folder, glp.history)
+        loss_curve(read_history(folder), folder / "loss.png", title="Training of the GLP")
         (self.out / "models" / "glp.state").unlink(missing_ok=True)
 
     def train_sae(self) -> None:
@@ -270,7 +276,7 @@ class _Comparison:
         c = self.config
         results = steering.run(
             self.model,
-            projector_entries(self.trained, c.project_u, c.project_sigma, self.ranks),
+            projector_entries(self.trained, c.project_u, c.project_sigma, self.ranks, fast=c.fast),
             c.concept,
             hook=self.hook,
             act_norm=self.store.median_norm,
@@ -287,7 +293,7 @@ class _Comparison:
         c = self.config
         results = fidelity.run(
             self.model,
-            reconstruction_entries(self.trained, c.project_u, self.ranks),
+            reconstruction_entries(self.trained, c.project_u, self.ranks, fast=c.fast),
             self.documents("heldout")[: c.documents],
             self.hook,
             mean=self.store.stats.mean,
@@ -345,25 +351,30 @@ def probing_entries(trained: dict[str, ActivationModel], sigmas: Sequence[float]
 
 
 def projector_entries(
-    trained: dict[str, ActivationModel], u: float, sigma: float, ranks: dict[str, int]
+    trained: dict[str, ActivationModel], u: float, sigma: float, ranks: dict[str, int], *, fast: bool = False
 ) -> list[Entry]:
     """What steering compares: each model that can put an edited activation back, a GLP at two noise levels."""
-    found = []
+    found, pace = [], {"fast": True} if fast else {}
     for label, model in trained.items():
         if model.kind == "glp":
-            found += [Entry(label, model, {"u": u}), Entry(f"{label} sigma={sigma:g}", model, {"sigma": sigma})]
+            found += [
+                Entry(label, model, {"u": u, **pace}),
+                Entry(f"{label} sigma={sigma:g}", model, {"sigma": sigma, **pace}),
+            ]
         elif isinstance(model, Projector) and label not in ("raw", "pca_raw"):
             found.append(Entry(label, model, {"k": ranks[label]} if label in ranks else {}))
     return found
 
 
-def reconstruction_entries(trained: dict[str, ActivationModel], u: float, ranks: dict[str, int]) -> list[Entry]:
+def reconstruction_entries(
+    trained: dict[str, ActivationModel], u: float, ranks: dict[str, int], *, fast: bool = False
+) -> list[Entry]:
     """What fidelity compares: a GLP at several noise levels, PCA at several ranks, any SAE."""
-    found = []
+    found, pace = [], {"fast": True} if fast else {}
     for label, model in trained.items():
         if model.kind == "glp":
-            found.append(Entry(label, model, {"u": u}))
-            found += [Entry(f"{label} sigma={s:g}", model, {"sigma": s}) for s in (0.3, 0.2, 0.1)]
+            found.append(Entry(label, model, {"u": u, **pace}))
+            found += [Entry(f"{label} sigma={s:g}", model, {"sigma": s, **pace}) for s in (0.3, 0.2, 0.1)]
         elif isinstance(model, PCA):
             own = ranks.get(label, model.k)
             others = {max(1, own // 4), min(model.n_features, own * 7 // 5)}

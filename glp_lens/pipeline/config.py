@@ -45,6 +45,7 @@ class CompareConfig:
         new_tokens: tokens generated after each.
         project_u: noise level of the GLP's projection in the paper, in the released code's `u`.
         project_sigma: a second, milder noise level, as `sigma`.
+        fast: project with the GLP's fast preset.
         documents: held-out documents for the change in language-model loss.
     """
 
@@ -78,12 +79,13 @@ class CompareConfig:
     new_tokens: int = 24
     project_u: float = 0.5
     project_sigma: float = 0.2
+    fast: bool = False
     documents: int = 24
 
     def __post_init__(self) -> None:
         """Refuse settings that no run can have."""
         for name, value in asdict(self).items():
-            if isinstance(value, int) and value < 1 and name != "seed":
+            if isinstance(value, int) and value < 1 and name not in ("seed", "fast"):
                 raise InputError(f"{name} must be at least 1, got {value}")
         if self.seed < 0:
             raise InputError(f"seed must not be negative, got {self.seed}")

@@ -40,6 +40,7 @@ _STYLE: dict[str, Any] = {
     "lines.linewidth": 1.8,
     "lines.markersize": 6.5,
 }
+_TRAINED = Palette(["glp"]).color("glp")
 _GRID = {"color": _INK, "alpha": 0.13, "linewidth": 0.8}
 
 
@@ -366,3 +367,59 @@ def norm_histogram(norms: np.ndarray, path: str | Path, *, title: str = "", limi
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(_render("norms", "", (7.6, 3.8), draw).png)
+
+
+def loss_curve(history: pd.DataFrame, path: str | Path, *, title: str = "") -> None:
+    """Write a PNG of a training's curve: the loss over the rows seen, and what it came to at each noise level.
+
+    Args:
+        history: columns `rows` and `loss`; `validation_loss` and `validation_loss:sigma=low-high` are drawn if there.
+    """
+    columns = history.columns.astype(str)
+    validated = "validation_loss" in columns and bool(history["validation_loss"].notna().any())
+    ends = pd.Series(columns).str.extract(r"^validation_loss:sigma=([\d.]+)-([\d.]+)$").dropna().astype(float)
+    sigmas, parts = ends.mean(axis=1).to_numpy(), history[columns[ends.index]]
+    parts = parts.dropna()
+    shown = history[["loss", "validation_loss"] if validated else ["loss"]].to_numpy()
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(1, 2, width_ratios=[3, 2]) if len(parts) else [figure.subplots()]
+        axes = panels[0]
+        axes.grid(**_GRID)
+        marker = "o" if len(history) == 1 else ""
+        axes.plot(history["rows"], history["loss"], color=_INK, alpha=0.4, marker=marker, label="training")
+        if validated:
+            held = history.dropna(subset="validation_loss")
+            axes.plot(held["rows"], held["validation_loss"], color=_TRAINED, marker=marker, label="validation")
+        # What the first steps lose would flatten all that comes after.
+        top = np.nanquantile(shown, 0.95)
+        low = np.nanmin(shown)
+        if np.isfinite([low, top]).all() and top > low:
+            axes.set_ylim(low - 0.08 * (top - low), top + 0.15 * (top - low))
+        axes.xaxis.set_major_formatter(_count)
+        axes.set_xlabel("rows seen")
+        axes.set_ylabel("flow-matching loss a dimension")
+        axes.set_title(title)
+        handles = axes.get_legend_handles_labels()
+        if len(parts):
+            panel = panels[1]
+            panel.grid(**_GRID)
+            for row, alpha, label in ((0, 0.3, "first"), (-1, 1.0, "last")):
+                panel.plot(sigmas, parts.iloc[row], color=_TRAINED, alpha=alpha, marker="o", markersize=4, label=label)
+            panel.set(xlim=(0, 1), ylim=(0, None))
+            panel.set_xlabel("noise level σ (0 is data, 1 is noise)")
+            panel.set_title("validation by noise level")
+            panel.legend()
+        figure.legend(*handles, loc="outside upper left", ncols=2)
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_render("loss", "", (9.6 if len(parts) else 6.4, 3.9), draw).png)
+
+
+def _count(value: float, _: object = None) -> str:
+    """A number of rows in few characters: 50k, 1.5M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"

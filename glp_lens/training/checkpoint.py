@@ -68,10 +68,15 @@ def load(path: Path, key: Json, parts: Parts) -> Place | None:
     """Put a saved state back into its parts; None if there is none.
 
     Raises:
-        InputError: the file is damaged, or belongs to a training with other settings or data.
+        InputError: the file is damaged, belongs to a training with other settings or data, or is seen by some of the
+            processes only.
     """
-    if not path.exists():
+    if not distributed.agreed(path.exists()):
         return None
+    if not path.exists():
+        raise InputError(
+            f"process {distributed.rank()} does not see {path}: put it in a folder that all machines share"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             place, names = json.loads(file.metadata()["place"]), set(file.keys())
@@ -97,3 +102,12 @@ def load(path: Path, key: Json, parts: Parts) -> Place | None:
         raise
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise InputError(f"training state {path} is damaged ({error}): delete it to start afresh") from None
+
+
+def history(path: Path) -> list[Json]:
+    """The history in a saved state; empty if there is none to be read, which `load` will say."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(json.loads(file.metadata()["place"])["history"])
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError):
+        return []

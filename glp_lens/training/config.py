@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from glp_lens.errors import InputError
 
@@ -84,18 +84,20 @@ class TrainConfig:
         return self.lr * (self.lr_end + (1 - self.lr_end) * (1 + math.cos(math.pi * min(share, 1.0))) / 2)
 
 
-def recipe(name: str, rows: int, **changes: object) -> TrainConfig:
-    """A recipe by its name, with some settings changed.
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "small": {"batch_size": 512, "lr": 2e-3, "sigmas": "stratified"},
+}
+"""Recipes by name, as departures from the paper's: `small` is for short runs on small machines."""
 
-    `paper`: the paper's. `small`: stratified noise levels, for short runs on small machines.
+
+def recipe(name: str, rows: int, **changes: Any) -> TrainConfig:
+    """A recipe by its name, with some settings changed; those that are None stay the recipe's.
 
     Raises:
-        InputError: no recipe of that name.
+        InputError: no recipe of that name, or settings that cannot train.
     """
-    recipes: dict[str, dict[str, object]] = {
-        "paper": {},
-        "small": {"batch_size": 512, "lr": 2e-3, "sigmas": "stratified"},
-    }
-    if name not in recipes:
-        raise InputError(f"recipe must be one of {', '.join(recipes)}, got {name!r}")
-    return TrainConfig(**{**recipes[name], "rows": rows, **changes})  # type: ignore[arg-type]
+    if name not in RECIPES:
+        raise InputError(f"recipe must be one of {', '.join(RECIPES)}, got {name!r}")
+    changed = {setting: value for setting, value in changes.items() if value is not None}
+    return TrainConfig(**{**RECIPES[name], "rows": rows, **changed})

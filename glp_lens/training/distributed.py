@@ -1,15 +1,79 @@
 """One training on several processes: who does which rows, and how gradients and weights come together.
 
-Everything here is the identity in a process of its own.
+Everything here is the identity in a process of its own, except `shard`, which needs others.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+from datetime import timedelta
+from typing import Any
 
+import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
+
+from glp_lens.errors import InputError
+
+_TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for the others before it fails."""
+
+
+@contextmanager
+def session(device: str | None = None) -> Iterator[None]:
+    """Join the processes that `torchrun` started, until the end of the block; otherwise nothing.
+
+    Args:
+        device: the kind trained on, `cpu` or `cuda`; by default `cuda` where there is one.
+
+    Raises:
+        InputError: more processes on this machine than it has GPUs.
+    """
+    if running() or not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        yield
+        return
+    cuda = device.startswith("cuda") if device else torch.cuda.is_available()
+    if cuda:
+        local, count = _local_rank(), torch.cuda.device_count()
+        if local >= count:
+            raise InputError(f"this machine has {count} GPU(s), and more processes: pass --nproc-per-node {count}")
+        torch.cuda.set_device(local)
+        own = torch.device("cuda", local)
+        distributed.init_process_group("cpu:gloo,cuda:nccl", **_meeting_place(), device_id=own)
+    else:
+        distributed.init_process_group("gloo", **_meeting_place())
+    try:
+        yield
+    except BaseException:
+        # The end of an NCCL group waits for all processes, and some may wait for this one: torchrun ends them
+        # once this one has gone.
+        if not cuda:
+            distributed.destroy_process_group()
+        raise
+    distributed.destroy_process_group()
+
+
+def device(name: str) -> str:
+    """A device by its name, where `cuda` is this process's own of the machine's GPUs."""
+    return f"cuda:{_local_rank()}" if name == "cuda" and running() else name
+
+
+def _meeting_place() -> dict[str, Any]:
+    """Where the processes find each other, as arguments of `init_process_group`."""
+    store, rank, size = next(iter(rendezvous("env://", timeout=_TIMEOUT)))
+    # Processes that torchrun starts again get the store of the ones before them, with the addresses of the dead.
+    # On one machine all count the same restarts, so that they can meet elsewhere in it.
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        store = distributed.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return {"store": store, "rank": rank, "world_size": size, "timeout": _TIMEOUT}
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def running() -> bool:
@@ -58,7 +122,7 @@ def agreed(answer: bool) -> bool:
 
 def wrap(module: nn.Module) -> nn.Module:
     """The module to run, whose gradients are averaged over the processes; its parameters are the given module's."""
-    if not running() or any(isinstance(p, DTensor) for p in module.parameters()):
+    if not running() or is_sharded(module):
         return module  # sharded modules see to it themselves
     return DistributedDataParallel(module)
 
@@ -68,14 +132,65 @@ def without_sync(module: nn.Module) -> AbstractContextManager[None]:
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
+def shard(module: nn.Module, *, bfloat16: bool) -> nn.Module:
+    """A copy of a denoiser whose weights, gradients and optimiser states are spread over the processes (FSDP2).
+
+    The given module's own weights move to the CPU; `gather` brings them up to date.
+
+    Args:
+        bfloat16: exchange and use the weights in bfloat16, under autocast; what is kept and summed is float32.
+
+    Raises:
+        InputError: there is one process only, or the installed torch has no FSDP2.
+    """
+    if not running():
+        raise InputError("shard spreads a prior over several processes: start them with torchrun --nproc-per-node N")
+    try:
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    except ImportError:
+        raise InputError(f"shard needs torch 2.6 or later, this is {torch.__version__}") from None
+    mesh = distributed.init_device_mesh(next(module.parameters()).device.type, (world_size(),))
+    # Inputs stay as they are: bfloat16 has no room for a noise level's digits. Autocast fits each to its weight.
+    policy = (
+        MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        if bfloat16
+        else MixedPrecisionPolicy()
+    )
+    copy = deepcopy(module.cpu())
+    for norm in [m for m in copy.modules() if isinstance(m, nn.LayerNorm)]:
+        # Their weights are near 1, where bfloat16 has steps of 0.8%; autocast leaves them in float32 too.
+        fully_shard(norm, mesh=mesh, reshard_after_forward=True)
+    for part in (*copy.get_submodule("layers").children(), copy):
+        # The outermost part would by default stay whole after a forward pass that no backward pass follows.
+        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    return copy
+
+
+@torch.no_grad()
+def gather(sharded: nn.Module, into: nn.Module) -> None:
+    """Copy the weights of a sharded module into the module that it was made of; every process gets all."""
+    if not is_sharded(sharded):
+        return
+    for ours, theirs in zip(into.parameters(), sharded.parameters(), strict=True):
+        ours.copy_(whole(theirs.detach()))
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether this process has a part of the module's weights only."""
+    return any(hasattr(p, "full_tensor") for p in module.parameters())
+
+
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor that may be sharded; every process must ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def like(tensor: Tensor, sharded: Tensor) -> Tensor:
     """A whole tensor, on the device of `sharded` and in its parts."""
     moved = tensor.to(sharded.device)
-    if not isinstance(sharded, DTensor) or tensor.ndim == 0:
+    if not hasattr(sharded, "full_tensor") or tensor.ndim == 0:
         return moved
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(sharded, DTensor)
     return distribute_tensor(moved, sharded.device_mesh, sharded.placements)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from glp_lens.errors import InputError
@@ -55,6 +58,9 @@ def train(
     on_entry: Callable[[Json], None] = lambda _: None,
     snapshots: int = 0,
     on_snapshot: Callable[[int], None] = lambda _: None,
+    shard: bool = False,
+    recompute: bool = False,
+    compile: bool | None = None,
 ) -> TrainResult:
     """Train `denoiser` in place, on the device it is on.
 
@@ -65,23 +71,28 @@ def train(
     Args:
         feed: the data, already normalised; of several processes, each gets an equal share of every batch.
         validation: held-out rows, scored at every logging point with noise fixed once.
-        state: file that keeps the training state, so that an interrupted run continues. It stays at the end, for
-            whoever saves the model to remove: until then nothing else has it.
+        state: file that keeps the training state, so that an interrupted run continues; several processes must all
+            see it. It stays at the end, for whoever saves the model to remove: until then nothing else has it.
         identity: what else must match for `state` to be continued, for example the store's hash.
         log_points: number of entries in the history.
         save_seconds: time between two writes of `state`.
-        save_now: asked after each step, with the number of steps done, whether `state` must be written at once.
+        save_now: asked after each step, with the number of steps done, whether `state` must be written at once; all
+            processes must answer the same.
         on_saved: told after each write, and when a run is resumed, how many steps `state` holds.
         on_entry: told each entry of the history when it is made, in the main process.
         snapshots: about how many times to call `on_snapshot`, at steps evenly spaced on a logarithmic scale.
-        on_snapshot: told the number of steps done, while the denoiser holds the weights it would end with; called in
-            every process.
+        on_snapshot: told the number of steps done, while the denoiser holds the weights it would end with (and lies
+            on the CPU if training is sharded); called in every process.
+        shard: spread weights, gradients and optimiser states over the processes (FSDP2); at the end every process
+            has all weights again.
+        recompute: give up activations inside the blocks and compute them again: less memory, a third more time.
+        compile: compile the blocks (torch.compile); by default where there is CUDA and Triton.
 
     Raises:
         InputError: batches that cannot be shared out evenly; a loss or gradient that is not finite: the weights and
             the state written last are from before it.
     """
-    run = _Run(denoiser, config)
+    run = _Run(denoiser, config, shard, recompute, compile)
     key = {"config": asdict(config), "identity": identity or {}}
     place = checkpoint.Place()
     if state and (resumed := checkpoint.load(state, key, run.parts())):
@@ -98,10 +109,9 @@ def train(
         desc="train GLP",
         unit="row",
         unit_scale=True,
-        mininterval=1,
+        mininterval=2,
         disable=not distributed.is_main(),
     )
-    denoiser.train()
     data = feed(step)
     with bar:
         while step < config.steps:
@@ -109,10 +119,12 @@ def train(
             step += 1
             bar.update(config.batch_size)
             logging = step % every == 0 or step == config.steps
-            if (logging or run.always_look or step % _LOOK == 0) and not bool(total.isfinite().all()):
+            asked = state is not None and save_now(step)
+            keeping = logging or asked or step in marks
+            if (keeping or run.always_look or step % _LOOK == 0) and not run.is_sound(total, weights=keeping):
                 raise run.diverged(step, state, key, on_snapshot if snapshots else None)
             if logging:
-                loss, norm = (distributed.mean(total) / count).tolist()
+                loss, norm = (total / count).tolist()
                 entry = {
                     "step": step,
                     "rows": step * config.batch_size,
@@ -123,40 +135,40 @@ def train(
                 }
                 if validation is not None:
                     with run.averaged():
-                        entry |= validation_loss(denoiser, validation, autocast=config.autocast)
+                        entry |= validation_loss(run.denoiser, validation, autocast=config.autocast)
                 history.append(entry)
                 bar.set_postfix({k: f"{entry[k]:.3f}" for k in ("loss", "validation_loss") if k in entry})
                 if distributed.is_main():
                     on_entry(entry)
                 total, count = torch.zeros_like(total), 0
+            if step in marks:  # before the state, so that a run killed here takes it again
+                with run.final_weights():
+                    on_snapshot(step)
             if state:
                 now = time.monotonic()
                 due = count == 0 and distributed.agreed(now - saved > save_seconds)
-                if step == config.steps or save_now(step) or due:
+                if step == config.steps or asked or due:
                     pending = (float(total[0]), float(total[1]), count)
                     reached = checkpoint.Place(step, history, place.seconds + now - began, pending)
                     checkpoint.save(state, key, run.parts(), reached)
                     saved = now
                     on_saved(step)
-            if step in marks:
-                with run.averaged():
-                    on_snapshot(step)
-    if run.average:
-        run.average.swap(denoiser)
-    denoiser.eval()
+    run.finish()
     return TrainResult(history, place.seconds + time.monotonic() - began)
 
 
 def snapshot_steps(steps: int, n: int) -> set[int]:
-    """About `n` numbers of steps, from 1 to all, evenly spaced on a logarithmic scale."""
-    return {round(steps ** (i / max(n - 1, 1))) for i in range(n)}
+    """About `n` numbers of steps, from 1 to all, evenly spaced on a logarithmic scale; if one, the last."""
+    return {round(steps ** (i / (n - 1))) for i in range(n)} if n > 1 else {steps} if n else set()
 
 
 class _Run:
     """A denoiser with what updates it."""
 
-    def __init__(self, denoiser: nn.Module, config: TrainConfig) -> None:
-        self.denoiser, self.config = denoiser, config
+    def __init__(
+        self, denoiser: nn.Module, config: TrainConfig, shard: bool, recompute: bool, compile: bool | None
+    ) -> None:
+        self.given, self.config = denoiser, config
         self.device = next(denoiser.parameters()).device
         self.always_look = self.device.type == "cpu"
         world = distributed.world_size()
@@ -166,12 +178,23 @@ class _Run:
                 f"process(es) times accumulate={config.accumulate}"
             )
         self.share = config.batch_size // world
-        self.module = distributed.wrap(denoiser)
-        self.optimizers = optimizers(denoiser, config)
-        self.average = Average(denoiser, config.ema) if config.ema else None
+        if shard:
+            self.denoiser = distributed.shard(denoiser, bfloat16=config.autocast)
+        else:  # modules of our own around the same weights, so that the given ones are not compiled for ever
+            self.denoiser = deepcopy(denoiser, {id(p): p for p in denoiser.parameters()})
+        self.denoiser.train()
+        if recompute:
+            self.denoiser.recompute = True  # type: ignore[assignment]
+        if compile or (compile is None and self.device.type == "cuda" and find_spec("triton")):
+            for block in self.denoiser.get_submodule("layers").children():
+                block.compile()
+        self.module = distributed.wrap(self.denoiser)
+        self.optimizers = optimizers(self.denoiser, config)
+        self.average = Average(self.denoiser, config.ema) if config.ema else None
+        self._rehearsed = not isinstance(self.module, DistributedDataParallel)
 
     def step(self, step: int, batch: Batch) -> Tensor:
-        """One update; gives the loss and the norm of the gradient, `(2,)`."""
+        """One update; gives the loss and the norm of the gradient, `(2,)`, the same in all processes."""
         start = distributed.rank() * self.share
         rows = range(start, start + self.share)
         if len(batch) != self.share:
@@ -179,6 +202,12 @@ class _Run:
         noise = draw_noise(self.config, step, rows, batch.x.shape[1], self.device)
         batch = batch.to(self.device).without_condition(noise.drop)
         total, size = torch.zeros((), device=self.device), self.share // self.config.accumulate
+        if not self._rehearsed:
+            # DDP groups the gradients anew after the first pass, and with them the order of its sums: were that a
+            # step's, a resumed run would round otherwise than one that went on.
+            self._backward(batch.part(slice(size)), noise.part(slice(size)))
+            self._forget_gradients()
+            self._rehearsed = True
         for at in range(0, self.share, size):
             part = slice(at, at + size)
             last = at + size == self.share
@@ -192,11 +221,10 @@ class _Run:
                 for group in optimizer.param_groups:
                     group["lr"] = self.config.lr_at(step)
                 optimizer.step()
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        self._forget_gradients()
         if self.average:
             self.average.update(self.denoiser, step)
-        return torch.stack([total, norm])
+        return torch.stack([distributed.mean(total), norm])
 
     def _backward(self, batch: Batch, noise: Noise) -> Tensor:
         """Add up the gradient of some rows; gives their loss."""
@@ -205,9 +233,34 @@ class _Run:
         (loss / self.config.accumulate).backward()
         return loss.detach()
 
+    def _forget_gradients(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def is_sound(self, total: Tensor, *, weights: bool) -> bool:
+        """Whether loss and gradient norm are finite, and the weights: an update can overflow them by itself."""
+        seen = [total.sum()]
+        if weights:
+            seen += [distributed.whole(p.detach().norm()) for p in self.denoiser.parameters()]
+        return bool(torch.stack(seen).isfinite().all())
+
     def averaged(self) -> AbstractContextManager[None]:
-        """Where the denoiser has the weights that it would end with."""
+        """Where our denoiser has the weights that it would end with."""
         return self.average.in_place(self.denoiser) if self.average else nullcontext()
+
+    @contextmanager
+    def final_weights(self) -> Iterator[None]:
+        """Where the given denoiser has the weights that it would end with."""
+        with self.averaged():
+            distributed.gather(self.denoiser, into=self.given)
+            yield
+
+    def finish(self) -> None:
+        """Leave the given denoiser with its final weights, where it was."""
+        if self.average:
+            self.average.swap(self.denoiser)
+        distributed.gather(self.denoiser, into=self.given)
+        self.given.to(self.device).eval()
 
     def parts(self) -> checkpoint.Parts:
         """What a checkpoint keeps."""
@@ -221,7 +274,7 @@ class _Run:
         if state and (place := checkpoint.load(state, key, self.parts())):
             kept = f"the last good state, of step {place.step}, is kept in {state}"
             if on_snapshot:
-                with self.averaged():
+                with self.final_weights():
                     on_snapshot(place.step)
         return InputError(
             f"training diverged at step {step}: loss or gradient is not finite; lower lr (now {self.config.lr:g}) or "

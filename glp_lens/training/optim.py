@@ -45,7 +45,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        """Take in the weights after `step` steps; the first ones weigh less, so that they are soon forgotten."""
+        """Take in the weights that step `step` (0-based) made; the decay starts small, to forget the first weights."""
         decay = min(self._decay, (1 + step) / (10 + step))
         average = get_ema_multi_avg_fn(decay)
         average(list(self.values.values()), list(module.parameters()), step)

@@ -243,6 +243,16 @@ def test_overwriting_redoes_what_depends_on_the_change_and_no_more(bridge_run, t
     assert (out / "metrics.csv").read_bytes() == (bridge_run.out / "metrics.csv").read_bytes()
 
 
+def test_fast_redoes_what_projects_with_fewer_network_calls(bridge_run, tmp_path):
+    out = shutil.copytree(bridge_run.out, tmp_path / "runs")
+    said = go(out, bridge_run.model, fast=True, overwrite=True)
+    assert set(STAGES) - set(done_before(said)) == {"steering", "fidelity", "report"}
+    tables = [pd.read_csv(folder / "metrics.csv").query("model == 'glp'") for folder in (bridge_run.out, out)]
+    calls = [t[t.metric == "network_calls"]["value"].tolist() for t in tables]
+    assert calls == [[10], [3]]  # from sigma 0.474
+    assert all("fast=True" in s for s in tables[1][tables[1].metric.isin(["delta_nll", "nll"])].setting)
+
+
 def test_output_that_was_deleted_is_made_again(bridge_run, tmp_path):
     out = shutil.copytree(bridge_run.out, tmp_path / "runs")
     shutil.rmtree(out / "models" / "pca")
@@ -256,7 +266,7 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(tiny_bridge, tmp_path, mo
     """Nothing was made with the wrong setting, so nothing stands in the way of the right one."""
     with pytest.raises(InputError, match="did you mean"):
         go(tmp_path, tiny_bridge, hook="blocks.1.hook_resid_pots")
-    _interrupt(monkeypatch, ("glp_lens.models.glp", "train", 1))
+    _interrupt(monkeypatch, ("glp_lens.models.fitting", "train", 1))
     with pytest.raises(Stop):
         go(tmp_path, tiny_bridge)
     assert len(ActivationStore.open(tmp_path / "acts" / "train")) == 3000

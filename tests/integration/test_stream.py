@@ -318,7 +318,8 @@ def test_a_prior_trains_while_its_data_are_collected_and_resumes(tiny_bridge, wh
             fit(tmp_path / "b", tmp_path / "b.state")
     resumed = fit(tmp_path / "b", tmp_path / "b.state")
     assert ended(producer) == 0
-    assert resumed.history == straight.history
+    for got, want in zip(resumed.history, straight.history, strict=True):
+        assert {**got, "seconds": None} == {**want, "seconds": None}
     for name, value in straight.denoiser.state_dict().items():
         assert torch.equal(value, resumed.denoiser.state_dict()[name]), name
 

@@ -25,6 +25,7 @@ LAYERS = [
     "provenance",
     "interface",
     "flow",
+    "hub",
     "artifacts",
     "corpus",
     "activations",
@@ -43,12 +44,15 @@ HOMES = {
     "h5py": {"activations/shard.py"},
     "jinja2": {"report/html.py"},
     "matplotlib": {"report/plots.py"},
-    "huggingface_hub": {"lm.py", "models/released.py"},
+    "huggingface_hub": {"lm.py", "hub.py"},
     "transformers": {"lm.py", "evals/steering/judges.py"},
     "yaml": {"models/released.py"},
     "pyarrow": {"corpus/files.py"},
     "datasets": {"activations/convert/sae_lens.py", "corpus/hub.py"},
     "ray": {"activations/cluster.py"},
+    "trackio": {"training/loggers.py"},
+    "wandb": {"training/loggers.py"},
+    "torch.utils.tensorboard": {"training/loggers.py"},
     "sae_probes": set(),  # read as data: importing it is slow
     "gguf": set(),
     "typer": set(),
@@ -57,7 +61,8 @@ HOMES = {
 }
 """Where each library may be imported, whether at the top of a file or inside a function."""
 
-LATE = ("transformer_lens", "sae_lens", "sklearn.decomposition", "transformers", "matplotlib", "datasets", "ray")
+LATE = ("transformer_lens", "sae_lens", "sklearn.decomposition", "transformers", "matplotlib", "datasets", "ray",
+        "trackio", "wandb", "torch.utils.tensorboard")  # fmt: skip
 """Heavy libraries that no module imports before they are needed."""
 
 UNSAFE = {"pickle.load", "pickle.loads", "joblib.load", "yaml.load", "os.system", "eval", "exec", "torch.load"}

@@ -20,7 +20,7 @@ from glp_lens.models.pca import PCA
 from tests.conftest import tiny_texts
 
 HOOK = "blocks.1.hook_resid_post"
-COMMANDS = ["quickstart", "collect", "train", "probe", "steer", "fidelity", "compare", "report", "store info",
+COMMANDS = ["quickstart", "collect", "train", "probe", "steer", "fidelity", "compare", "report", "push", "store info",
             "store verify", "store repair", "store merge", "store import", "store export"]  # fmt: skip
 runner = CliRunner(env={"COLUMNS": "200"})
 
@@ -184,7 +184,7 @@ MISTAKES = [
     ("train glp --store {f}/store --out {new} --width 0", "Invalid value for '--width'"),
     ("train glp --store {f}/store --out {new} --lr -1", "--lr must be between 0 and 1"),
     ("train glp --store {f}/store --out {new} --lr nan", "--lr must be between 0 and 1"),
-    ("train glp --store {f}/store --out {new} --recipe secret", "--recipe must be one of paper, small"),
+    ("train glp --store {f}/store --out {new} --recipe secret", "recipe must be one of paper, small"),
     ("train glp --store {f}/store --out {new} --validation {f}/none", "no activation store at"),
     ("train glp --store {f}/store --out {new} --validation {f}/narrow", "width 24 (here 7): collect"),
     ("train glp --store {f}/store --out {new} --validation {f}/elsewhere", "was collected at blocks.1"),
@@ -192,6 +192,10 @@ MISTAKES = [
     # probe, and the models that three commands load
     (PROBE + " --models ''", "at least one folder"),
     (PROBE + " --models {f}/none", "not found"),
+    ("push {f}/pca owner/a/b", "'owner/a/b' is no repository id"),
+    ("push {f}/nothing owner/pca", "model not found"),
+    ("push {f}/pca owner/pca --format released", "format of a pca must be one of own"),
+    ("push {f}/pca owner/pca", "HF_HUB_OFFLINE is set"),
     (PROBE + " --models {f}/file", "cannot be read"),
     (PROBE + " --models {f}/empty", "not found"),
     (PROBE + " --models {f}/photos", "not found"),
@@ -415,6 +419,12 @@ def test_comma_separated_lists(settings):
     assert asked.config.tasks == ("162_agnews_1", "8*")
     assert asked.config.strengths == (0.25, 1.0)
     assert asked.config.texts == ("a.txt", "b")
+
+
+def test_fast_is_off_unless_asked_for(settings):
+    assert not settings().config.fast
+    assert settings("--fast").config.fast
+    assert settings(fast=True).config.fast
 
 
 def test_the_defaults_of_the_command_are_those_of_the_library(settings):

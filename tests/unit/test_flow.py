@@ -1,13 +1,11 @@
-"""The path, the grids and the solvers, against closed forms."""
-
-import math
+"""The path between data and noise, and the grids of noise levels."""
 
 import numpy as np
 import pytest
 import torch
 
 from glp_lens.errors import InputError
-from glp_lens.flow import path, schedule, solvers
+from glp_lens.flow import path, schedule
 
 
 def test_conversions_round_trip_for_shared_and_per_row_sigma():
@@ -49,6 +47,47 @@ def test_path_from_sigma_keeps_the_pace_and_ends_at_data():
         schedule.path_from_sigma(1.2, 20)
 
 
+@pytest.mark.parametrize("spacing", schedule.SPACINGS)
+@pytest.mark.parametrize("sigma", [1.0, 0.4742, 0.003, 1e-9])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_a_path_falls_from_its_level_to_data_in_the_steps_asked_for(spacing, sigma, steps):
+    p = schedule.path(sigma, steps, spacing)
+    assert p.shape == (steps + 1,)
+    assert float(p[0]) == pytest.approx(sigma, rel=1e-7)
+    assert float(p[-1]) == 0
+    assert bool((p.diff() < 0).all())
+    assert schedule.path(0.0, steps, spacing).tolist() == [0.0]
+
+
+def test_spacings_are_what_their_names_say():
+    thirds = torch.tensor([3, 2, 1, 0]) / 3
+    torch.testing.assert_close(schedule.path(0.6, 3, "even"), 0.6 * thirds)
+    torch.testing.assert_close(schedule.path(0.6, 3, "late"), 0.6 * thirds**2)
+    torch.testing.assert_close(schedule.path(1.0, 3, "early"), 1 - (1 - thirds) ** 1.3)
+    levels = schedule.path(0.6, 5, "log-snr").double()[:-1]
+    pace = torch.log((1 - levels) / levels).diff()
+    torch.testing.assert_close(pace, pace.mean().expand(4), atol=1e-5, rtol=0)
+
+
+def test_the_spacing_early_from_a_level_is_a_part_of_the_whole_path():
+    whole = schedule.path(1.0, 9, "early")
+    torch.testing.assert_close(schedule.path(float(whole[4]), 5, "early"), whole[4:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((float("nan"), 3), "sigma must be in"),
+        ((0.5, 0), "steps must be at least 1, got 0"),
+        ((0.5, 3, "cosine"), "grid must be one of released, even, early, late, log-snr, got 'cosine'"),
+    ],
+)
+def test_paths_that_cannot_be_are_refused(arguments, words):
+    for make in (schedule.path, schedule.path_from_sigma):
+        with pytest.raises(InputError, match=words):
+            make(*arguments)
+
+
 def test_both_ways_of_drawing_sigma_are_uniform_and_stratified_covers_each_batch():
     generator = torch.Generator().manual_seed(0)
     for draw in (schedule.uniform_sigmas, schedule.stratified_sigmas):
@@ -60,29 +99,3 @@ def test_both_ways_of_drawing_sigma_are_uniform_and_stratified_covers_each_batch
     counts = np.histogram(batch.numpy(), bins=10, range=(0, 1.0001))[0]
     assert counts.min() >= 9
     assert counts.max() <= 11
-
-
-def _gaussian_velocity(variance):
-    """Optimal velocity for N(0, variance): (s - (1 - s) variance) / ((1 - s)^2 variance + s^2) * z."""
-    return lambda z, s: (s - (1 - s) * variance) / ((1 - s) ** 2 * variance + s**2) * z
-
-
-@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2)])
-def test_order_of_convergence_on_a_gaussian_with_closed_form(solver, order):
-    """The flow scales z by the standard deviation: from sigma a to b by the ratio of the marginals' deviations."""
-    variance, z = 0.3, torch.ones(1, 3, dtype=torch.float64)
-    marginal = lambda s: math.sqrt((1 - s) ** 2 * variance + s**2)  # noqa: E731
-    exact = marginal(0.1) / marginal(1.0)
-    steps = np.array([16, 32, 64, 128])
-    errors = []
-    for n in steps:
-        sigmas = torch.linspace(1.0, 0.1, n + 1, dtype=torch.float64)
-        got = solvers.integrate(_gaussian_velocity(variance), z, sigmas, solver)
-        errors.append(float((got - exact).abs().max()))
-    slope = np.polyfit(np.log(steps), np.log(errors), 1)[0]
-    assert -slope == pytest.approx(order, abs=0.15)
-
-
-def test_unknown_solver_is_refused():
-    with pytest.raises(InputError, match="solver must be one of euler, heun"):
-        solvers.integrate(lambda z, s: z, torch.ones(1, 2), torch.tensor([1.0, 0.0]), "rk45")

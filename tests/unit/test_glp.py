@@ -93,6 +93,33 @@ def test_typical_rows_score_higher(glp):
     assert glp.score(x).shape == (400,)
 
 
+def test_log_density_is_near_the_truth_in_its_own_units(glp, truth):
+    x = rows(300, seed=9)
+    got, want = glp.score(x, method="ode"), truth.score(x)
+    assert float(torch.stack([got, want]).corrcoef()[0, 1]) > 0.95
+    assert abs(float((got - want).mean())) < 0.3
+    estimate = glp.log_density(x, probes=16, generator=generator(1))
+    off = (estimate.value - got) / estimate.error
+    assert 0.8 < float(off.square().mean().sqrt()) < 1.4
+
+
+@pytest.mark.parametrize("sigma", [0.2, 0.5])
+def test_one_step_of_projection_is_near_the_posterior_mean(glp, truth, sigma):
+    x, eps = rows(500, seed=6), torch.randn(500, D, generator=generator(7))
+    got = glp.normalize(glp.project(x, sigma=sigma, steps=1, noise=eps))
+    noised = glp.normalize(x) + sigma / (1 - sigma) * eps
+    want = truth.normalize(truth.project(truth.denormalize(noised), sigma=sigma))
+    assert float((got - want).square().mean() / want.square().mean()) < 0.01
+
+
+def test_a_classifier_draws_from_the_tilted_gaussian(glp):
+    """The density times `exp(a.x)`: a Gaussian whose mean has moved by the covariance times a."""
+    a = torch.randn(D, generator=generator(2)) / 10
+    moved = glp.sample(4000, steps=50, classifier=lambda x: x @ a, generator=generator(3)).mean(0) - MEAN
+    want = MIXING.T @ MIXING @ a
+    assert float((moved - want).norm() / want.norm()) < 0.15
+
+
 def test_provenance_and_curve_tell_the_training(glp, store):
     training = glp.provenance["training"]
     assert training["rows_seen"] == 256 * 1500

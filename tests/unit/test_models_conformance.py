@@ -114,6 +114,6 @@ def test_load_reads_the_released_format(tmp_path, monkeypatch):
     (tmp_path / "config.yaml").write_text("")
     (tmp_path / "final.safetensors").write_text("")
     seen = []
-    monkeypatch.setattr(GLP, "from_pretrained", classmethod(lambda cls, folder: seen.append(folder)))
+    monkeypatch.setattr(GLP, "from_pretrained", classmethod(lambda cls, folder, **_: seen.append(folder)))
     load(tmp_path)
     assert seen == [tmp_path]

@@ -1,35 +1,17 @@
-"""Training: it learns, it resumes to the same weights, it refuses what cannot work."""
+"""Training: it learns, its schedule and noise are what they should be, it refuses what cannot work."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
 from glp_lens.errors import InputError
-from glp_lens.models.denoiser import Denoiser, DenoiserConfig
-from glp_lens.training.config import TrainConfig
-from glp_lens.training.loop import train
-from glp_lens.training.objective import Batch, step_seed, validation_loss
-
-D = 6
-COVARIANCE_ROOT = torch.randn(D, D, generator=torch.Generator().manual_seed(3))
-COVARIANCE_ROOT /= (COVARIANCE_ROOT**2).sum(1, keepdim=True).sqrt()  # unit variances
-
-
-def denoiser(seed=0):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Denoiser(DenoiserConfig(D, 32, 64, 2))
-
-
-def batches(size):
-    def start(k):
-        while True:
-            generator = torch.Generator().manual_seed(1000 + k)
-            yield Batch(torch.randn(size, D, generator=generator) @ COVARIANCE_ROOT.T)
-            k += 1
-
-    return start
+from glp_lens.flow.schedule import stratified_sigmas
+from glp_lens.training.config import RECIPES, TrainConfig, recipe
+from glp_lens.training.loop import snapshot_steps, train
+from glp_lens.training.objective import Batch, draw_noise, step_seed, validation_loss
+from tests.unit.toy_training import COVARIANCE_ROOT, batches, denoiser, rows
 
 
 def test_loss_falls_to_the_closed_form_bound_of_a_gaussian():
@@ -37,74 +19,15 @@ def test_loss_falls_to_the_closed_form_bound_of_a_gaussian():
     eigenvalues = torch.linalg.eigvalsh(COVARIANCE_ROOT @ COVARIANCE_ROOT.T).clamp(min=0)
     bound = math.pi / 2 * float(eigenvalues.sqrt().mean())
     model = denoiser()
-    config = TrainConfig(rows=256 * 1200, batch_size=256, lr=3e-3, sigmas="stratified", autocast=False)
-    x = torch.randn(8192, D, generator=torch.Generator().manual_seed(9)) @ COVARIANCE_ROOT.T
+    config = TrainConfig(rows=256 * 600, batch_size=256, lr=4e-3, sigmas="stratified", autocast=False)
+    x = rows(8192, 9)
     before = validation_loss(model, Batch(x))["validation_loss"]
     result = train(model, batches(256), config, validation=Batch(x))
     after = validation_loss(model, Batch(x))["validation_loss"]
     assert before > 1.4
     assert after == pytest.approx(bound, rel=0.06)
-    assert result.history[-1]["rows"] == 256 * 1200
+    assert result.history[-1]["rows"] == 256 * 600
     assert result.history[-1]["validation_loss"] == pytest.approx(after, rel=1e-5)
-
-
-class Killed(Exception):
-    pass
-
-
-def dying(size, at):
-    def start(k):
-        for i, x in enumerate(batches(size)(k), k):
-            if i == at:
-                raise Killed
-            yield x
-
-    return start
-
-
-@pytest.mark.parametrize("at", [1, 7, 13])
-def test_a_killed_run_resumes_to_the_weights_of_one_that_was_not(tmp_path, at):
-    config = TrainConfig(rows=20 * 32, batch_size=32, lr=1e-3, autocast=False)
-    whole = denoiser()
-    train(whole, batches(32), config, log_points=20)
-
-    state = tmp_path / "state.safetensors"
-    half = denoiser()
-    with pytest.raises(Killed):
-        train(half, dying(32, at), config, state=state, log_points=20, save_seconds=0)
-    assert state.exists() == (at > 0)
-    fresh = denoiser()
-    result = train(fresh, batches(32), config, state=state, log_points=20, save_seconds=0)
-    for got, want in zip(fresh.parameters(), whole.parameters(), strict=True):
-        assert torch.equal(got, want)
-    assert [entry["step"] for entry in result.history] == list(range(1, 21))
-    # Until the model is saved, the state is all there is: training again gives the same at once.
-    again = denoiser()
-    train(again, dying(32, 0), config, state=state, log_points=20)
-    for a, b in zip(again.parameters(), fresh.parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_state_of_another_training_or_a_damaged_one_is_refused(tmp_path):
-    state = tmp_path / "state.safetensors"
-    config = TrainConfig(rows=320, batch_size=32, autocast=False)
-    with pytest.raises(Killed):
-        train(denoiser(), dying(32, 5), config, state=state, log_points=20, save_seconds=0)
-    other = TrainConfig(rows=320, batch_size=32, lr=1e-4, autocast=False)
-    with pytest.raises(InputError, match="other settings or data"):
-        train(denoiser(), batches(32), other, state=state)
-    state.write_bytes(state.read_bytes()[:100])
-    with pytest.raises(InputError, match="damaged"):
-        train(denoiser(), batches(32), config, state=state)
-
-
-def test_divergence_is_told_with_its_remedy():
-    def bad(k):
-        while True:
-            yield Batch(torch.full((8, D), float("nan")))
-
-    with pytest.raises(InputError, match="training diverged at step 1"):
-        train(denoiser(), bad, TrainConfig(rows=80, batch_size=8, autocast=False))
 
 
 def test_learning_rate_follows_warm_up_and_cosine():
@@ -122,6 +45,11 @@ def test_learning_rate_follows_warm_up_and_cosine():
         ({"rows": 10, "batch_size": 11}, "at least one whole batch"),
         ({"lr": 0.0}, "lr must be"),
         ({"sigmas": "cosine"}, "sigmas must be"),
+        ({"optimizer": "sgd"}, "optimizer must be 'adamw' or 'muon', got 'sgd'"),
+        ({"ema": 1.0}, "ema is a decay"),
+        ({"accumulate": 0}, "accumulate must be at least 1"),
+        ({"clip": math.nan}, "clip must be"),
+        ({"warmup": 1.5}, "warmup is a share"),
     ],
 )
 def test_settings_that_cannot_train_are_refused(settings, words):
@@ -136,3 +64,106 @@ def test_every_step_of_every_seed_has_noise_of_its_own():
         for step in range(20)
     }
     assert len(draws) == 400
+
+
+def test_recipes_are_the_papers_with_departures():
+    paper = recipe("paper", 10_000)
+    assert (paper.lr, paper.batch_size, paper.sigmas, paper.clip) == (5e-5, 4096, "uniform", 1.0)
+    assert (paper.lr_start, paper.lr_end, paper.warmup) == (0.01, 0.1, 0.01)
+    changed = recipe("small", 10_000, lr=None, batch_size=77, ema=0.9)
+    assert (changed.lr, changed.batch_size, changed.ema) == (RECIPES["small"]["lr"], 77, 0.9)
+    with pytest.raises(InputError, match=r"recipe must be one of paper, small.*got 'secret'"):
+        recipe("secret", 10_000)
+
+
+def test_a_batch_that_cannot_be_cut_into_equal_parts_is_refused():
+    with pytest.raises(InputError, match="batch_size=20 does not among 1 process.* times accumulate=3"):
+        train(denoiser(), batches(20), TrainConfig(rows=40, batch_size=20, accumulate=3))
+
+
+@pytest.mark.parametrize("sigmas", ["uniform", "stratified"])
+def test_noise_of_a_row_is_the_same_however_the_batch_is_cut(sigmas):
+    """The cuts fall inside, at the edges of, and across the blocks of 256 rows that noise is drawn in."""
+    config = TrainConfig(rows=1000, batch_size=700, sigmas=sigmas, seed=5)
+    whole = draw_noise(config, 3, range(700), 7, torch.device("cpu"))
+    for cuts in ([0, 350, 700], [0, 1, 256, 300, 513, 700], [0, 255, 257, 699, 700]):
+        for start, stop in itertools.pairwise(cuts):
+            part = draw_noise(config, 3, range(start, stop), 7, torch.device("cpu"))
+            for name in ("eps", "sigma", "drop"):
+                assert torch.equal(getattr(part, name), getattr(whole, name)[start:stop])
+    assert len(set(whole.eps[:, 0].tolist())) == 700  # no block repeats another
+    other = draw_noise(config, 4, range(700), 7, torch.device("cpu"))
+    assert not torch.equal(whole.eps, other.eps)
+    assert not torch.equal(whole.sigma, other.sigma)
+
+
+def test_noise_is_standard_normal_and_drops_the_share_of_conditions_asked_for():
+    config = TrainConfig(rows=20_000, batch_size=20_000, condition_dropout=0.3)
+    noise = draw_noise(config, 0, range(20_000), 5, torch.device("cpu"))
+    torch.testing.assert_close(torch.cov(noise.eps.T), torch.eye(5), atol=0.05, rtol=0)
+    assert float(noise.drop.float().mean()) == pytest.approx(0.3, abs=0.015)
+    assert float(noise.sigma.mean()) == pytest.approx(0.5, abs=0.01)
+
+
+def test_condition_dropout_hides_the_condition_from_those_rows_alone():
+    batch = Batch(rows(5, 0), condition=torch.arange(10.0).reshape(5, 2))
+    drop = torch.tensor([False, True, False, False, True])
+    hidden = batch.without_condition(drop).condition
+    assert torch.equal(hidden.isnan().all(1), drop)
+    assert torch.equal(hidden[~drop], batch.condition[~drop])
+
+
+def test_weights_of_rows_weigh_their_loss():
+    model, x = denoiser(), rows(9, 4)
+    weight = torch.tensor([0.0] * 4 + [2.0] * 5)
+    weighted = validation_loss(model, Batch(x, weight=weight), seed=1)["validation_loss"]
+    assert weighted == pytest.approx(2 * 5 / 9 * tail_loss(model, x, 4), rel=1e-5)
+
+
+def tail_loss(model, x, first):
+    """Loss of the rows from `first` on, by hand, with the noise that validation fixes for all."""
+    generator = torch.Generator().manual_seed(1)
+    eps = torch.randn(x.shape, generator=generator)
+    sigma = stratified_sigmas(len(x), generator)[:, None]
+    with torch.no_grad():
+        error = (model((1 - sigma) * x + sigma * eps, sigma[:, 0]) - (eps - x)) ** 2
+    return float(error[first:].mean())
+
+
+def test_validation_noise_is_fixed_and_its_bins_make_up_the_total():
+    model, held = denoiser(), Batch(rows(500, 2))
+    loss = validation_loss(model, held)
+    assert loss == validation_loss(model, held, rows=37)  # however it is cut
+    assert len(loss) == 11
+    # The levels cover [0, 1] evenly, so the total is the mean of the tenths, up to a row more or less in one.
+    assert loss["validation_loss"] == pytest.approx(sum(v for k, v in loss.items() if ":" in k) / 10, rel=5e-3)
+
+
+def test_validation_varies_less_with_the_draw_than_independent_noise_levels():
+    """The spread over seeds, as the noise levels are stratified or drawn row by row."""
+    model, x = denoiser(), rows(400, 2)
+    config = TrainConfig(rows=256 * 100, batch_size=256, lr=3e-3, sigmas="stratified", autocast=False)
+    train(model, batches(256), config)
+
+    @torch.no_grad()
+    def independent(seed):
+        generator = torch.Generator().manual_seed(seed)
+        eps = torch.randn(x.shape, generator=generator)
+        sigma = torch.rand(len(x), 1, generator=generator)
+        return float(((model((1 - sigma) * x + sigma * eps, sigma[:, 0]) - (eps - x)) ** 2).mean())
+
+    ours = torch.tensor([validation_loss(model, Batch(x), seed=seed)["validation_loss"] for seed in range(60)])
+    theirs = torch.tensor([independent(seed) for seed in range(60)])
+    assert float(ours.mean()) == pytest.approx(float(theirs.mean()), rel=0.02)
+    assert float(ours.std()) < 0.9 * float(theirs.std())
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 11])
+def test_snapshots_are_evenly_spaced_on_a_logarithmic_scale(n):
+    marks = sorted(snapshot_steps(1024, n))
+    assert marks[-1] == 1024
+    assert len(marks) == n
+    if n == 11:
+        assert marks == [2**i for i in range(11)]
+    assert snapshot_steps(1024, 0) == set()
+    assert snapshot_steps(3, 50) == {1, 2, 3}

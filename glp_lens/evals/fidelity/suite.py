@@ -20,13 +20,14 @@ from glp_lens.evals.entries import Entry
 from glp_lens.evals.fidelity.matching import match, matched_difference
 from glp_lens.evals.results import Results
 from glp_lens.evals.statistics import bootstrap_mean, bootstrap_ratio
-from glp_lens.flow.schedule import path_from_sigma, path_from_u
+from glp_lens.flow.plan import plan
 from glp_lens.interface import Reconstructor, VelocityField
 
 TASK = "heldout"
 MEAN = "mean ablation"
 _FVU = ("fvu", "fvu_standardised")
-_STEPS = 20
+_PLAN = ("u", "sigma", "steps", "solver", "grid", "fast")
+"""Options of a flow's reconstruction that say how often it asks the network."""
 
 
 class _Text(Protocol):
@@ -317,10 +318,7 @@ def _curves(entries: Sequence[Entry]) -> dict[str, list[str]]:
 
 
 def _network_calls(entry: Entry) -> int | None:
-    """Network evaluations of one reconstruction by a flow, from its noise level and steps (default 20)."""
+    """Network evaluations of one reconstruction by a flow."""
     if not isinstance(entry.model, VelocityField):
         return None
-    steps = int(entry.options.get("steps", _STEPS))
-    if entry.options.get("sigma") is not None:
-        return len(path_from_sigma(float(entry.options["sigma"]), steps)) - 1
-    return len(path_from_u(float(entry.options.get("u", 0.5)), steps)) - 1
+    return plan(**{name: value for name, value in entry.options.items() if name in _PLAN}).network_calls

@@ -1,0 +1,167 @@
+"""Validation loss of the training recipes for the rows and the time that they take.
+
+    python benchmarks/loss_for_compute.py --store acts --validation acts_heldout --out docs/results/loss-for-compute
+
+The first recipe is the reference: it is trained on the largest budget of rows. The others are trained on every budget,
+each time with a learning rate that falls to its end there, and the smallest budget that reaches the reference's final
+loss is printed. All train the same network, from the same seeds. Every finished training is kept in `--out`/runs, and
+one that was interrupted goes on where its state was written last: start the command again.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import t
+from tqdm.auto import tqdm
+
+import glp_lens as gl
+from glp_lens.artifacts import read_json, write_json
+from glp_lens.evals.results import Results
+from glp_lens.training.config import recipe
+from glp_lens.training.objective import Batch, validation_loss
+from glp_lens.types import Json
+
+LOSS = "validation_loss"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path, default=Path("acts"), help="activations to train on")
+    parser.add_argument("--validation", type=Path, required=True, help="store of held-out activations")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--recipes", default="paper,small,fast", help="the first is the reference")
+    parser.add_argument("--rows", default="65536,131072,262144,524288,1048576", help="budgets of rows seen")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--validation-rows", type=int, default=4096)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--mlp", type=int, default=1536)
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    return parser.parse_args()
+
+
+def training(options: argparse.Namespace, store: gl.ActivationStore, held_out: torch.Tensor, run: Json) -> Json:
+    """One training: its settings, and its losses by rows seen and by seconds that no validation is part of."""
+    shape = {"d_model": options.width, "d_mlp": options.mlp, "n_layers": options.layers}
+    key = run | shape | {"store": store.fingerprint, "device": options.device, "threads": torch.get_num_threads()}
+    name = f"{run['recipe']}-{run['rows']}-{run['seed']}"
+    path, state = options.out / "runs" / f"{name}.json", options.out / "runs" / f"{name}.safetensors"
+    if path.exists() and (kept := read_json(path, "training"))["key"] == key:
+        return kept
+    config = recipe(run["recipe"], run["rows"], seed=run["seed"])
+    model = gl.GLP.fit(store, config, device=options.device, validation=held_out, state=state, **shape)
+    held = Batch(model.normalize(held_out.to(model.device)))
+    durations = []
+    for _ in range(3):
+        began = time.perf_counter()
+        validation_loss(model.denoiser, held, autocast=config.autocast)
+        durations.append(time.perf_counter() - began)
+    curve = [
+        {"rows": e["rows"], "seconds": e["seconds"] - i * min(durations), LOSS: e[LOSS]}
+        for i, e in enumerate(model.history)
+    ]
+    found = {"key": key, **run, "made_by": model.provenance["training"], "curve": curve}
+    write_json(path, found)
+    state.unlink(missing_ok=True)
+    return found
+
+
+def summary(runs: list[Json]) -> pd.DataFrame:
+    """Final loss and time by recipe and budget: mean, standard deviation and number of seeds."""
+    last = pd.DataFrame([{"recipe": r["recipe"], "budget": r["rows"], **r["curve"][-1]} for r in runs])
+    table = last.groupby(["recipe", "budget"], sort=False).agg(
+        loss=(LOSS, "mean"), sd=(LOSS, "std"), seconds=("seconds", "mean"), seeds=(LOSS, "size")
+    )
+    return table.reset_index()
+
+
+def to_results(options: argparse.Namespace, runs: list[Json], bound: float, store: gl.ActivationStore) -> Results:
+    """All as metrics; the intervals are Student's, over seeds."""
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+    results = Results("loss-for-compute", config=settings, data=store.provenance(), extras={"runs": runs})
+    for row in summary(runs).itertuples():
+        margin = t.ppf(0.975, row.seeds - 1) * row.sd / np.sqrt(row.seeds) if row.seeds > 1 else np.nan
+        setting = f"rows={row.budget}"
+        interval = {"ci_low": row.loss - margin, "ci_high": row.loss + margin}
+        results.add(row.recipe, "all", setting, LOSS, row.loss, n=row.seeds, **interval)
+        results.add(row.recipe, "all", setting, "seconds", row.seconds, n=row.seeds)
+    results.add("gaussian", "all", "", "optimal_loss", bound)
+    results.seconds = sum(r["curve"][-1]["seconds"] for r in runs)
+    return results
+
+
+def verdict(table: pd.DataFrame) -> list[str]:
+    """What each recipe needs to reach the reference's final loss, in one sentence each."""
+    reference = table.iloc[0]
+    said = [
+        f"{reference.recipe}: loss {reference.loss:.4f} (sd {reference.sd:.4f}, {reference.seeds} seeds) "
+        f"with {reference.budget:,} rows in {reference.seconds:.0f} s"
+    ]
+    for name, group in table.iloc[1:].groupby("recipe", sort=False):
+        reached = group[group.loss <= reference.loss].sort_values("budget")
+        if reached.empty:
+            said.append(f"{name}: does not reach it; {group.loss.min():.4f} at best")
+            continue
+        first = reached.iloc[0]
+        said.append(
+            f"{name}: loss {first.loss:.4f} (sd {first.sd:.4f}, {first.seeds} seeds) with {first.budget:,} rows in "
+            f"{first.seconds:.0f} s: {reference.budget / first.budget:.1f} times fewer rows, "
+            f"{reference.seconds / first.seconds:.1f} times less time"
+        )
+    return said
+
+
+def draw(path: Path, runs: list[Json], bound: float) -> None:
+    """Losses along each training, mean and range over the seeds, against rows and against seconds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    names = list(dict.fromkeys(r["recipe"] for r in runs))
+    for panel, axis in zip(panels, ("rows", "seconds"), strict=True):
+        for i, name in enumerate(names):
+            mine = [r for r in runs if r["recipe"] == name]
+            for rows in {r["rows"] for r in mine}:
+                curves = [pd.DataFrame(r["curve"]) for r in mine if r["rows"] == rows]
+                loss, at = (np.stack([c[k] for c in curves]) for k in (LOSS, axis))
+                longest = rows == max(r["rows"] for r in mine)
+                style = {"color": f"C{i}", "alpha": 1.0 if longest else 0.4}
+                panel.plot(at.mean(0), loss.mean(0), label=name if longest else None, **style)
+                panel.fill_between(at.mean(0), loss.min(0), loss.max(0), color=f"C{i}", alpha=0.2, linewidth=0)
+                panel.plot(at.mean(0)[-1], loss.mean(0)[-1], "o", markersize=4, **style)
+        panel.axhline(bound, color="0.4", linestyle="--", linewidth=1, label="best Gaussian")
+        panel.set(xscale="log", xlabel={"rows": "rows seen", "seconds": "seconds of training"}[axis])
+        panel.grid(alpha=0.3)
+    panels[0].set(ylabel="validation loss")
+    panels[0].legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    options = arguments()
+    store = gl.ActivationStore.open(options.store)
+    held_out = gl.ActivationStore.open(options.validation).sample(options.validation_rows, seed=0)
+    budgets = sorted(int(n) for n in options.rows.split(","))
+    first, *others = options.recipes.split(",")
+    # Seed by seed, so that what is there after an interruption can be compared.
+    plan = [
+        {"recipe": name, "rows": rows, "seed": seed}
+        for seed in range(options.seeds)
+        for name, rows in [(first, budgets[-1]), *((n, rows) for n in others for rows in budgets)]
+    ]
+    runs = [training(options, store, held_out, run) for run in tqdm(plan, desc="trainings", unit="run")]
+    bound = gl.Gaussian.fit(store).optimal_loss_mean()
+    to_results(options, runs, bound, store).save(options.out)
+    draw(options.out / "curves.png", runs, bound)
+    table = summary(runs)
+    print(table.to_string(index=False, float_format="%.4f"))
+    print(f"best Gaussian: {bound:.4f}", *verdict(table), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""`push`: a saved model to the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from glp_lens_cli import options as o
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder of a saved model.", show_default=False)],
+    repository: Annotated[
+        str, typer.Argument(help="owner/name on the Hub; created if it is not there.", show_default=False)
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch to push to, created if it is not there.")
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="own, or released: a GLP as the released GLP code reads it.")
+    ] = "own",
+    license: Annotated[str | None, typer.Option("--license", help="For the model card, for example mit.")] = None,
+    message: Annotated[str | None, typer.Option("--message", help="Of the commit.")] = None,
+    config: o.Config = None,
+) -> None:
+    """Publish a model with a model card, with the token of `hf auth login` or HF_TOKEN."""
+    from glp_lens import hub, models
+
+    hub.check_id(repository)
+    commit = models.load(folder).push_to_hub(
+        repository, private=private, revision=revision, commit_message=message, license=license, format=form
+    )
+    typer.echo(f"pushed {folder}: {commit}")

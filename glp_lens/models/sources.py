@@ -1,0 +1,386 @@
+"""The rows that a prior is trained on: of one store, or of sibling stores at several layers, with their classes."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glp_lens.activations.batches import window_rows
+from glp_lens.activations.stream import ActivationStream
+from glp_lens.errors import InputError
+from glp_lens.models.rows import check_rows, massive_rows, mean_and_std
+from glp_lens.training import distributed
+from glp_lens.training.config import TrainConfig
+from glp_lens.training.objective import Batch, step_seed
+from glp_lens.types import Acts, Json
+
+if TYPE_CHECKING:
+    from glp_lens.activations import ActivationStore
+    from glp_lens.models.glp import GLP
+
+    Store = ActivationStore | ActivationStream
+    Stores = Store | Sequence[Store] | Mapping[str, Store]
+
+MASSIVE: Final = 10.0
+"""Multiple of the median norm above which a row is massive, as in `collect`."""
+ClassVectors = dict[float, Tensor]
+"""The embedding `(d_condition,)` of each class."""
+
+_MOST_CLASSES = 1000
+_OWN = ("hook", "max_norm", "median_norm", "manifest_hash")
+"""What is each sibling's own in its provenance."""
+_WINDOW = 8192
+"""Rows of a layer that are shuffled together at least, where many layers share the memory for it."""
+_HELD_OUT, _LEAST = 2048, 256
+"""Rows of held-out stores that validate, in all and of a layer."""
+
+
+def layer_of(hook: str) -> int | None:
+    """The layer that a hook point is at; None outside of the blocks."""
+    found = re.match(r"blocks\.(\d+)\.", hook)
+    return int(found[1]) if found else None
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rows of one store.
+
+    Attributes:
+        layer: of the language model, for a multi-layer prior.
+        limit: norm above which rows do not count; None if there are none.
+        massive: how many they are.
+        classes: `(n, 1)` float32, the index of each row's class, NaN without one.
+    """
+
+    store: Store
+    layer: int | None = None
+    limit: float | None = None
+    massive: int = 0
+    classes: np.ndarray | None = None
+
+    def provenance(self) -> Json:
+        """That of the store, with the limit that holds now."""
+        known = self.store.provenance()
+        return known if self.limit is None else {**known, "max_norm": self.limit}
+
+    def batches(self, size: int, part: tuple[int, int], seed: int, start: int, window: int | None) -> Iterator[Tensor]:
+        """Batches `(size, d_in)` of rows; with classes, `(size, d_in + 1)`, the class last."""
+        if isinstance(self.store, ActivationStream):
+            return self.store.batches(size, seed=seed, start_batch=start)
+        options = {"seed": seed, "start_batch": start, "part": part, "window": window}
+        rows = self.store.batches(size, **options)  # type: ignore[arg-type]
+        if self.classes is None:
+            return rows
+        classes = self.store.batches(size, values=self.classes, **options)  # type: ignore[arg-type]
+        return (torch.cat(pair, dim=1) for pair in zip(rows, classes, strict=True))
+
+
+class Sources:
+    """All rows that a prior is trained on, and the batches that are made of them.
+
+    Attributes:
+        sources: one for each layer, in ascending order.
+        depth: layers of the language model if the prior is conditioned on the layer, else None.
+        vectors: the embedding of each class; empty without a condition.
+    """
+
+    def __init__(self, sources: list[Source], depth: int | None, label: str | None, vectors: ClassVectors) -> None:
+        self.sources, self.depth, self.label, self.vectors = sources, depth, label, vectors
+        self.d_in = sources[0].store.d_in
+
+    @classmethod
+    def of(
+        cls,
+        stores: Stores,
+        *,
+        massive: float | None = None,
+        label: str | None = None,
+        vectors: Tensor | ClassVectors | None = None,
+        lm_layers: int | None = None,
+    ) -> Sources:
+        """Open one store, or sibling stores: the same rows at different layers of one language model.
+
+        Args:
+            massive: rows with a norm over this many times the median do not count; None for all.
+            label: column with the class of each row.
+            vectors: `(n_classes, d_condition)`, that of class c in row c, or those of a trained prior.
+            lm_layers: layers of the language model, for a prior conditioned on the layer; by default what several
+                stores say, and none for a single one.
+
+        Raises:
+            InputError: stores that are no siblings, or labels and vectors that do not fit.
+        """
+        found: list[Store]
+        if isinstance(stores, Mapping):
+            found = list(stores.values())
+        else:
+            found = list(stores) if isinstance(stores, Sequence) else [stores]
+        layers, depth = _layers(found, lm_layers)
+        order = sorted(range(len(found)), key=lambda i: layers[i] or 0)
+        found, layers = [found[i] for i in order], [layers[i] for i in order]
+        if vectors is not None and label is None:
+            raise InputError("vectors embed the classes of a label: name its column, condition='...'")
+        classes, known = _classes(found, label, vectors) if label else ([None] * len(found), {})
+        limits = [massive_rows(store, massive) or (None, 0) for store in found]
+        sources = [Source(*each) for each in zip(found, layers, *zip(*limits, strict=True), classes, strict=True)]
+        made = cls(sources, depth, label, known)
+        if made.massive and distributed.is_main():
+            where = {source.store.hook: f"{source.limit:.4g}" for source in sources if source.massive}
+            warnings.warn(
+                f"{made.massive} of {made.rows} rows are massive activations, with a norm over "
+                f"{', '.join(f'{limit} at {hook}' for hook, limit in where.items())} ({massive:g} times the median): "
+                "they count neither in the normaliser nor in the loss; massive=None keeps them",
+                stacklevel=3,
+            )
+        return made
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return sum(len(source.store) for source in self.sources)
+
+    @property
+    def massive(self) -> int:
+        """How many of them do not count."""
+        return sum(source.massive for source in self.sources)
+
+    def streams(self, batch_size: int) -> list[tuple[ActivationStream, int]]:
+        """The streams among the stores, and how many rows a batch takes of each."""
+        return [
+            (source.store, layer_rows(batch_size, i, len(self.sources)))
+            for i, source in enumerate(self.sources)
+            if isinstance(source.store, ActivationStream)
+        ]
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance, `(d_in,)`, or `(layers, d_in)` with NaN where there are no rows of a layer."""
+        each = [mean_and_std(source.store, source.limit) for source in self.sources]
+        mean, var = (torch.stack(values) for values in zip(*((mean, std**2) for mean, std in each), strict=True))
+        if self.depth is None:
+            return mean[0], var[0]
+        layers = torch.tensor([source.layer for source in self.sources])
+        empty = torch.full((self.depth, self.d_in), torch.nan)
+        return empty.index_copy(0, layers, mean), empty.index_copy(0, layers, var)
+
+    def provenance(self) -> Json:
+        """That of the store; of siblings, what they share, and in `hooks` what is each hook point's own."""
+        each = [source.provenance() for source in self.sources]
+        if self.depth is None:
+            return each[0]
+        shared = {
+            key: value
+            for key, value in each[0].items()
+            if key not in _OWN and all(key in known and known[key] == value for known in each)
+        }
+        hooks = {known["hook"]: {k: v for k, v in known.items() if k not in shared} for known in each}
+        return {**shared, "hooks": hooks}
+
+    def feed(self, config: TrainConfig, prior: GLP) -> Callable[[int], Iterator[Batch]]:
+        """What the training loop takes: row i of a batch is of the layer whose number is i modulo that of the layers.
+
+        So the first layers have one row more of a batch that does not divide among them. The rows of a layer come in an
+        order of their own, and row i is the same whatever the number of processes.
+
+        Raises:
+            InputError: fewer rows in a batch than layers, or a stream for several processes.
+        """
+        n, rank, world = len(self.sources), distributed.rank(), distributed.world_size()
+        if config.batch_size < n:
+            raise InputError(f"a batch holds rows of all {n} layers, expected at least {n}, got {config.batch_size}")
+        if world > 1 and any(isinstance(source.store, ActivationStream) for source in self.sources):
+            raise InputError("a stream has one trainer at a time: collect a store for several processes")
+        share = config.batch_size // world
+        first = rank * share
+        finish = self._finish(prior, (first + torch.arange(share)) % n, weigh=self.massive > 0)
+
+        def batches(i: int, start: int) -> Iterator[Tensor]:
+            source = self.sources[i]
+            seed = config.seed if n == 1 else step_seed(config.seed, source.layer or 0)
+            window = None if n == 1 else max(_WINDOW, window_rows(4 * self.d_in * n))
+            before, whole = layer_rows(first, i, n), layer_rows(config.batch_size, i, n)
+            size = layer_rows(first + share, i, n) - before
+            return source.batches(size, (before, whole), seed, start, window) if size else itertools.repeat(Tensor())
+
+        def feed(start: int) -> Iterator[Batch]:
+            each = [batches(i, start) for i in range(n)]
+            while True:
+                if n == 1:
+                    x = next(each[0])
+                else:
+                    x = torch.empty(share, self.d_in + (self.label is not None))
+                    for i, own in enumerate(each):
+                        x[(i - first) % n :: n] = next(own).reshape(-1, x.shape[1])
+                yield finish(x)
+
+        return feed
+
+    def held_out(self, rows: Acts | Sources, prior: GLP) -> Batch:
+        """Held-out rows for validation: those given, or some of each held-out store; massive ones are left out.
+
+        Raises:
+            InputError: rows of another width, several layers but no stores, or no store of a layer.
+        """
+        if isinstance(rows, Tensor) and len(self.sources) > 1:
+            raise InputError("a prior of several layers is validated on held-out sibling stores, got rows of one")
+        parts = []
+        for source in self.sources:
+            if isinstance(rows, Sources):
+                x = rows._drawn(source, max(_HELD_OUT // len(self.sources), _LEAST))
+            else:
+                x = check_rows(rows, self.d_in)
+            if self.label is not None and x.shape[1] == self.d_in:
+                x = torch.nn.functional.pad(x, (0, 1), value=torch.nan)
+            parts.append(x if source.limit is None else x[x[:, : self.d_in].norm(dim=1) <= source.limit])
+        turn = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
+        return self._finish(prior, turn, weigh=False)(torch.cat(parts))
+
+    # -- inside --------------------------------------------------------------------------------------------
+
+    def _finish(self, prior: GLP, turn: Tensor, *, weigh: bool) -> Callable[[Tensor], Batch]:
+        """Makes batches of rows in activation units, the class last, on the prior's device.
+
+        Args:
+            turn: `(n,)`, which source each row is of.
+            weigh: there may be massive rows, which get weight 0 in the loss.
+        """
+        device, turn = prior.device, turn.to(prior.device)
+        mean, std, layer = prior.mean, prior.var.sqrt(), None
+        if self.depth is not None:
+            layer = torch.tensor([source.layer for source in self.sources], device=device)[turn]
+            mean, std = mean[layer], std[layer]
+        table = limit = None
+        if prior.class_vectors:
+            vectors = [prior.class_vectors[value] for value in sorted(prior.class_vectors)]
+            table = torch.stack([*vectors, torch.full_like(vectors[0], torch.nan)]).to(device)
+        if weigh:
+            limit = torch.tensor([source.limit or torch.inf for source in self.sources], device=device)[turn]
+            # The mean over all rows is then that over the others.
+            scales = [len(source.store) / max(1, len(source.store) - source.massive) for source in self.sources]
+            scale = torch.tensor(scales, device=device)[turn]
+
+        def finish(x: Tensor) -> Batch:
+            x, condition, weight = x.to(device), None, None
+            if self.label is not None and table is not None:
+                condition = table[x[:, -1].nan_to_num(len(table) - 1).long()]
+                x = x[:, :-1]
+            elif table is not None:
+                condition = table[-1:].expand(len(x), -1)
+            z = (x - mean) / std
+            if limit is not None:
+                usable = x.norm(dim=1) <= limit
+                z, weight = torch.where(usable[:, None], z, 0.0), usable * scale
+            return Batch(z, layer, condition, weight)
+
+        return finish
+
+    def _drawn(self, like: Source, n: int) -> Tensor:
+        """`n` rows of the layer of another source, the class last."""
+        source = next((s for s in self.sources if s.layer == like.layer), None)
+        if source is None or isinstance(source.store, ActivationStream):
+            raise InputError(
+                f"no store of held-out rows at {like.store.hook}: collect held-out texts at the same hooks"
+            )
+        index = source.store.sample_index(n, seed=0)
+        x = source.store.take(index)
+        return x if source.classes is None else torch.cat([x, torch.from_numpy(source.classes[index])], dim=1)
+
+
+def layer_rows(rows: int, i: int, n: int) -> int:
+    """How many of the first rows of a batch are of the i-th of `n` layers, if they take turns."""
+    return -(-(rows - i) // n)
+
+
+def _table(vectors: ClassVectors, device: torch.device) -> Tensor | None:
+    """The vectors in the order of their classes, and a last one of NaN, which is none."""
+    if not vectors:
+        return None
+    rows = [vectors[value] for value in sorted(vectors)]
+    return torch.stack([*rows, torch.full_like(rows[0], torch.nan)]).float().to(device)
+
+
+def _layers(stores: list[Store], lm_layers: int | None) -> tuple[list[int | None], int | None]:
+    """Layer of each store and number of layers of the language model; None without conditioning on the layer."""
+    if not stores:
+        raise InputError("no store to train on: pass at least one")
+    if len(stores) == 1 and lm_layers is None:
+        return [None], None
+    first = stores[0]
+    layers = [layer_of(store.hook) for store in stores]
+    if None in layers or len(set(layers)) < len(layers):
+        raise InputError(
+            f"sibling stores are of different layers, got {', '.join(store.hook for store in stores)}: "
+            "collect several blocks.N.* hook points"
+        )
+    kinds = {re.sub(r"\d+", "N", store.hook, count=1) for store in stores}
+    if len(kinds) > 1:
+        raise InputError(f"sibling stores are of one hook point in each layer, got {', '.join(sorted(kinds))}")
+    for store in stores[1:]:
+        for what, one, other in (
+            ("width", first.d_in, store.d_in),
+            ("language model", first.manifest.source.get("model"), store.manifest.source.get("model")),
+            ("weights", first.manifest.source.get("weights"), store.manifest.source.get("weights")),
+            ("texts", _rows(first), _rows(store)),
+        ):
+            if one != other:
+                raise InputError(
+                    f"the stores at {first.hook} and {store.hook} differ in {what}: expected siblings, as one collect "
+                    "with several hooks makes them"
+                )
+    depth = lm_layers or first.manifest.source.get("model", {}).get("n_layers")
+    if depth is None:
+        raise InputError("the stores do not say how many layers the language model has: pass lm_layers=")
+    if (highest := max(layer or 0 for layer in layers)) >= depth:
+        raise InputError(f"layers run from 0 to {depth - 1} in this language model, got {highest}")
+    return list(layers), int(depth)
+
+
+def _rows(store: Store) -> tuple[object, ...]:
+    """What siblings have in common; those of a stream grow at their own pace."""
+    if isinstance(store, ActivationStream):
+        return (True, store.manifest.source.get("corpus"))
+    return (False, len(store), store.manifest.corpus_hash)
+
+
+def _classes(
+    stores: list[Store], label: str, vectors: Tensor | ClassVectors | None
+) -> tuple[list[np.ndarray | None], ClassVectors]:
+    """Class index of each row of each store, and the embeddings."""
+    columns = []
+    for store in stores:
+        if isinstance(store, ActivationStream):
+            raise InputError("a stream gives no labels with its batches: collect a store to condition on them")
+        columns.append(store.column(label).astype(np.float64))
+    present = np.unique(np.concatenate([column[column >= 0] for column in columns]))
+    if not len(present):
+        raise InputError(f"no row has a class: label {label!r} is negative or NaN everywhere")
+    if vectors is None:
+        if len(present) > _MOST_CLASSES:
+            raise InputError(f"label {label!r} has {len(present)} classes, too many to tell apart one by one: pass "
+                             "vectors (n_classes, d_condition)")  # fmt: skip
+        known = dict(zip(present.tolist(), torch.eye(len(present)), strict=True))
+    elif isinstance(vectors, Tensor):
+        if vectors.ndim != 2 or not vectors.isfinite().all():
+            raise InputError(f"vectors must be finite, (n_classes, d_condition), got shape {tuple(vectors.shape)}")
+        known = {float(value): vector.detach().cpu().float() for value, vector in enumerate(vectors)}
+    else:
+        known = vectors
+    values = np.array(sorted(known))
+    if strangers := sorted(set(present.tolist()) - set(known)):
+        raise InputError(
+            f"label {label!r} has classes without a vector, such as {strangers[0]:g}: expected "
+            f"{values[0]:g} to {values[-1]:g}, a row of vectors for each"
+        )
+    indices: list[np.ndarray | None] = []
+    for column in columns:
+        index = np.searchsorted(values, column).astype(np.float32)
+        index[~(column >= 0)] = np.nan
+        indices.append(index[:, None])
+    return indices, known

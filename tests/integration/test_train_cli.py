@@ -1,0 +1,258 @@
+"""`glp-lens train glp`: what it writes, how it goes on, and what it can be asked for."""
+
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from glp_lens_cli import app
+from typer.testing import CliRunner
+
+import glp_lens as gl
+from glp_lens.activations import write_store
+from glp_lens.training import history, loop
+
+D = 10
+BASE = "train glp --rows 640 --batch-size 32 --width 12 --mlp 20 --layers 2"
+
+
+def rows(n, seed, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(n, D, generator=generator) @ torch.randn(D, D, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Stores: `acts` and `held` of one layer, with a class; siblings of layers 1 and 3 in `two` and `two_held`."""
+    root = tmp_path_factory.mktemp("data")
+    source = {"model": {"name": "tiny", "n_layers": 4}}
+    for name, n, seed in (("acts", 500, 0), ("held", 90, 1)):
+        kind = torch.arange(n) % 3
+        x = rows(n, seed)
+        x[:, 0] += 8.0 * kind
+        options = {"columns": {"kind": kind.numpy()}, "labels": {"kind": "int64"}}
+        write_store(root / name, x, hook="blocks.1.hook_resid_post", source=source, **options)
+    for name, n, seed in (("two", 500, 2), ("two_held", 90, 3)):
+        for layer in (1, 3):
+            hook = f"blocks.{layer}.hook_resid_post"
+            write_store(root / name / hook, rows(n, seed + layer), hook=hook, source=source)
+    spiked = rows(500, 0)
+    spiked[7] *= 1e3
+    write_store(root / "spiked", spiked, hook="blocks.1.hook_resid_post", source=source)
+    return root
+
+
+@pytest.fixture
+def train(data, tmp_path, monkeypatch):
+    """Runs `train glp` with more options, into `tmp_path/NAME`; gives what it said, or the exception."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(options, out="glp", *, base=BASE, fails=False):
+        line = f"{base} --out {out} {options}".replace("DATA", str(data))
+        result = CliRunner().invoke(app, shlex.split(line))
+        if fails:
+            assert result.exit_code != 0
+            return result
+        assert result.exit_code == 0, (result.exception, result.stderr)
+        return result.stdout
+
+    return run
+
+
+def weights(path, checkpoint="final"):
+    return gl.GLP.from_pretrained(path, checkpoint=checkpoint).denoiser.state_dict()
+
+
+def equal(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_training_leaves_model_curve_picture_and_checkpoints(train, tmp_path):
+    train(
+        "--store DATA/acts --validation DATA/held --checkpoints 4 --ema 0.9 --accumulate 4 --optimizer muon "
+        "--recipe small --lr 1e-3"
+    )
+    glp = gl.load(tmp_path / "glp")
+    assert sorted(path.name for path in (tmp_path / "glp").iterdir()) == [
+        "checkpoints", "config.json", "history.parquet", "loss.png", "model.safetensors",
+    ]  # fmt: skip
+    frame = history.read_history(tmp_path / "glp")
+    assert frame["step"].tolist() == list(range(1, 21))
+    assert frame["validation_loss"].tolist() == [entry["validation_loss"] for entry in glp.history]
+    assert frame["validation_loss"].iloc[-1] < frame["validation_loss"].iloc[0]
+    assert (tmp_path / "glp" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    # 20 steps: 1, 20^(1/3), 20^(2/3), 20
+    names = [f"step_{step:08d}" for step in (1, 3, 7, 20)]
+    assert sorted(path.name for path in (tmp_path / "glp" / "checkpoints").iterdir()) == names
+    each = [weights(tmp_path / "glp", name) for name in names]
+    assert equal(each[-1], glp.denoiser.state_dict())
+    assert not equal(each[0], each[1])
+    middle = gl.load(tmp_path / "glp" / "checkpoints" / names[2])
+    assert equal(middle.denoiser.state_dict(), each[2])
+    assert middle.provenance["training"]["rows_seen"] == 7 * 32
+    assert middle.sample(5, steps=2).shape == (5, D)
+
+
+class Killed(BaseException):
+    """Passes through all that catches errors, as the end of a process does."""
+
+
+@pytest.mark.parametrize("at", [1, 8])
+def test_a_killed_training_keeps_its_curve_and_goes_on_to_the_same_weights(train, tmp_path, monkeypatch, at):
+    options = "--store DATA/acts --validation DATA/held --checkpoints 3 --ema 0.9"
+    train(options, "whole")
+    usual = history.add_to_history
+
+    def dying(folder, entry):
+        usual(folder, entry)
+        if entry["step"] == at:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setitem(loop.train.__kwdefaults__, "save_seconds", 0)
+        patch.setattr(history, "add_to_history", dying)
+        with pytest.raises(Killed):
+            train(options, "cut", fails=True)
+    assert history.read_history(tmp_path / "cut")["step"].tolist() == list(range(1, at + 1))
+    assert (tmp_path / "cut" / "training.state").exists() == (at > 1)
+    train(options, "cut")
+    assert not (tmp_path / "cut" / "training.state").exists()
+    assert equal(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+    cut, whole = (history.read_history(tmp_path / name).drop(columns="seconds") for name in ("cut", "whole"))
+    assert cut.equals(whole)
+    for name in ("step_00000001", "step_00000004", "step_00000020"):
+        assert equal(weights(tmp_path / "cut", name), weights(tmp_path / "whole", name))
+
+
+def test_starting_over_leaves_nothing_of_the_run_before(train, tmp_path):
+    train("--store DATA/acts --checkpoints 4")
+    assert "pass --overwrite" in train("--store DATA/acts", fails=True).stderr
+    train("--store DATA/acts --checkpoints 2 --overwrite --rows 320")
+    assert {path.name for path in (tmp_path / "glp" / "checkpoints").iterdir()} == {"step_00000001", "step_00000010"}
+    assert history.read_history(tmp_path / "glp")["step"].tolist() == list(range(1, 11))
+
+
+def test_a_diverged_training_says_so_in_a_line_and_leaves_its_curve(train, tmp_path, monkeypatch):
+    monkeypatch.setitem(loop.train.__kwdefaults__, "save_seconds", 0)
+    usual = loop._Run.step
+    spoilt = lambda self, step, batch: usual(self, step, batch) * (float("nan") if step == 6 else 1)  # noqa: E731
+    monkeypatch.setattr(loop._Run, "step", spoilt)
+    error = train("--store DATA/acts --checkpoints 3", fails=True)
+    assert error.exit_code == 2
+    told = error.stderr.strip().splitlines()[-1]
+    assert "error: training diverged at step 7: loss or gradient is not finite" in told
+    assert "the last good state, of step 6, is kept in glp/training.state" in told
+    assert history.read_history(tmp_path / "glp")["step"].tolist() == list(range(1, 7))
+    assert (tmp_path / "glp" / "loss.png").exists()
+    assert gl.load(tmp_path / "glp" / "checkpoints" / "step_00000006").d_in == D
+
+
+def test_a_logger_gets_the_curve_only_if_it_is_asked_for(train, tmp_path, monkeypatch):
+    sent = []
+    fake = SimpleNamespace(
+        init=lambda **k: sent.append(k),
+        log=lambda values, step: sent.append((step, values["loss"])),
+        finish=lambda: sent.append("end"),
+    )
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    train("--store DATA/acts", "quiet")
+    assert sent == []
+    train("--store DATA/acts --logger wandb --lr 1e-3", "mine")
+    frame = history.read_history(tmp_path / "mine")
+    assert sent[0]["name"] == "mine"
+    assert sent[0]["config"]["lr"] == 1e-3
+    assert sent[1:-1] == list(zip(frame["step"], frame["loss"], strict=True))
+    assert sent[-1] == "end"
+    assert "pip install trackio" in train("--store DATA/acts --logger trackio", "other", fails=True).stderr
+    assert "logger must be one of" in train("--store DATA/acts --logger mlflow", "other", fails=True).stderr
+
+
+def test_sibling_stores_make_one_prior_of_several_layers(train, data, tmp_path):
+    hooks = ["blocks.1.hook_resid_post", "blocks.3.hook_resid_post"]
+    train(f"--store {','.join(f'DATA/two/{hook}' for hook in reversed(hooks))}", "listed")
+    train("--store DATA/two --validation DATA/two_held", "folder")
+    glp = gl.load(tmp_path / "folder")
+    assert glp.layers == [1, 3]
+    assert equal(glp.denoiser.state_dict(), weights(tmp_path / "listed"))
+    assert glp.at(hooks[1]).sample(4, steps=2).isfinite().all()
+    assert "validation_loss" in history.read_history(tmp_path / "folder")
+    both = train("--store DATA/two", "pca", base="train pca", fails=True).stderr
+    assert "a pca is trained on one store, got 2" in both
+
+
+def test_finetuning_goes_on_from_a_checkpoint_with_its_normaliser(train, tmp_path):
+    train("--store DATA/acts --checkpoints 3")
+    short = "train glp --rows 64 --batch-size 32 --lr 1e-6"
+    train("--store DATA/held --finetune glp --checkpoint step_00000004", "tuned", base=short)
+    tuned, start = gl.load(tmp_path / "tuned"), gl.GLP.from_pretrained(tmp_path / "glp", checkpoint="step_00000004")
+    assert torch.equal(tuned.mean, start.mean)
+    assert torch.equal(tuned.var, start.var)
+    near, far = (
+        max(float((tuned.denoiser.state_dict()[k] - other[k]).abs().max()) for k in other)
+        for other in (start.denoiser.state_dict(), weights(tmp_path / "glp"))
+    )
+    assert 0 < near < 1e-5 < far
+    for options, words in (
+        ("--finetune glp --width 20", "keeps its shape"),
+        ("--finetune nowhere", "nowhere"),
+        ("--finetune glp --checkpoint step_00000005", "there are step_00000001, step_00000004, step_00000020"),
+        ("--finetune glp --store DATA/two/blocks.3.hook_resid_post", "blocks.3.hook_resid_post"),
+    ):
+        store = "" if "--store" in options else "--store DATA/held"
+        assert words in train(f"{store} {options}", "other", base=short, fails=True).stderr
+    train("--finetune glp --store DATA/two/blocks.3.hook_resid_post --allow-mismatch", "elsewhere", base=short)
+
+
+def test_a_prior_conditioned_on_a_label_of_the_store(train, tmp_path):
+    train("--store DATA/acts --validation DATA/held --condition kind")
+    glp = gl.load(tmp_path / "glp")
+    assert sorted(glp.class_vectors) == [0.0, 1.0, 2.0]
+    assert glp.denoiser.config.d_condition == 3
+    assert "no column 'colour'" in train("--store DATA/acts --condition colour", "other", fails=True).stderr
+
+
+def test_massive_rows_count_only_if_told_to(train, tmp_path):
+    with pytest.warns(UserWarning, match="1 of 500 rows are massive"):
+        train("--store DATA/spiked", "robust")
+    train("--store DATA/spiked --massive 0", "all")
+    robust, everything = (gl.load(tmp_path / name) for name in ("robust", "all"))
+    assert robust.provenance["training"]["massive_rows"] == 1
+    assert float(everything.var.max() / robust.var.max()) > 100
+
+
+def test_recomputing_changes_the_memory_and_not_the_weights(train, tmp_path):
+    train("--store DATA/acts", "plain")
+    train("--store DATA/acts --recompute", "again")
+    assert equal(weights(tmp_path / "plain"), weights(tmp_path / "again"))
+
+
+def test_two_processes_train_one_prior_and_one_of_them_reports(train, data, tmp_path):
+    options = f"--store {data}/acts --validation {data}/held --checkpoints 3 --ema 0.9"
+    train(options, "one")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    line = f"{BASE} {options} --out two"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port),
+            "-m", "glp_lens_cli", *shlex.split(line),
+        ],
+        capture_output=True, text=True, timeout=110, cwd=tmp_path, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("saved glp: two") == 1
+    assert done.stdout.count("GLP trained on") == 1
+    one, two = (history.read_history(tmp_path / name) for name in ("one", "two"))
+    assert two["step"].tolist() == one["step"].tolist()
+    # The network runs in bfloat16, and rounds otherwise on half of the rows.
+    assert two["validation_loss"].to_numpy() == pytest.approx(one["validation_loss"].to_numpy(), rel=5e-3)
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+    assert len(list((tmp_path / "two" / "checkpoints").iterdir())) == 3
+    assert (tmp_path / "two" / "loss.png").exists()

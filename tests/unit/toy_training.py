@@ -1,0 +1,51 @@
+"""A small denoiser and correlated Gaussian rows to train it on, the same at every call."""
+
+import math
+
+import torch
+
+from glp_lens.models.denoiser import Denoiser, DenoiserConfig
+from glp_lens.training.objective import Batch
+
+D = 6
+COVARIANCE_ROOT = torch.randn(D, D, generator=torch.Generator().manual_seed(3))
+COVARIANCE_ROOT /= (COVARIANCE_ROOT**2).sum(1, keepdim=True).sqrt()  # unit variances
+
+
+class Killed(Exception):
+    """What stands for the end of the process."""
+
+
+def denoiser(seed=0, **shape):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Denoiser(DenoiserConfig(D, shape.pop("d_model", 32), shape.pop("d_mlp", 64), 2, **shape))
+
+
+def rows(n, seed):
+    return torch.randn(n, D, generator=torch.Generator().manual_seed(seed)) @ COVARIANCE_ROOT.T
+
+
+def batches(size, *, killed_at=None, spoilt_at=None):
+    """Batches by number; one of them ends the process, or holds a NaN."""
+
+    def start(k):
+        while True:
+            if k == killed_at:
+                raise Killed
+            x = rows(size, 1000 + k)
+            if k == spoilt_at:
+                x[size // 2, 1] = math.nan
+            yield Batch(x)
+            k += 1
+
+    return start
+
+
+def weights(module):
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def same(a, b):
+    """Whether two sets of weights are equal bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
