@@ -5,10 +5,12 @@
 The first recipe is the reference: it is trained on the largest budget of rows. The others are trained on every budget,
 each time with a learning rate that falls to its end there, and the smallest budget that reaches the reference's final
 loss is printed. All train the same network, from the same seeds. Every finished training is kept in `--out`/runs, and
-one that was interrupted goes on where its state was written last: start the command again.
+one that was interrupted goes on where its state was written last: start the command again. What a row costs in time is
+measured at the end, for all recipes one after the other: let nothing else run then.
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -22,7 +24,6 @@ import glp_lens as gl
 from glp_lens.artifacts import read_json, write_json
 from glp_lens.evals.results import Results
 from glp_lens.training.config import recipe
-from glp_lens.training.objective import Batch, validation_loss
 from glp_lens.types import Json
 
 LOSS = "validation_loss"
@@ -45,29 +46,38 @@ def arguments() -> argparse.Namespace:
 
 
 def training(options: argparse.Namespace, store: gl.ActivationStore, held_out: torch.Tensor, run: Json) -> Json:
-    """One training: its settings, and its losses by rows seen and by seconds that no validation is part of."""
-    shape = {"d_model": options.width, "d_mlp": options.mlp, "n_layers": options.layers}
-    key = run | shape | {"store": store.fingerprint, "device": options.device, "threads": torch.get_num_threads()}
+    """One training: its settings, and its losses by rows seen."""
+    key = run | shape(options) | {"store": store.fingerprint, "device": options.device}
     name = f"{run['recipe']}-{run['rows']}-{run['seed']}"
     path, state = options.out / "runs" / f"{name}.json", options.out / "runs" / f"{name}.safetensors"
     if path.exists() and (kept := read_json(path, "training"))["key"] == key:
         return kept
     config = recipe(run["recipe"], run["rows"], seed=run["seed"])
-    model = gl.GLP.fit(store, config, device=options.device, validation=held_out, state=state, **shape)
-    held = Batch(model.normalize(held_out.to(model.device)))
-    durations = []
-    for _ in range(3):
-        began = time.perf_counter()
-        validation_loss(model.denoiser, held, autocast=config.autocast)
-        durations.append(time.perf_counter() - began)
-    curve = [
-        {"rows": e["rows"], "seconds": e["seconds"] - i * min(durations), LOSS: e[LOSS]}
-        for i, e in enumerate(model.history)
-    ]
+    model = gl.GLP.fit(store, config, device=options.device, validation=held_out, state=state, **shape(options))
+    curve = [{"rows": e["rows"], LOSS: e[LOSS]} for e in model.history]
     found = {"key": key, **run, "made_by": model.provenance["training"], "curve": curve}
     write_json(path, found)
     state.unlink(missing_ok=True)
     return found
+
+
+def shape(options: argparse.Namespace) -> dict[str, int]:
+    """Of the network, the same for all."""
+    return {"d_model": options.width, "d_mlp": options.mlp, "n_layers": options.layers}
+
+
+def seconds_per_row(options: argparse.Namespace, store: gl.ActivationStore, name: str) -> float:
+    """What a row takes to train on, loading included: the median of some short trainings, one after the other.
+
+    Apart from the trainings whose losses are told, so that those may run beside other work.
+    """
+    durations = []
+    config = recipe(name, max(recipe(name, sys.maxsize).batch_size, 8192))
+    for _ in range(3):
+        began = time.perf_counter()
+        gl.GLP.fit(store, config, device=options.device, **shape(options))
+        durations.append((time.perf_counter() - began) / config.rows)
+    return float(np.median(durations))
 
 
 def summary(runs: list[Json]) -> pd.DataFrame:
@@ -155,6 +165,9 @@ def main() -> None:
         for name, rows in [(first, budgets[-1]), *((n, rows) for n in others for rows in budgets)]
     ]
     runs = [training(options, store, held_out, run) for run in tqdm(plan, desc="trainings", unit="run")]
+    rates = {name: seconds_per_row(options, store, name) for name in (first, *others)}
+    for run in runs:
+        run["curve"] = [point | {"seconds": point["rows"] * rates[run["recipe"]]} for point in run["curve"]]
     bound = gl.Gaussian.fit(store).optimal_loss_mean()
     to_results(options, runs, bound, store).save(options.out)
     draw(options.out / "curves.png", runs, bound)
