@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from glp_lens.models.denoiser import Denoiser, DenoiserConfig, sinusoidal
 from glp_lens.models.fitting import initial_denoiser
 from glp_lens.models.glp import GLP
+from glp_lens.training.config import TrainConfig
 
 BY_ROW = "time path for each row"
 CEILING = "matrix products alone (ceiling)"
@@ -13,7 +14,7 @@ CEILING = "matrix products alone (ceiling)"
 
 def random_denoiser(d: int, blocks: int) -> Denoiser:
     """Random weights, in the paper's widths."""
-    return initial_denoiser(DenoiserConfig(d, d_model=2 * d, d_mlp=4 * d, n_layers=blocks), seed=0)
+    return initial_denoiser(DenoiserConfig(d, d_model=2 * d, d_mlp=4 * d, n_layers=blocks), TrainConfig())
 
 
 def random_prior(d: int, blocks: int) -> GLP:

@@ -3,8 +3,8 @@
     python benchmarks/loss_for_compute.py --store acts --validation acts_heldout --out docs/results/loss-for-compute
 
 The first recipe is the reference: it is trained on the largest budget of rows. The others are trained on every budget,
-each time with a learning rate that falls to its end there, and the smallest budget that reaches the reference's final
-loss is printed. All train the same network, from the same seeds. Every finished training is kept in `--out`/runs, and
+each time with a learning rate that falls to its end there, and the smallest budget that reaches the final loss of each
+recipe named before is printed. All train the same network, from the same seeds. Every finished training is kept in `--out`/runs, and
 one that was interrupted goes on where its state was written last: start the command again. What a row costs in time is
 measured at the end, for all recipes one after the other: let nothing else run then.
 """
@@ -35,7 +35,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--validation", type=Path, required=True, help="store of held-out activations")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipes", default="paper,small,fast", help="the first is the reference")
-    parser.add_argument("--rows", default="65536,131072,262144,524288,1048576", help="budgets of rows seen")
+    parser.add_argument(
+        "--rows", default="8192,16384,32768,65536,131072,262144,524288,1048576", help="budgets of rows seen"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--validation-rows", type=int, default=4096)
     parser.add_argument("--width", type=int, default=768)
@@ -105,24 +107,30 @@ def to_results(options: argparse.Namespace, runs: list[Json], bound: float, stor
 
 
 def verdict(table: pd.DataFrame) -> list[str]:
-    """What each recipe needs to reach the reference's final loss, in one sentence each."""
-    reference = table.iloc[0]
-    said = [
-        f"{reference.recipe}: loss {reference.loss:.4f} (sd {reference.sd:.4f}, {reference.seeds} seeds) "
-        f"with {reference.budget:,} rows in {reference.seconds:.0f} s"
-    ]
-    for name, group in table.iloc[1:].groupby("recipe", sort=False):
-        reached = group[group.loss <= reference.loss].sort_values("budget")
-        if reached.empty:
-            said.append(f"{name}: does not reach it; {group.loss.min():.4f} at best")
-            continue
-        first = reached.iloc[0]
-        said.append(
-            f"{name}: loss {first.loss:.4f} (sd {first.sd:.4f}, {first.seeds} seeds) with {first.budget:,} rows in "
-            f"{first.seconds:.0f} s: {reference.budget / first.budget:.1f} times fewer rows, "
-            f"{reference.seconds / first.seconds:.1f} times less time"
-        )
+    """What each recipe needs to reach the final loss of those before it on the largest budget, a sentence each."""
+    names, said = list(table.recipe.unique()), []
+    for i, name in enumerate(names):
+        target = table[table.recipe == name].iloc[-1]
+        said.append(f"{_cost(target)}:")
+        for other in names[i + 1 :]:
+            mine = table[table.recipe == other]
+            reached = mine[mine.loss <= target.loss]
+            if reached.empty:
+                said.append(f"  {other} does not reach it: {mine.loss.min():.4f} at best")
+                continue
+            first = reached.iloc[0]
+            said.append(
+                f"  {_cost(first)}: {target.budget / first.budget:.1f} times fewer rows, "
+                f"{target.seconds / first.seconds:.1f} times less time"
+            )
     return said
+
+
+def _cost(row: pd.Series) -> str:
+    return (
+        f"{row.recipe} reaches {row.loss:.4f} (sd {row.sd:.4f}, {row.seeds} seeds) with {row.budget:,} rows in "
+        f"{row.seconds:.0f} s"
+    )
 
 
 def draw(path: Path, runs: list[Json], bound: float) -> None:

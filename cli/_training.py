@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from glp_lens_cli._app import split
 
 from glp_lens.errors import InputError
@@ -25,6 +27,29 @@ if TYPE_CHECKING:
 
 STATE = "training.state"
 CHECKPOINTS = "checkpoints"
+
+
+def check_options(ctx: typer.Context, kind: str, kinds: set[str]) -> None:
+    """Refuse options on the command line that belong to other kinds, named by the panel of the help they are in."""
+    for option in ctx.command.params:
+        of = str(getattr(option, "rich_help_panel", None)).split(":", maxsplit=1)[0]
+        source = ctx.get_parameter_source(option.name or "")
+        if of in kinds and of != kind.upper() and source is not None and source.name == "COMMANDLINE":
+            raise InputError(f"{option.opts[0]} is an option of a {of}, not of kind {kind!r}: leave it out")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Make the model's folder, and keep other trainings out of it; of several processes the main one does."""
+    from glp_lens.activations.writer import lock
+    from glp_lens.training import distributed
+
+    held = lock(folder) if distributed.is_main() else None
+    try:
+        yield
+    finally:
+        if held is not None:
+            os.close(held)
 
 
 def open_stores(text: str, kind: str, *, wait: bool) -> list[Store]:

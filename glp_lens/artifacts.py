@@ -103,12 +103,25 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # safetensors writes files that nobody else can read
         os.replace(temporary, path)
         sync_folder(path.parent)
     except SafetensorError as error:
         raise InputError(f"cannot write {path} ({error}): free space or choose another folder") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_provenance(value: Any, where: str) -> Json:
+    """Provenance as a file has it, none as an empty one.
+
+    Raises:
+        InputError: it, or what it says of the store or the training, is no JSON object.
+    """
+    found = value or {}
+    if not isinstance(found, dict) or any(not isinstance(found.get(k) or {}, dict) for k in ("store", "training")):
+        raise InputError(f"{where} is damaged: expected objects as provenance and its store and training")
+    return found
 
 
 class ActivationModel(ABC):
@@ -127,12 +140,12 @@ class ActivationModel(ABC):
     @property
     def hook(self) -> str | None:
         """The hook point that the training activations came from."""
-        return self.provenance.get("store", {}).get("hook")
+        return (self.provenance.get("store") or {}).get("hook")
 
     @property
     def max_norm(self) -> float | None:
         """Norm above which rows were left out of the training store as massive activations."""
-        return self.provenance.get("store", {}).get("max_norm")
+        return (self.provenance.get("store") or {}).get("max_norm")
 
     @abstractmethod
     def _config(self) -> Json:
@@ -182,7 +195,7 @@ class ActivationModel(ABC):
             raise
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{folder}: config and weights do not fit together ({error})") from None
-        model.provenance = config.get("provenance", {})
+        model.provenance = check_provenance(config.get("provenance"), f"{folder}: {CONFIG}")
         return model
 
     def push_to_hub(

@@ -18,7 +18,7 @@ from glp_lens.flow.path import data_from_velocity
 from glp_lens.flow.solvers import Velocity
 from glp_lens.types import Acts
 
-Score = Callable[[Tensor], Tensor]
+Classifier = Callable[[Tensor], Tensor]
 """Rows `(n, d_in)`, in activation units, to one number each, `(n,)`: for example log-probabilities of a class."""
 
 LARGEST_LEVEL = 0.8
@@ -47,7 +47,7 @@ class Guide:
 
     condition: Tensor | None = None
     guidance: float = 1.0
-    classifier: Score | None = None
+    classifier: Classifier | None = None
     classifier_scale: float = 1.0
 
     def __post_init__(self) -> None:
@@ -64,6 +64,26 @@ class Guide:
         """The noise levels at which a velocity is asked for along `path`."""
         return path if self.classifier is None else [*path, LARGEST_LEVEL]
 
+    def lead(
+        self,
+        along: Callable[[Tensor | None], Velocity],
+        condition: Tensor | None,
+        to_units: Callable[[Tensor], Acts],
+    ) -> Velocity:
+        """The velocity of some rows, led.
+
+        Args:
+            along: condition, or None, to the plain velocity.
+            condition: of these rows.
+            to_units: normalised rows to activation units, which the classifier takes.
+        """
+        velocity = along(condition)
+        if self.guidance != 1:
+            velocity = classifier_free(velocity, along(None), self.guidance)
+        if (classifier := self.classifier) is not None:
+            velocity = classifier_guided(velocity, lambda z: classifier(to_units(z)), self.classifier_scale)
+        return velocity
+
 
 def classifier_free(conditional: Velocity, unconditional: Velocity, weight: float) -> Velocity:
     """`v_uncond + weight (v_cond - v_uncond)` (Ho and Salimans, 2022, equation 6, whose w is `weight - 1`)."""
@@ -78,7 +98,7 @@ def classifier_free(conditional: Velocity, unconditional: Velocity, weight: floa
 
 
 def classifier_guided(
-    velocity: Velocity, score: Score, scale: float = 1.0, largest_level: float = LARGEST_LEVEL
+    velocity: Velocity, score: Classifier, scale: float = 1.0, largest_level: float = LARGEST_LEVEL
 ) -> Velocity:
     """The velocity that leads to the density `p(x) exp(scale score(x))`, up to a constant factor.
 
@@ -111,7 +131,7 @@ def classifier_guided(
     return guided
 
 
-def _gradient(score: Score, x: Acts, at: Tensor, *, through: bool) -> Tensor:
+def _gradient(score: Classifier, x: Acts, at: Tensor, *, through: bool) -> Tensor:
     """Gradient of the rows' scores at `x`, a function of `at`, with respect to `at`."""
     values = score(x)
     if not isinstance(values, Tensor) or values.shape != x.shape[:1]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from torch import Tensor
 
 from glp_lens.errors import InputError
 from glp_lens.flow import solvers
-from glp_lens.flow.schedule import path, path_from_sigma, path_from_u
+from glp_lens.flow.schedule import path, path_from_sigma, path_from_u, share_of
 
 
 class Plan(NamedTuple):
@@ -65,7 +64,7 @@ def plan(
         fast: take solver, grid and pace from `FAST`, at the noise level that the other options mean.
 
     Raises:
-        InputError: both of `u` and `sigma`, or options out of range.
+        InputError: both of `u` and `sigma`, `fast` with another solver or grid, or options out of range.
     """
     if u is not None and sigma is not None:
         raise InputError("pass u (the released code's noise level) or sigma, not both")
@@ -75,7 +74,9 @@ def plan(
     else:
         released = path_from_sigma(sigma, steps)
     if fast:
-        return Plan(path(sigma, max(2, math.ceil(sigma * FAST.steps)), FAST.grid), FAST.solver)
+        if (solver, grid) != ("euler", "released"):
+            raise InputError(f"fast has its own solver and grid, got {solver} and {grid}: leave them or fast out")
+        return Plan(path(sigma, max(2, share_of(sigma, FAST.steps)), FAST.grid), FAST.solver)
     if solver not in solvers.SOLVERS:
         raise InputError(f"solver must be one of {', '.join(solvers.SOLVERS)}, got {solver!r}")
     return Plan(released if grid == "released" else path_from_sigma(sigma, steps, grid), solver)

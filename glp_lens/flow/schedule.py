@@ -111,8 +111,12 @@ def path(sigma: float, steps: int, spacing: str = "even") -> Tensor:
 
 def path_from_sigma(sigma: float, steps: int, spacing: str = "even") -> Tensor:
     """From `sigma` down to 0 at the pace of `steps` for the whole way: in `ceil(sigma * steps)` steps."""
-    share = math.ceil(sigma * steps) if 0 < sigma <= 1 and steps > 0 else steps
-    return path(sigma, share, spacing)
+    return path(sigma, share_of(sigma, steps) if 0 < sigma <= 1 and steps > 0 else steps, spacing)
+
+
+def share_of(sigma: float, steps: int) -> int:
+    """`ceil(sigma * steps)`, where rounding of the product adds no step: 0.07 of 100 are 7."""
+    return math.ceil(round(float(sigma) * steps, 6))
 
 
 def uniform_sigmas(n: int, generator: Generator) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -134,6 +134,28 @@ class Denoiser(nn.Module):
         if config.d_condition is not None:
             self.condition_embed = _embed(config.d_condition, d)
 
+    @classmethod
+    def filled(cls, config: Json, tensors: dict[str, Tensor], where: str = "checkpoint") -> Self:
+        """A denoiser with weights that are named as in the released checkpoints.
+
+        Args:
+            where: what a message calls them.
+
+        Raises:
+            InputError: weights that do not fit the config.
+        """
+        try:
+            # On no device: nothing is drawn from a global generator, and a wrong shape takes no memory.
+            with torch.device("meta"):
+                denoiser = cls(DenoiserConfig(**config))
+            # Copies, since a file's tensors may lie where products of matrices round otherwise.
+            weights = {name.removeprefix("model."): t.to(torch.float32, copy=True) for name, t in tensors.items()}
+            denoiser.load_state_dict(weights, assign=True)
+        except (RuntimeError, TypeError) as error:
+            line = " ".join(str(error).split())[:300]
+            raise InputError(f"{where}: weights do not fit the config ({line})") from None
+        return denoiser
+
     def forward(
         self,
         z: Acts,
@@ -240,8 +262,8 @@ class Denoiser(nn.Module):
         if layer is None:
             raise InputError(f"this prior is conditioned on the layer: pass layer=0..{depth - 1}")
         layers = torch.as_tensor(layer).to(device).reshape(-1).long()
-        if bool(((layers < 0) | (layers >= depth)).any()):
-            raise InputError(f"layer must be in 0..{depth - 1}, got {layer}")
+        if len(strange := layers[(layers < 0) | (layers >= depth)]):
+            raise InputError(f"layer must be in 0..{depth - 1}, got {int(strange[0])}")
         return layers
 
     def _vectors(self, condition: Tensor | None, device: torch.device) -> Tensor | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,26 @@ if TYPE_CHECKING:
     from glp_lens.models.glp import GLP
 
 
-def initial_denoiser(shape: DenoiserConfig, seed: int) -> Denoiser:
-    """A denoiser with random weights that depend on the seed alone; no global generator is touched."""
+def initial_denoiser(shape: DenoiserConfig, config: TrainConfig) -> Denoiser:
+    """A denoiser with random weights that depend on the recipe alone; no global generator is touched."""
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would reseed the generators of all accelerators too.
-        torch.default_generator.manual_seed(seed)
-        return Denoiser(shape)
+        torch.default_generator.manual_seed(config.seed)
+        denoiser = Denoiser(shape)
+        if config.init == "tied":
+            _tie(denoiser)
+    return denoiser
+
+
+@torch.no_grad()
+def _tie(denoiser: Denoiser) -> None:
+    """Begin with what comes in: noise already is most of the velocity, and activations hardly fill their dimensions."""
+    torch.nn.init.orthogonal_(denoiser.in_proj.weight)
+    denoiser.out_proj.weight.copy_(denoiser.in_proj.weight.T)
+    denoiser.in_proj.bias.zero_()
+    denoiser.out_proj.bias.zero_()
+    for block in denoiser.blocks:
+        block.time_proj.bias.fill_(1.0)
 
 
 def fit(
@@ -133,4 +148,5 @@ def _training(denoiser: Denoiser, config: TrainConfig, *, steps: int, rows_disti
         "seconds": seconds,
         "seed": config.seed,
         "recipe": f"{config.optimizer} lr {config.lr:g}, batch {config.batch_size}, {config.sigmas} sigma",
+        "config": asdict(config),
     }

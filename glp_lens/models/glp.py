@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 import torch
 from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
-from tqdm.auto import tqdm
 
 from glp_lens import hub, lm, provenance
 from glp_lens.artifacts import CONFIG, WEIGHTS, ActivationModel
 from glp_lens.errors import InputError
-from glp_lens.flow.guidance import Guide, Score, classifier_free, classifier_guided
+from glp_lens.flow.guidance import Classifier, Guide
 from glp_lens.flow.likelihood import LogDensity, draw_probes, log_density, rising_grid
 from glp_lens.flow.path import interpolate, velocity_target
 from glp_lens.flow.plan import plan
 from glp_lens.flow.solvers import Velocity, integrate
 from glp_lens.interface import Featurizer, Projector, Reconstructor, Sampler, Scorer, VelocityField
 from glp_lens.models import released
+from glp_lens.models.batching import Known, Layer, check_layer, in_batches, known, pick, untrained
 from glp_lens.models.denoiser import Denoiser, DenoiserConfig
 from glp_lens.models.fitting import fit, initial_denoiser
 from glp_lens.models.rows import check_rows, draw_noise
@@ -33,10 +33,6 @@ from glp_lens.types import Acts, Features, Json, PerRow
 if TYPE_CHECKING:
     from glp_lens.models.sources import Stores
 
-Layer = int | Tensor | None
-"""Layer of the language model, for multi-layer priors: one for all rows, or `(n,)` integers."""
-
-_BATCH = 4096
 _SCORE_SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
@@ -129,7 +125,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         if sources.vectors:
             width = len(next(iter(sources.vectors.values())))
         shape = DenoiserConfig(d_in, d_model or 2 * d_in, d_mlp or 4 * d_in, n_layers, sources.depth, width)
-        model = cls(initial_denoiser(shape, config.seed), *sources.statistics()).to(device)
+        model = cls(initial_denoiser(shape, config), *sources.statistics()).to(device)
         model.class_vectors = sources.vectors
         fit(
             model, sources, config, validation=_held_out(validation, condition, sources), state=state,
@@ -203,7 +199,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
             return self
         number = layer_of(layer) if isinstance(layer, str) else layer
         if number not in self.layers:
-            raise self._untrained(layer)
+            raise untrained(layer, self.layers)
         view = copy.copy(self)
         view.layer = number
         return view
@@ -221,39 +217,49 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         """Norm above which rows did not count in training, being massive activations."""
         return provenance.trained_on(self).get("max_norm")
 
-    def _bound(self, layer: Layer) -> Layer:
-        """The layer asked for, or the one bound; only one trained on."""
-        if layer is None:
-            return self.layer
-        if self.layers and len(self.layers) < len(self.mean):
-            asked = torch.as_tensor(layer)
-            if not bool(torch.isin(asked, torch.tensor(self.layers, device=asked.device)).all()):
-                raise self._untrained(layer)
-        return layer
-
-    def _untrained(self, layer: Layer | str) -> InputError:
-        trained = ", ".join(map(str, self.layers))
-        return InputError(f"this prior was trained on layers {trained}, got {layer}: pass one of them")
+    def _bound(self, layer: Layer, n: int | None = None) -> Layer:
+        """The layer asked for, checked, or the one bound."""
+        some = len(self.layers) < len(self.mean)  # of a prior that knows all, any other layer is out of range
+        return self.layer if layer is None else check_layer(layer, n, self.layers if some else ())
 
     # -- normalised space ----------------------------------------------------------------------------------
 
     def normalize(self, x: Acts, layer: Layer = None) -> Acts:
         """Each dimension to mean 0 and variance 1, by the training data's statistics."""
-        mean, std = self._statistics(layer, x.device)
+        mean, std = self.statistics(self._bound(layer, len(x)), x.device)
         return (x - mean) / std
 
     def denormalize(self, z: Acts, layer: Layer = None) -> Acts:
         """Back to activation units."""
-        mean, std = self._statistics(layer, z.device)
+        mean, std = self.statistics(self._bound(layer, len(z)), z.device)
         return z * std + mean
+
+    def statistics(self, layer: Layer, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the normaliser, `(d_in,)`, or `(n, d_in)` of the layers `(n,)`.
+
+        Raises:
+            InputError: a layer that the prior has no statistics of, or none where it needs one.
+        """
+        mean, std = self.mean.to(device), self.var.to(device).sqrt()
+        std = torch.where(std == 0, 1.0, std)  # what nothing varied in stays where it is
+        if self.mean.ndim == 1:
+            return mean, std
+        layer = self._bound(layer)
+        index = torch.as_tensor(-1 if layer is None else layer)
+        if len(strange := index[(index < 0) | (index >= len(mean))]):
+            got = None if layer is None else int(strange[0])
+            raise InputError(f"this prior is conditioned on the layer: pass layer=0..{len(mean) - 1}, got {got}")
+        layer = layer.to(device) if isinstance(layer, Tensor) else layer
+        return mean[layer], std[layer]
 
     def velocity(self, z: Acts, sigma: float | Tensor, layer: Layer = None, condition: Tensor | None = None) -> Acts:
         """The denoiser: expected `eps - x` in normalised space; `sigma` is a number or `(n,)`."""
-        sigmas, known = torch.as_tensor(sigma).to(self.device), self._known(len(z), layer, condition)
-        return self._by_batch(
-            lambda rows, index: self.denoiser(rows, _pick(sigmas, index), *known(index)),
-            check_rows(z, self.d_in),
-        ).to(z.device)
+        rows, sigmas = check_rows(z, self.d_in).to(self.device), torch.as_tensor(sigma, dtype=torch.float32)
+        if sigmas.shape not in ((), (len(rows),)) or not bool(((sigmas >= 0) & (sigmas <= 1)).all()):
+            raise InputError(f"sigma must be in [0, 1], one number or one for each of {len(rows)} rows")
+        sigmas, given = sigmas.to(self.device), self._known(len(rows), layer, condition)
+        found = in_batches(lambda part, index: self.denoiser(part, pick(sigmas, index), *given[index]), rows)
+        return found.to(z.device)
 
     # -- capabilities --------------------------------------------------------------------------------------
 
@@ -265,7 +271,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.mean.device
+        return self.denoiser.in_proj.weight.device
 
     def encode(
         self,
@@ -283,10 +289,10 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         """
         if not 0 <= sigma <= 1:
             raise InputError(f"sigma must be in [0, 1]: 0 is data and 1 is noise, got {sigma}")
-        known = self._known(len(x), layer, condition)
         z, eps = self._enter(x, layer, noise, generator)
-        return self._by_batch(
-            lambda rows, index: self.denoiser.meta_neurons(interpolate(rows, eps[index], sigma), sigma, *known(index)),
+        given = self._known(len(z), layer, condition)
+        return in_batches(
+            lambda rows, index: self.denoiser.meta_neurons(interpolate(rows, eps[index], sigma), sigma, *given[index]),
             z,
         ).to(x.device)
 
@@ -300,7 +306,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         layer: Layer = None,
         condition: Tensor | None = None,
         guidance: float = 1.0,
-        classifier: Score | None = None,
+        classifier: Classifier | None = None,
         classifier_scale: float = 1.0,
         noise: Acts | None = None,
         generator: Generator | None = None,
@@ -345,7 +351,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         layer: Layer = None,
         condition: Tensor | None = None,
         guidance: float = 1.0,
-        classifier: Score | None = None,
+        classifier: Classifier | None = None,
         classifier_scale: float = 1.0,
         noise: Acts | None = None,
         generator: Generator | None = None,
@@ -396,18 +402,18 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
             ).value
         if method != "denoising":
             raise InputError(f"method must be 'denoising' or 'ode', got {method!r}")
-        known = self._known(len(x), layer, condition)
         z, eps = self._enter(x, layer, noise, generator)
+        given = self._known(len(z), layer, condition)
 
         def error(rows: Tensor, index: slice) -> Tensor:
             target = velocity_target(rows, eps[index])
             total = torch.zeros(len(rows), device=rows.device)
             for sigma in _SCORE_SIGMAS:
-                v = self.denoiser(interpolate(rows, eps[index], sigma), sigma, *known(index))
+                v = self.denoiser(interpolate(rows, eps[index], sigma), sigma, *given[index])
                 total -= ((v - target) ** 2).mean(1)
             return total / len(_SCORE_SIGMAS)
 
-        return self._by_batch(error, z).to(x.device)
+        return in_batches(error, z).to(x.device)
 
     def log_density(
         self,
@@ -431,16 +437,17 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
             noise: its signs are the one probe, if the trace is not exact.
         """
         rows, sigmas = check_rows(x, self.d_in).to(self.device), rising_grid(steps)
-        known, signs = self._known(len(x), layer, condition), draw_probes(len(x), self.d_in, probes, noise, generator)
+        given, signs = self._known(len(x), layer, condition), draw_probes(len(x), self.d_in, probes, noise, generator)
 
         def density(rows: Tensor, index: slice) -> Tensor:
-            velocity = self.denoiser.along(sigmas.tolist(), *known(index), self.device)
+            velocity = self.denoiser.along(sigmas.tolist(), *given[index], self.device)
             own = None if signs is None else signs[index].to(self.device)
             return torch.stack(log_density(velocity, rows, sigmas, own), dim=1)
 
-        size = max(1, _BATCH // (self.d_in if signs is None else signs.shape[1]))
-        value, error = self._by_batch(density, self.normalize(rows, layer), size).to(x.device).unbind(1)
-        volume = self._statistics(layer, torch.device("cpu"))[1].double().log().sum(-1)
+        directions = self.d_in if signs is None else signs.shape[1]
+        found = in_batches(density, self.normalize(rows, layer), copies=directions)
+        value, error = found.to(x.device).unbind(1)
+        volume = self.statistics(layer, torch.device("cpu"))[1].double().log().sum(-1)
         return LogDensity(value - volume.to(value), error)
 
     # -- saving --------------------------------------------------------------------------------------------
@@ -468,7 +475,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
             raise InputError(f"checkpoint {checkpoint!r} not found in {folder}{known}")
         path = hub.fetch(folder, released.files(checkpoint), revision=revision)
         config, tensors, mean, var, origin = released.read(path, checkpoint)
-        return cls(_filled(config, tensors, path), mean, var, origin)
+        return cls(Denoiser.filled(config, tensors, str(path)), mean, var, origin)
 
     def save_released(
         self, folder: str | Path, checkpoint: str = "final", *, layer_prefix: str = "model.layers"
@@ -512,37 +519,16 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
     def _restore(cls, config: Json, tensors: dict[str, Tensor]) -> Self:
         mean, var = tensors.pop("normalizer.mean"), tensors.pop("normalizer.var")
         classes = dict(zip(config.get("classes", []), tensors.pop("classes", []), strict=True))
-        model = cls(_filled(config["denoiser"], tensors, None), mean, var)
+        model = cls(Denoiser.filled(config["denoiser"], tensors), mean, var)
         model.class_vectors = classes
         model.history = config.get("history", [])
         return model
 
     # -- inside --------------------------------------------------------------------------------------------
 
-    def _statistics(self, layer: Layer, device: torch.device) -> tuple[Tensor, Tensor]:
-        mean, std = self.mean.to(device), self.var.to(device).sqrt()
-        std = torch.where(std == 0, 1.0, std)  # what nothing varied in stays where it is
-        if self.mean.ndim == 1:
-            return mean, std
-        layer = self._bound(layer)
-        index = torch.as_tensor(-1 if layer is None else layer)
-        if bool(((index < 0) | (index >= len(mean))).any()):
-            raise InputError(f"this prior is conditioned on the layer: pass layer=0..{len(mean) - 1}, got {layer}")
-        layer = layer.to(device) if isinstance(layer, Tensor) else layer
-        return mean[layer], std[layer]
-
-    def _known(self, n: int, layer: Layer, condition: Tensor | None) -> Callable[[slice], tuple[Layer, Tensor | None]]:
-        """What a batch of `n` rows is known to have: its layer and condition, on the model's device."""
-        layer = self._bound(layer)
-        layer = layer.to(self.device) if isinstance(layer, Tensor) else layer
-        if condition is None:
-            return lambda index: (_pick(layer, index), None)
-        if condition.ndim == 2 and len(condition) != n:
-            raise InputError(f"expected one condition, or one for each of {n} rows, got {len(condition)}")
-        if condition.isinf().any():
-            raise InputError("expected a finite condition, or NaN for none, got infinity")
-        vectors = condition.to(self.device)
-        return lambda index: (_pick(layer, index), vectors[index] if vectors.ndim == 2 else vectors)
+    def _known(self, n: int, layer: Layer, condition: Tensor | None) -> Known:
+        """What `n` rows are known to have, on the model's device."""
+        return known(n, self._bound(layer, n), condition, self.device)
 
     def _enter(self, x: Acts, layer: Layer, noise: Acts | None, generator: Generator | None) -> tuple[Tensor, Tensor]:
         """Normalised rows and their noise, on the model's device."""
@@ -553,50 +539,21 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
     def _flow(
         self, z: Tensor, path: Tensor, layer: Layer, solver: str, guide: Guide, *, differentiable: bool = False
     ) -> Tensor:
-        known = self._known(len(z), layer, guide.condition)
+        given, levels = self._known(len(z), layer, guide.condition), guide.levels(path.tolist())
 
         def follow(rows: Tensor, index: slice) -> Tensor:
-            velocity = self._guided(path.tolist(), *known(index), guide, recompute=differentiable)
+            own, condition = given[index]
+
+            def along(condition: Tensor | None) -> Velocity:
+                velocity = self.denoiser.along(levels, own, condition, self.device)
+                if differentiable and self.denoiser.recompute:
+                    return partial(checkpoint, velocity, use_reentrant=False)
+                return velocity
+
+            velocity = guide.lead(along, condition, partial(self.denormalize, layer=own))
             return integrate(velocity, rows, path, solver)
 
-        return self._by_batch(follow, z, differentiable=differentiable)
-
-    def _guided(
-        self, path: list[float], layer: Layer, condition: Tensor | None, guide: Guide, *, recompute: bool
-    ) -> Velocity:
-        """The velocity of a batch along a path, led by condition and classifier."""
-
-        def along(condition: Tensor | None) -> Velocity:
-            velocity = self.denoiser.along(guide.levels(path), layer, condition, self.device)
-            if recompute and self.denoiser.recompute:
-                return partial(checkpoint, velocity, use_reentrant=False)
-            return velocity
-
-        velocity = along(condition)
-        if guide.guidance != 1:
-            velocity = classifier_free(velocity, along(None), guide.guidance)
-        if (classifier := guide.classifier) is not None:
-            velocity = classifier_guided(
-                velocity, lambda z: classifier(self.denormalize(z, layer)), guide.classifier_scale
-            )
-        return velocity
-
-    def _by_batch(
-        self,
-        function: Callable[[Tensor, slice], Tensor],
-        z: Tensor,
-        size: int | None = None,
-        *,
-        differentiable: bool = False,
-    ) -> Tensor:
-        """`function(rows, their slice)` over batches of bounded size, joined."""
-        z, size = z.to(self.device), size or _BATCH
-        slices = [slice(i, i + size) for i in range(0, len(z), size)] or [slice(0, 0)]
-        bar = tqdm(slices, desc="prior", unit="batch", mininterval=2, delay=2, leave=False, disable=len(slices) == 1)
-        grad = differentiable and torch.is_grad_enabled()
-        # Language models generate in inference mode, whose tensors a classifier's gradient could not go through.
-        with torch.inference_mode(False), torch.set_grad_enabled(grad):
-            return torch.cat([function(z[s], s) for s in bar])
+        return in_batches(follow, z.to(self.device), differentiable=differentiable)
 
 
 def _held_out(validation: Acts | Stores | None, label: str | None, sources: Sources) -> Acts | Sources | None:
@@ -604,19 +561,3 @@ def _held_out(validation: Acts | Stores | None, label: str | None, sources: Sour
     if validation is None or isinstance(validation, Tensor):
         return validation
     return Sources.of(validation, label=label, vectors=sources.vectors or None, lm_layers=sources.depth)
-
-
-def _pick(value: Layer, index: slice) -> Layer:
-    """The part of a per-row value that belongs to a batch; shared values pass."""
-    return value[index] if isinstance(value, Tensor) and value.ndim else value
-
-
-def _filled(config: Json, tensors: dict[str, Tensor], path: Path | None) -> Denoiser:
-    """A denoiser with weights named as in the released checkpoints."""
-    try:
-        denoiser = Denoiser(DenoiserConfig(**config))
-        denoiser.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items()})
-    except (RuntimeError, TypeError) as error:
-        line = " ".join(str(error).split())[:300]
-        raise InputError(f"{path or 'checkpoint'}: weights do not fit the config ({line})") from None
-    return denoiser

@@ -8,7 +8,6 @@ weights by the names of its modules, in `final.safetensors` or `checkpoints/epoc
 from __future__ import annotations
 
 import io
-import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import yaml
 from torch import Tensor
 
 from glp_lens.artifacts import CONFIG as OWN_CONFIG
-from glp_lens.artifacts import read_tensors, versions, write_atomic, write_tensors
+from glp_lens.artifacts import check_provenance, read_tensors, versions, write_atomic, write_tensors
 from glp_lens.errors import InputError
 from glp_lens.types import Json
 
@@ -65,29 +64,34 @@ def read(folder: Path, checkpoint: str) -> tuple[Json, dict[str, Tensor], Tensor
     if checkpoint != "final" and not weights.is_file():
         weights = folder / "checkpoints" / f"{checkpoint}.safetensors"
     if not weights.is_file():
-        there = sorted(p.stem for p in [*folder.glob("*.safetensors"), *folder.glob("checkpoints/*.safetensors")])
+        there = sorted(path.stem for path in _weights(folder))
         known = f": there are {', '.join(there)}" if there else ""
         raise InputError(f"checkpoint {checkpoint!r} is not in {folder}{known}")
-    try:
-        statistics = torch.load(folder / STATISTICS, map_location="cpu", weights_only=True)
-        mean, var = statistics["mean"].float(), statistics["var"].float()
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        pickle.UnpicklingError,
-    ) as error:
-        line = str(error).splitlines()[0] if str(error) else repr(error)
-        raise InputError(f"{folder / STATISTICS} does not hold a mean and a var ({line})") from None
-    if bool((var < 0).any()):
-        raise InputError(f"{folder / STATISTICS} is damaged: expected variances of at least 0, got {float(var.min())}")
+    mean, var = _statistics(folder / STATISTICS)
     shape = {name: denoiser[name] for name in _SHAPE if name in denoiser}
     if shape.get("multi_layer_n_layers") is None and mean.ndim == 2 and len(mean) == 1:
         mean, var = mean[0], var[0]
     return shape, read_tensors(weights), mean, var, _provenance(config, trace)
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The weights of all checkpoints in a folder."""
+    return [*folder.glob("*.safetensors"), *folder.glob("checkpoints/*.safetensors")]
+
+
+def _statistics(path: Path) -> tuple[Tensor, Tensor]:
+    """Mean and variance; NaN only in whole rows of both, layers that a prior was not trained on."""
+    try:
+        statistics = torch.load(path, map_location="cpu", weights_only=True)
+        mean, var = statistics["mean"].float(), statistics["var"].float()
+    except Exception as error:  # damaged bytes fail in the reader of archives, of pickles or of text, each in its way
+        line = str(error).splitlines()[0] if str(error) else repr(error)
+        raise InputError(f"{path} does not hold a mean and a var ({line})") from None
+    usable = mean.isfinite() & var.isfinite() & (var >= 0) if mean.shape == var.shape else torch.tensor(True)
+    absent = (mean.isnan() & var.isnan()).all(-1, keepdim=True) if mean.ndim == 2 == var.ndim else False
+    if not bool((usable | absent).all()):
+        raise InputError(f"{path} is damaged: expected finite means, and finite variances of at least 0")
+    return mean, var
 
 
 def write(
@@ -109,7 +113,8 @@ def write(
         layer_prefix: what the list of blocks is called in the language model as transformers has it.
 
     Raises:
-        InputError: a prior that the format has no place for, or a folder with a model in the other format.
+        InputError: a prior that the format has no place for, or a folder with a model in the other format or with
+            checkpoints of another prior.
     """
     if denoiser.get("d_condition") is not None:
         raise InputError(
@@ -139,8 +144,13 @@ def write(
     }
     statistics = io.BytesIO()
     torch.save({"mean": mean.detach().cpu().clone(), "var": var.detach().cpu().clone()}, statistics)
-    name = "final.safetensors" if checkpoint == "final" else f"checkpoints/{checkpoint}.safetensors"
-    write_tensors(folder / name, tensors)
+    weights = folder / ("final.safetensors" if checkpoint == "final" else f"checkpoints/{checkpoint}.safetensors")
+    others = [path for path in _weights(folder) if path != weights]
+    if others and (folder / STATISTICS).exists():
+        pairs = zip(_statistics(folder / STATISTICS), (mean.cpu(), var.cpu()), strict=True)
+        if not all(old.numel() == new.numel() and old.allclose(new.view_as(old), equal_nan=True) for old, new in pairs):
+            raise InputError(f"{folder} holds {others[0].name} of a prior of other data: choose another folder")
+    write_tensors(weights, tensors)
     write_atomic(folder / STATISTICS, statistics.getvalue())
     write_atomic(folder / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
@@ -160,12 +170,12 @@ def _trace(hooks: list[str], layer_prefix: str) -> Json:
 def _provenance(config: Json, trace: Json) -> Json:
     """What this library wrote down, or else what the config says of the data in the terms of a store's provenance."""
     own = config.get("glp_lens")
-    if isinstance(own, dict) and isinstance(own.get("provenance"), dict):
-        return own["provenance"]
+    if isinstance(own, dict) and own.get("provenance"):
+        return check_provenance(own.get("provenance"), CONFIG)
     prefix, layers = trace.get("layer_prefix"), trace.get("layers") or []
     names = [f"{prefix}.{layer}" if prefix else str(layer) for layer in layers] if isinstance(layers, list) else []
     blocks = [re.fullmatch(r"(?:\w+\.)*(\d+)", name) for name in names]
-    end = {"output": "hook_resid_post", "input": "hook_resid_pre"}.get(trace.get("retain", "output"))
+    end = {"output": "hook_resid_post", "input": "hook_resid_pre"}.get(str(trace.get("retain", "output")))
     origin: Json = {"model": {"name": config.get("model_name"), "weight_processing": "raw"}}
     hooks: list[Any] = [f"blocks.{block[1]}.{end}" for block in blocks if block and end]
     if len(hooks) == len(names) == 1:

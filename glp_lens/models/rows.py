@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -12,6 +13,7 @@ from tqdm.auto import tqdm
 
 from glp_lens.activations.stats import Stats, merge
 from glp_lens.errors import InputError
+from glp_lens.training import distributed
 from glp_lens.types import Acts
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ def check_rows(x: Tensor, d_in: int) -> Acts:
     Raises:
         InputError: not `(n, d_in)`, or NaN or infinity among the values.
     """
+    if not isinstance(x, Tensor):
+        raise InputError(f"expected activations as a torch tensor, got {type(x).__name__}: use torch.as_tensor")
     if x.ndim != 2 or x.shape[1] != d_in:
         raise InputError(
             f"expected activations of shape (n, {d_in}), got {tuple(x.shape)}: "
@@ -54,6 +58,8 @@ def draw_noise(n: int, d_in: int, noise: Acts | None = None, generator: Generato
     Raises:
         InputError: `noise` has another shape.
     """
+    if n < 0:
+        raise InputError(f"expected a number of rows of at least 0, got {n}")
     if noise is None:
         generator = generator or torch.Generator().manual_seed(0)
         return torch.randn(n, d_in, generator=generator, device=generator.device)
@@ -76,7 +82,7 @@ def mean_and_std(store: ActivationStore | ActivationStream, limit: float | None 
     varies = std > 0
     if varies.any():
         varies &= std > CONSTANT * std[varies].median()
-    if constant := int((~varies).sum()):
+    if (constant := int((~varies).sum())) and distributed.is_main():
         warnings.warn(
             f"{constant} of {len(std)} activation dimensions are constant: they stay 0 in normalised space",
             stacklevel=3,
@@ -112,11 +118,15 @@ def stats_up_to(store: ActivationStore, limit: float) -> Stats:
     The rows are read again: sums in which a massive row is 1e8 times the rest have lost the rest.
     """
     norms = torch.from_numpy(store.column("norm"))
-    parts = []
-    with tqdm(total=len(store), desc="statistics", unit="row", unit_scale=True, mininterval=2) as bar:
+    silent = not distributed.is_main()
+    bar = tqdm(total=len(store), desc="statistics", unit="row", unit_scale=True, mininterval=2, disable=silent)
+
+    def parts() -> Iterator[Stats]:  # merged one by one: all blocks' together can take gigabytes
         for start in range(0, len(store), _BLOCK):
             usable = norms[start : start + _BLOCK] <= limit
             if usable.any():
-                parts.append(Stats.of(store.rows(start, start + _BLOCK)[usable]))
+                yield Stats.of(store.rows(start, start + _BLOCK)[usable])
             bar.update(len(usable))
-    return merge(parts)
+
+    with bar:
+        return merge(parts())

@@ -137,7 +137,7 @@ class Sources:
             warnings.warn(
                 f"{made.massive} of {made.rows} rows are massive activations, with a norm over "
                 f"{', '.join(f'{limit} at {hook}' for hook, limit in where.items())} ({massive:g} times the median): "
-                "they count neither in the normaliser nor in the loss; massive=None keeps them",
+                "they count neither in the normaliser nor in the loss; massive=None (--massive 0) keeps them",
                 stacklevel=3,
             )
         return made
@@ -238,7 +238,8 @@ class Sources:
                 x = check_rows(rows, self.d_in)
             if self.label is not None and x.shape[1] == self.d_in:
                 x = torch.nn.functional.pad(x, (0, 1), value=torch.nan)
-            parts.append(x if source.limit is None else x[x[:, : self.d_in].norm(dim=1) <= source.limit])
+            limit = source.limit or source.store.manifest.max_norm  # those that the training rows were kept by
+            parts.append(x if limit is None else x[x[:, : self.d_in].norm(dim=1) <= limit])
         turn = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
         return self._finish(prior, turn, weigh=False)(torch.cat(parts))
 
@@ -252,11 +253,10 @@ class Sources:
             weigh: there may be massive rows, which get weight 0 in the loss.
         """
         device, turn = prior.device, turn.to(prior.device)
-        mean, std, layer = prior.mean, prior.var.sqrt(), None
+        table = limit = layer = None
         if self.depth is not None:
             layer = torch.tensor([source.layer for source in self.sources], device=device)[turn]
-            mean, std = mean[layer], std[layer]
-        table = limit = None
+        mean, std = prior.statistics(layer, device)
         if prior.class_vectors:
             vectors = [prior.class_vectors[value] for value in sorted(prior.class_vectors)]
             table = torch.stack([*vectors, torch.full_like(vectors[0], torch.nan)]).to(device)
@@ -283,10 +283,12 @@ class Sources:
 
     def _drawn(self, like: Source, n: int) -> Tensor:
         """`n` rows of the layer of another source, the class last."""
-        source = next((s for s in self.sources if s.layer == like.layer), None)
-        if source is None or isinstance(source.store, ActivationStream):
+        found = [s for s in self.sources if s.layer == like.layer]  # or siblings, for a prior of one layer
+        source = next(iter(found or [s for s in self.sources if s.store.hook == like.store.hook]), None)
+        if source is None or isinstance(source.store, ActivationStream) or source.store.d_in != like.store.d_in:
             raise InputError(
-                f"no store of held-out rows at {like.store.hook}: collect held-out texts at the same hooks"
+                f"no store of held-out rows at {like.store.hook}, of width {like.store.d_in}: collect held-out texts at "
+                "the same hooks"
             )
         index = source.store.sample_index(n, seed=0)
         x = source.store.take(index)
@@ -296,14 +298,6 @@ class Sources:
 def layer_rows(rows: int, i: int, n: int) -> int:
     """How many of the first rows of a batch are of the i-th of `n` layers, if they take turns."""
     return -(-(rows - i) // n)
-
-
-def _table(vectors: ClassVectors, device: torch.device) -> Tensor | None:
-    """The vectors in the order of their classes, and a last one of NaN, which is none."""
-    if not vectors:
-        return None
-    rows = [vectors[value] for value in sorted(vectors)]
-    return torch.stack([*rows, torch.full_like(rows[0], torch.nan)]).float().to(device)
 
 
 def _layers(stores: list[Store], lm_layers: int | None) -> tuple[list[int | None], int | None]:

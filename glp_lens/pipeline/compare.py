@@ -28,7 +28,7 @@ from glp_lens.pipeline.config import CompareConfig
 from glp_lens.pipeline.stages import Stage, run_stages, stage_seconds
 from glp_lens.report import write_report
 from glp_lens.report.plots import loss_curve
-from glp_lens.training.config import TrainConfig
+from glp_lens.training.config import recipe
 from glp_lens.training.history import add_to_history, read_history, write_history
 from glp_lens.types import Json
 
@@ -206,11 +206,10 @@ class _Comparison:
     def train_glp(self) -> None:
         """The generative latent prior."""
         c = self.config
-        recipe = TrainConfig(rows=c.rows, batch_size=c.glp_batch, lr=c.glp_lr, sigmas="stratified", seed=c.seed)
         folder = self.out / "models" / "glp"
         glp = GLP.fit(
             self.store,
-            recipe,
+            recipe("fast", c.rows, batch_size=c.glp_batch, lr=c.glp_lr, seed=c.seed),
             d_model=c.glp_width,
             d_mlp=c.glp_mlp,
             n_layers=c.glp_layers,

@@ -64,7 +64,7 @@ class CompareConfig:
     glp_mlp: int = 1536
     glp_layers: int = 3
     glp_lr: float = 2e-3
-    glp_batch: int = 512
+    glp_batch: int = 256
     sae_latents: int = 2304
     sae_k: int = 32
     sae_lr: float = 2e-3

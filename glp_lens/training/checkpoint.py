@@ -80,9 +80,12 @@ def load(path: Path, key: Json, parts: Parts) -> Place | None:
     try:
         with safe_open(path, framework="pt") as file:
             place, names = json.loads(file.metadata()["place"]), set(file.keys())
-            if place.pop("key") != json.loads(json.dumps(key)):
+            before, now = place.pop("key"), json.loads(json.dumps(key))
+            if before != now:
+                other = [name for part in now for name in now[part] if before[part].get(name) != now[part][name]]
                 raise InputError(
-                    f"{path} belongs to a training with other settings or data: delete it, or choose another folder"
+                    f"{path} belongs to a training with other settings or data ({', '.join(other)}): delete it, or "
+                    "choose another folder"
                 )
             slots: dict[str, list[str]] = {}
             for name in names:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from glp_lens.errors import InputError
 from glp_lens.training import checkpoint, distributed
-from glp_lens.training.config import TrainConfig
+from glp_lens.training.config import FREE, TrainConfig
 from glp_lens.training.objective import Batch, Noise, draw_noise, flow_matching_loss, validation_loss
 from glp_lens.training.optim import Average, optimizers
 from glp_lens.types import Json
@@ -74,7 +74,7 @@ def train(
         state: file that keeps the training state, so that an interrupted run continues; several processes must all
             see it. It stays at the end, for whoever saves the model to remove: until then nothing else has it.
         identity: what else must match for `state` to be continued, for example the store's hash.
-        log_points: number of entries in the history.
+        log_points: entries in the history, at least; at most about twice as many.
         save_seconds: time between two writes of `state`.
         save_now: asked after each step, with the number of steps done, whether `state` must be written at once; all
             processes must answer the same.
@@ -93,7 +93,8 @@ def train(
             the state written last are from before it.
     """
     run = _Run(denoiser, config, shard, recompute, compile)
-    key = {"config": asdict(config), "identity": identity or {}}
+    settings = {name: value for name, value in asdict(config).items() if name not in FREE}
+    key = {"config": settings, "identity": identity or {}}
     place = checkpoint.Place()
     if state and (resumed := checkpoint.load(state, key, run.parts())):
         place = resumed
@@ -137,7 +138,8 @@ def train(
                     with run.averaged():
                         entry |= validation_loss(run.denoiser, validation, autocast=config.autocast)
                 history.append(entry)
-                bar.set_postfix({k: f"{entry[k]:.3f}" for k in ("loss", "validation_loss") if k in entry})
+                losses: dict[str, str] = {k: f"{entry[k]:.3f}" for k in ("loss", "validation_loss") if k in entry}
+                bar.set_postfix(losses, refresh=False)  # with the next drawing, not one for each entry
                 if distributed.is_main():
                     on_entry(entry)
                 total, count = torch.zeros_like(total), 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,9 @@ def optimizers(module: nn.Module, config: TrainConfig) -> list[Optimizer]:
     Raises:
         InputError: the installed torch has no such optimiser.
     """
+    adamw = partial(AdamW, lr=config.lr, betas=(0.9, config.beta2), fused=True)
     if config.optimizer == "adamw":
-        return [AdamW(module.parameters(), lr=config.lr, fused=True)]
+        return [adamw(module.parameters())]
     if not hasattr(torch.optim, "Muon"):
         raise InputError(f"optimizer 'muon' needs torch 2.9 or later, this is {torch.__version__}: use 'adamw'")
     inner = {name for name, p in module.named_parameters() if p.ndim == 2 and name.startswith("layers.")}
@@ -29,7 +31,7 @@ def optimizers(module: nn.Module, config: TrainConfig) -> list[Optimizer]:
     others = [p for name, p in module.named_parameters() if name not in inner]
     # Scaled so that an update is as large as one of AdamW, which one learning rate serves.
     muon = torch.optim.Muon(hidden, lr=config.lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-    return [muon, AdamW(others, lr=config.lr, fused=True)]
+    return [muon, adamw(others)]
 
 
 class Average:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import glp_lens as gl
 from glp_lens.activations import write_store
+from glp_lens.activations.writer import lock
 from glp_lens.training import history, loop
 
 D = 10
@@ -134,6 +135,21 @@ def test_starting_over_leaves_nothing_of_the_run_before(train, tmp_path):
     train("--store DATA/acts --checkpoints 2 --overwrite --rows 320")
     assert {path.name for path in (tmp_path / "glp" / "checkpoints").iterdir()} == {"step_00000001", "step_00000010"}
     assert history.read_history(tmp_path / "glp")["step"].tolist() == list(range(1, 11))
+
+
+def test_others_can_read_what_is_saved(train, tmp_path):
+    train("--store DATA/acts")
+    assert {file.name: file.stat().st_mode & 0o444 for file in (tmp_path / "glp").glob("model*")} == {
+        "model.safetensors": 0o444
+    }
+
+
+def test_a_folder_has_one_training_at_a_time(train, tmp_path):
+    held = lock(tmp_path / "glp")
+    result = train("--store DATA/acts", fails=True)
+    assert "another process is writing to glp" in result.stderr
+    os.close(held)
+    train("--store DATA/acts")
 
 
 def test_a_diverged_training_says_so_in_a_line_and_leaves_its_curve(train, tmp_path, monkeypatch):

@@ -176,6 +176,13 @@ MISTAKES = [
     ("train pca --store {f}/store --out {f}/file/below", "Not a directory"),
     ("train pca --store {f}/store --out {f}/file", "choose another folder"),
     ("train pca --store {f}/store --out {new} --device banana", "device 'banana'"),
+    (
+        "train pca --store {f}/store --out {new} --condition kind",
+        "--condition is an option of a GLP, not of kind 'pca'",
+    ),
+    ("train sae --store {f}/store --out {new} --validation {f}/store", "--validation is an option of a GLP, not of"),
+    ("train glp --store {f}/store --out {new} --k 4", "--k is an option of a SAE, not of kind 'glp'"),
+    ("train glp --store {f}/store --out {new} --checkpoint step_1", "--checkpoint is of the prior to --finetune"),
     ("train pca --store {f}/store --out {new} --components 25", "between 1 and 24"),
     ("train pca --store {f}/store --out {new} --components 0", "Invalid value for '--components'"),
     ("train glp --store {f}/store --out {new} --rows 100", "at least one whole batch"),

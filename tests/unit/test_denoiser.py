@@ -7,6 +7,7 @@ from torch.nn.functional import silu
 
 from glp_lens.models.denoiser import Denoiser, DenoiserConfig, sinusoidal
 from glp_lens.models.fitting import initial_denoiser
+from glp_lens.training.config import TrainConfig
 
 DEPTH, N = 3, 11
 
@@ -14,7 +15,7 @@ DEPTH, N = 3, 11
 @pytest.fixture
 def denoiser() -> Denoiser:
     shape = DenoiserConfig(5, d_model=8, d_mlp=14, n_layers=2, multi_layer_n_layers=DEPTH)
-    return initial_denoiser(shape, seed=0).double()
+    return initial_denoiser(shape, TrainConfig()).double()
 
 
 @pytest.fixture

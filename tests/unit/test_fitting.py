@@ -309,6 +309,16 @@ def test_finetuning_refuses_other_places_and_accepts_other_models(base, prior, s
         base.finetune(stores[0], tiny, condition="label")
 
 
+def test_a_released_prior_with_a_dimension_of_no_variance_is_finetuned(base, tmp_path):
+    """This library's own have 1 there; others say 0."""
+    var = base.var.clone()
+    var[2] = 0
+    released = GLP(base.denoiser, base.mean, var)
+    tuned = released.finetune(shifted(tmp_path / "new"), config(3), validation=rows(30))
+    assert math.isfinite(tuned.history[-1]["validation_loss"])
+    assert torch.equal(tuned.var, var)
+
+
 def test_a_multi_layer_prior_is_finetuned_on_some_of_its_layers(prior, tmp_path):
     tuned = prior.finetune(shifted(tmp_path / "new"), config(5))
     assert tuned.at(1).hook == hook(1)
@@ -396,6 +406,16 @@ def test_held_out_stores_are_scored_with_their_classes_and_rows_without(labelled
     assert sources.held_out(rows(40), conditional).condition.isnan().all()
 
 
+def test_a_prior_of_one_layer_is_validated_on_its_store_among_siblings(stores, tmp_path):
+    sources, prior = Sources.of(stores[1]), untrained(stores[1])
+    batch = sources.held_out(Sources.of(stores), prior)
+    of_layer = sources.held_out(Sources.of(stores[1]), prior)
+    assert sorted(batch.x.tolist()) == sorted(of_layer.x.tolist())
+    wide = write_store(tmp_path / "wide", torch.randn(90, D + 1, generator=generator()), hook=hook(LAYERS[1]))
+    with pytest.raises(InputError, match="no store of held-out rows at blocks.4.*of width 5"):
+        sources.held_out(Sources.of(wide), prior)
+
+
 def test_labels_that_cannot_condition_are_refused(labelled, tmp_path):
     with pytest.raises(InputError, match="no column 'sort'"):
         untrained(labelled, condition="sort")
@@ -473,7 +493,7 @@ def test_stores_without_massive_rows_are_left_alone(tmp_path, stores):
 
 
 @pytest.mark.parametrize("spread", [1e-9, 1e-6, 0.0])
-def test_a_nearly_constant_dimension_is_a_constant_one(tmp_path, spread):
+def test_a_nearly_constant_dimension_is_a_constant_one(tmp_path, monkeypatch, spread):
     x = rows(900).double()
     x[:, 2] = 0.25 + spread * torch.randn(900, generator=generator(), dtype=torch.float64)
     store = write_store(tmp_path / "s", x.float(), hook="h")
@@ -482,6 +502,11 @@ def test_a_nearly_constant_dimension_is_a_constant_one(tmp_path, spread):
     assert std[2] == 1
     assert mean[2] == pytest.approx(0.25)
     torch.testing.assert_close(std[[0, 1, 3, 4]], x.std(0, correction=0)[[0, 1, 3, 4]].float())
+    as_process(monkeypatch, 1, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the main process has said it
+        Sources.of(store).statistics()
+    as_process(monkeypatch, 0, 1)
     with pytest.warns(UserWarning, match="are constant"):
         glp = untrained(store)
     edited = x[:5].float()

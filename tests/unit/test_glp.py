@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from glp_lens.activations import write_store
 from glp_lens.errors import InputError
-from glp_lens.models import glp as module
-from glp_lens.models import load
+from glp_lens.models import batching, load
+from glp_lens.models.denoiser import Denoiser
 from glp_lens.models.gaussian import Gaussian
 from glp_lens.models.glp import GLP
 from glp_lens.training.config import TrainConfig
@@ -172,7 +172,7 @@ def test_noise_of_a_row_does_not_depend_on_the_batching(glp, monkeypatch):
         ]
 
     whole = everything()
-    monkeypatch.setattr(module, "_BATCH", 5)
+    monkeypatch.setattr(batching, "ROWS", 5)
     for got, want in zip(everything(), whole, strict=True):
         torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
@@ -351,12 +351,60 @@ def test_the_layer_of_a_multi_layer_prior():
     assert not torch.allclose(glp.encode(x, layer=layer), glp.encode(x, layer=1))
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [torch.tensor([1]), torch.tensor([0, 1, 1]), torch.zeros(200, dtype=torch.long), torch.zeros(7, 1).long(),
+     torch.zeros(7), torch.ones(7, dtype=torch.bool), 1.5, "blocks.1.hook_resid_post"],
+)  # fmt: skip
+def test_layers_that_are_not_one_for_each_row_are_refused(layer):
+    glp = GLP.from_pretrained(GOLDEN / "multi_layer")
+    x = torch.randn(7, glp.d_in, generator=generator(0))
+    calls = [
+        lambda: glp.normalize(x, layer=layer), lambda: glp.velocity(x, 0.5, layer=layer),
+        lambda: glp.encode(x, layer=layer), lambda: glp.project(x, layer=layer), lambda: glp.score(x, layer=layer),
+        lambda: glp.log_density(x, steps=2, layer=layer), lambda: glp.sample(7, layer=layer),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(InputError, match="layer must be an integer, or one for each of 7 rows, got") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sigma", [-0.1, 1.5, float("nan"), torch.tensor([0.5]), torch.full((8,), 0.5)])
+def test_noise_levels_that_are_not_one_for_each_row_are_refused(sigma, glp):
+    with pytest.raises(InputError, match="one number or one for each of 7 rows"):
+        glp.velocity(rows(7), sigma)
+
+
+def test_rows_that_cannot_be_are_refused(glp):
+    with pytest.raises(InputError, match="torch tensor, got ndarray"):
+        glp.project(rows(7).numpy())
+    with pytest.raises(InputError, match="at least 0, got -1"):
+        glp.sample(-1)
+
+
+def test_loading_draws_nothing_and_takes_no_memory_for_a_wrong_shape():
+    before = torch.get_rng_state()
+    glp = GLP.from_pretrained(GOLDEN / "single_layer")
+    assert torch.equal(torch.get_rng_state(), before)
+    shape, weights = glp.denoiser.config.to_json() | {"d_model": 10**9}, glp.denoiser.state_dict()
+    with pytest.raises(InputError, match="weights do not fit the config .*size mismatch"):
+        Denoiser.filled(shape, weights)
+
+
+def test_a_view_that_is_moved_takes_the_prior_along():
+    """They share the network, and each works where that is."""
+    glp = GLP.from_pretrained(GOLDEN / "multi_layer")
+    glp.at(1).to("meta")
+    assert glp.device.type == "meta"
+
+
 def test_rows_of_each_layer_keep_their_layer_in_small_batches(monkeypatch):
     glp = GLP.from_pretrained(GOLDEN / "multi_layer")
     want = load_file(GOLDEN / "multi_layer" / "expected.safetensors")
     x, layer = want["activations"], want["layer_idx"]
     whole = glp.project(x, layer=layer), glp.encode(x, layer=layer)
-    monkeypatch.setattr(module, "_BATCH", 2)
+    monkeypatch.setattr(batching, "ROWS", 2)
     torch.testing.assert_close(glp.project(x, layer=layer), whole[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(glp.encode(x, layer=layer), whole[1], atol=1e-4, rtol=1e-4)
 

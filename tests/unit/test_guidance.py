@@ -9,7 +9,7 @@ from glp_lens.errors import InputError
 from glp_lens.flow.guidance import Guide, classifier_free, classifier_guided
 from glp_lens.flow.schedule import path_from_sigma
 from glp_lens.flow.solvers import integrate
-from glp_lens.models import glp as module
+from glp_lens.models import batching
 from glp_lens.models.denoiser import Denoiser, DenoiserConfig
 from glp_lens.models.glp import GLP
 
@@ -195,7 +195,7 @@ def test_batches_do_not_show(monkeypatch):
         ]
 
     whole = everything()
-    monkeypatch.setattr(module, "_BATCH", 4)
+    monkeypatch.setattr(batching, "ROWS", 4)
     for got, want in zip(everything(), whole, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 

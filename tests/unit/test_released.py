@@ -182,8 +182,62 @@ def test_a_dimension_without_variance_stays_where_it_is(tmp_path):
 def test_negative_variances_are_refused(tmp_path):
     shutil.copytree(GOLDEN / "single_layer", tmp_path / "glp")
     torch.save({"mean": torch.zeros(24), "var": -torch.ones(24)}, tmp_path / "glp" / "rep_statistics.pt")
-    with pytest.raises(InputError, match="variances of at least 0, got -1"):
+    with pytest.raises(InputError, match="variances of at least 0"):
         GLP.from_pretrained(tmp_path / "glp")
+
+
+def test_a_folder_holds_checkpoints_of_one_prior(tmp_path):
+    """They share the file of the normaliser: another prior's would change what the first one means."""
+    first, other = prior(), prior()
+    other.mean = other.mean + 1
+    first.save_released(tmp_path)
+    with pytest.raises(InputError, match=r"holds final.safetensors of a prior of other data: choose another folder"):
+        other.save_released(tmp_path, "epoch_0012")
+    assert torch.equal(GLP.from_pretrained(tmp_path).mean, first.mean)
+    other.save_released(tmp_path)  # nothing is left of the first
+    assert torch.equal(GLP.from_pretrained(tmp_path).mean, other.mean)
+
+
+@pytest.mark.parametrize("part", ["mean", "var"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_statistics_that_are_not_finite_are_refused(part, value, tmp_path):
+    shutil.copytree(GOLDEN / "single_layer", tmp_path / "glp")
+    statistics = torch.load(tmp_path / "glp" / "rep_statistics.pt", weights_only=True)
+    statistics[part][3] = value
+    torch.save(statistics, tmp_path / "glp" / "rep_statistics.pt")
+    with pytest.raises(InputError, match="expected finite means"):
+        GLP.from_pretrained(tmp_path / "glp")
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"\x80", b"\xce\xff no text", b"PK\x03\x04", b"hello\n", b"\x80\x02}q\x00\xff."]
+)
+def test_damaged_statistics_are_told_in_one_line(damage, tmp_path):
+    shutil.copytree(GOLDEN / "single_layer", tmp_path / "glp")
+    whole = (tmp_path / "glp" / "rep_statistics.pt").read_bytes()
+    for data in (damage, b"\xce\xff" + damage + whole[64:]):
+        (tmp_path / "glp" / "rep_statistics.pt").write_bytes(data)
+        with pytest.raises(InputError, match=r"rep_statistics\.pt") as caught:
+            GLP.from_pretrained(tmp_path / "glp")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("provenance", [3, ["store"], {"store": "mine"}, {"training": [1]}])
+def test_provenance_of_another_form_is_refused(provenance, tmp_path):
+    shutil.copytree(GOLDEN / "single_layer", tmp_path / "glp")
+    config = yaml.safe_load((tmp_path / "glp" / "config.yaml").read_text())
+    config["glp_lens"] = {"provenance": provenance}
+    (tmp_path / "glp" / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(InputError, match="expected objects as provenance"):
+        GLP.from_pretrained(tmp_path / "glp")
+
+
+def test_hook_points_that_are_both_ends_are_not_known(tmp_path):
+    shutil.copytree(GOLDEN / "single_layer", tmp_path / "glp")
+    config = yaml.safe_load((tmp_path / "glp" / "config.yaml").read_text())
+    config["glp_kwargs"]["tracedict_config"]["retain"] = ["input", "output"]
+    (tmp_path / "glp" / "config.yaml").write_text(yaml.safe_dump(config))
+    assert GLP.from_pretrained(tmp_path / "glp").hook is None
 
 
 def test_statistics_are_read_as_the_released_code_saves_them(tmp_path):

@@ -171,11 +171,19 @@ def test_a_prior_follows_the_plan():
         ({"u": 1.0, "fast": True}, "u must be in"),
         ({"sigma": -0.1, "fast": True}, "sigma must be in"),
         ({"steps": 0}, "steps must be at least 1"),
+        ({"solver": "heun", "fast": True}, "fast has its own solver and grid, got heun and released"),
+        ({"grid": "late", "fast": True}, "fast has its own solver and grid, got euler and late"),
     ],
 )
 def test_options_that_mean_no_plan_are_refused(options, words):
     with pytest.raises(InputError, match=words):
         plan(**options)
+
+
+@pytest.mark.parametrize(("sigma", "steps", "calls"), [(0.07, 100, 7), (0.14, 50, 7), (0.071, 100, 8), (1.0, 20, 20)])
+def test_rounding_adds_no_step(sigma, steps, calls):
+    """0.07 * 100 is 7.000000000000001 in float64."""
+    assert plan(sigma=sigma, steps=steps).network_calls == calls
 
 
 def test_an_unknown_solver_is_refused():

@@ -8,10 +8,12 @@ import torch
 
 from glp_lens.errors import InputError
 from glp_lens.flow.schedule import stratified_sigmas
+from glp_lens.models.denoiser import DenoiserConfig
+from glp_lens.models.fitting import initial_denoiser
 from glp_lens.training.config import RECIPES, TrainConfig, recipe
 from glp_lens.training.loop import snapshot_steps, train
 from glp_lens.training.objective import Batch, draw_noise, step_seed, validation_loss
-from tests.unit.toy_training import COVARIANCE_ROOT, batches, denoiser, rows
+from tests.unit.toy_training import COVARIANCE_ROOT, D, batches, denoiser, rows
 
 
 def test_loss_falls_to_the_closed_form_bound_of_a_gaussian():
@@ -48,6 +50,7 @@ def test_learning_rate_follows_warm_up_and_cosine():
         ({"optimizer": "sgd"}, "optimizer must be 'adamw' or 'muon', got 'sgd'"),
         ({"ema": 1.0}, "ema is a decay"),
         ({"accumulate": 0}, "accumulate must be at least 1"),
+        ({"seed": -1}, "seed must be 0 or more"),
         ({"clip": math.nan}, "clip must be"),
         ({"warmup": 1.5}, "warmup is a share"),
     ],
@@ -167,3 +170,21 @@ def test_snapshots_are_evenly_spaced_on_a_logarithmic_scale(n):
         assert marks == [2**i for i in range(11)]
     assert snapshot_steps(1024, 0) == set()
     assert snapshot_steps(3, 50) == {1, 2, 3}
+
+
+def test_a_held_rate_falls_on_a_line_at_the_end():
+    config = TrainConfig(rows=1001, batch_size=1, lr=1.0, lr_end=0.0, warmup=0.0, hold=0.6, decay="linear")
+    # One step of warm-up, then 999 steps of which three fifths are at the peak.
+    assert config.lr_at(1) == config.lr_at(600) == 1.0
+    assert config.lr_at(800) == pytest.approx(0.5, abs=3e-3)
+    assert config.lr_at(1000) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_tied_start_gives_back_what_comes_in_and_still_learns():
+    """`out_proj` after `in_proj` is the identity, as the network is wider than its input."""
+    model = initial_denoiser(DenoiserConfig(D, 32, 64, 2), TrainConfig(init="tied", seed=3))
+    z = torch.randn(50, D, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model.out_proj(model.in_proj(z)), z)
+    before = validation_loss(model, next(batches(256)(0)))["validation_loss"]
+    train(model, batches(32), TrainConfig(rows=32 * 60, batch_size=32, lr=2e-3, beta2=0.95, autocast=False))
+    assert validation_loss(model, next(batches(256)(0)))["validation_loss"] < before - 0.1

@@ -1,6 +1,7 @@
 """A training that was killed, at whatever moment, goes on to the weights of one that was not."""
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -149,13 +150,26 @@ def test_until_the_model_is_saved_training_again_gives_it_at_once(tmp_path):
     assert same(weights(first), weights(again))
 
 
+def test_a_training_goes_on_in_other_parts(tmp_path):
+    """As one does that ran out of memory: the weights are equal to rounding."""
+    state, undisturbed, resumed = tmp_path / "state.safetensors", denoiser(), denoiser()
+    run(undisturbed, config())
+    with pytest.raises(Killed):
+        run(resumed, config(), feed=batches(SIZE, killed_at=5), state=state)
+    seen = []
+    run(resumed, config(accumulate=SIZE // 2), state=state, on_saved=seen.append)
+    assert 0 < seen[0] <= 5
+    for one, other in zip(undisturbed.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_state_of_another_training_or_a_damaged_one_is_refused(tmp_path):
     state = tmp_path / "state.safetensors"
     with pytest.raises(Killed):
         run(denoiser(), config(), feed=batches(SIZE, killed_at=5), state=state)
-    for other in (config(lr=1e-4), config(ema=0.9), config(optimizer="muon"), config(seed=1)):
-        with pytest.raises(InputError, match="other settings or data"):
-            run(denoiser(), other, state=state)
+    for name, value in (("lr", 1e-4), ("ema", 0.9), ("optimizer", "muon"), ("seed", 1)):
+        with pytest.raises(InputError, match=rf"other settings or data \({name}\): delete it"):
+            run(denoiser(), config(**{name: value}), state=state)
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(InputError, match="damaged"):
         run(denoiser(), config(), state=state)

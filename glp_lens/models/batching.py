@@ -1,0 +1,100 @@
+"""Rows in batches of bounded size, with what is known of each row: its layer of the language model, its condition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from glp_lens.errors import InputError
+
+Layer = int | Tensor | None
+"""Layer of the language model, for multi-layer priors: one for all rows, or `(n,)` integers."""
+
+ROWS = 4096
+"""Rows that go through the network at once."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """Layer and condition, each of all rows or one for each: `known[index]` are those of a slice of the rows."""
+
+    layer: Layer
+    condition: Tensor | None
+
+    def __getitem__(self, index: slice) -> tuple[Layer, Tensor | None]:
+        """Those of the rows in `index`."""
+        condition = self.condition
+        each = condition is not None and condition.ndim == 2
+        return pick(self.layer, index), condition[index] if condition is not None and each else condition
+
+
+def known(n: int, layer: Layer, condition: Tensor | None, device: torch.device) -> Known:
+    """What `n` rows are known to have, on the device that the network is on.
+
+    Raises:
+        InputError: conditions of another number of rows, or infinite ones.
+    """
+    layer = layer.to(device) if isinstance(layer, Tensor) else layer
+    if condition is None:
+        return Known(layer, None)
+    condition = torch.as_tensor(condition)
+    if condition.ndim == 2 and len(condition) != n:
+        raise InputError(f"expected one condition, or one for each of {n} rows, got {len(condition)}")
+    if condition.isinf().any():
+        raise InputError("expected a finite condition, or NaN for none, got infinity")
+    return Known(layer, condition.to(device))
+
+
+def check_layer(layer: Layer, n: int | None, trained: Sequence[int]) -> Layer:
+    """The layer as a plain integer, or `(n,)` int64.
+
+    Args:
+        n: number of rows; None for any.
+        trained: layers that a prior knows; if empty, any.
+
+    Raises:
+        InputError: no integers, another number of them than rows, or a layer that is not `trained`.
+    """
+    if layer is None:
+        return None
+    found = None if isinstance(layer, str) else torch.as_tensor(layer)
+    fits = found is not None and (found.ndim == 0 or (found.ndim == 1 and n in (None, len(found))))
+    if found is None or not fits or found.is_floating_point() or found.dtype == torch.bool:
+        got = repr(layer) if found is None or not found.ndim else f"{found.dtype} of shape {tuple(found.shape)}"
+        raise InputError(f"layer must be an integer, or one for each of {'the' if n is None else n} rows, got {got}")
+    if trained:
+        strange = found[~torch.isin(found, torch.tensor(trained, device=found.device))]
+        if len(strange):
+            raise untrained(int(strange[0]), trained)
+    return found.long() if found.ndim else int(found)
+
+
+def untrained(layer: int | str, trained: Sequence[int]) -> InputError:
+    """What to say of a layer that a prior was not trained on."""
+    return InputError(f"this prior was trained on layers {', '.join(map(str, trained))}, got {layer}: pass one of them")
+
+
+def pick(value: Layer, index: slice) -> Layer:
+    """The part of a per-row value that belongs to a batch; a value for all rows passes."""
+    return value[index] if isinstance(value, Tensor) and value.ndim else value
+
+
+def in_batches(
+    function: Callable[[Tensor, slice], Tensor], rows: Tensor, *, copies: int = 1, differentiable: bool = False
+) -> Tensor:
+    """`function(rows, their slice)` over batches of bounded size, joined; with gradients only if `differentiable`.
+
+    Args:
+        copies: how often the function takes each row through the network at once.
+    """
+    size = max(1, ROWS // copies)
+    slices = [slice(i, i + size) for i in range(0, len(rows), size)] or [slice(0, 0)]
+    bar = tqdm(slices, desc="prior", unit="batch", mininterval=2, delay=2, leave=False, disable=len(slices) == 1)
+    grad = differentiable and torch.is_grad_enabled()
+    # Language models generate in inference mode, whose tensors a classifier's gradient could not go through.
+    with torch.inference_mode(False), torch.set_grad_enabled(grad):
+        return torch.cat([function(rows[s], s) for s in bar])
