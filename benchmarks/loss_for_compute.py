@@ -4,9 +4,9 @@
 
 The first recipe is the reference: it is trained on the largest budget of rows. The others are trained on every budget,
 each time with a learning rate that falls to its end there, and the smallest budget that reaches the final loss of each
-recipe named before is printed. All train the same network, from the same seeds. Every finished training is kept in `--out`/runs, and
-one that was interrupted goes on where its state was written last: start the command again. What a row costs in time is
-measured at the end, for all recipes one after the other: let nothing else run then.
+recipe named before is printed. All train the same network, from the same seeds. Every finished training is kept in
+`--out`/runs, and one that was interrupted goes on where its state was written last: start the command again. What a
+row costs in time is measured at the end, for all recipes one after the other: let nothing else run then.
 """
 
 import argparse
@@ -109,7 +109,7 @@ def to_results(options: argparse.Namespace, runs: list[Json], bound: float, stor
 def verdict(table: pd.DataFrame) -> list[str]:
     """What each recipe needs to reach the final loss of those before it on the largest budget, a sentence each."""
     names, said = list(table.recipe.unique()), []
-    for i, name in enumerate(names):
+    for i, name in enumerate(names[:-1] or names):
         target = table[table.recipe == name].iloc[-1]
         said.append(f"{_cost(target)}:")
         for other in names[i + 1 :]:

@@ -287,8 +287,8 @@ class Sources:
         source = next(iter(found or [s for s in self.sources if s.store.hook == like.store.hook]), None)
         if source is None or isinstance(source.store, ActivationStream) or source.store.d_in != like.store.d_in:
             raise InputError(
-                f"no store of held-out rows at {like.store.hook}, of width {like.store.d_in}: collect held-out texts at "
-                "the same hooks"
+                f"no store of held-out rows at {like.store.hook}, of width {like.store.d_in}: "
+                "collect held-out texts at the same hooks"
             )
         index = source.store.sample_index(n, seed=0)
         x = source.store.take(index)
