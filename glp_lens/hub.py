@@ -91,12 +91,10 @@ def push(
         Address of the commit.
 
     Raises:
-        InputError: an id without its owner, no network, or no right to write.
+        InputError: no network, or no right to write.
     """
     from huggingface_hub import HfApi
 
-    if repo_id.count("/") != 1:
-        raise InputError(f"a Hub repository is named owner/name, got {repo_id!r}: put your user name in front")
     try:
         api = HfApi(token=token, library_name="glp-lens")
         repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
