@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from glp_lens.models.pca import PCA
     from glp_lens.models.raw import Raw
     from glp_lens.models.sae import SAE
-    from glp_lens.training.config import TrainConfig
+    from glp_lens.training.config import TrainConfig, recipe
 
 _HOMES = {
     "ActivationStore": "glp_lens.activations",
@@ -41,6 +41,7 @@ _HOMES = {
     "Gaussian": "glp_lens.models.gaussian",
     "Raw": "glp_lens.models.raw",
     "TrainConfig": "glp_lens.training.config",
+    "recipe": "glp_lens.training.config",
 }
 _MODULES = ("corpus", "evals", "hooks", "lm", "models", "report")
 
@@ -65,6 +66,7 @@ __all__ = [
     "merge",
     "models",
     "open_model",
+    "recipe",
     "report",
 ]
 

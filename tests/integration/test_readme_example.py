@@ -20,7 +20,7 @@ def own(request, tiny_folder, tmp_path_factory):
     """A model object, its store and its prior."""
     model = gl.open_model(str(tiny_folder), backend=request.param)
     store = gl.collect(model, tiny_texts(300), hooks=[HOOK], out=tmp_path_factory.mktemp("own") / "acts")
-    recipe = gl.TrainConfig(rows=4096, batch_size=64, lr=2e-3, sigmas="stratified")
+    recipe = gl.recipe("fast", rows=4096, batch_size=64)
     return SimpleNamespace(model=model, store=store, glp=gl.GLP.fit(store, recipe, n_layers=2), backend=request.param)
 
 
