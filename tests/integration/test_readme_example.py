@@ -110,7 +110,6 @@ def test_the_example_in_the_readme_runs(own, tmp_path, monkeypatch):
         (r"^texts = .*$", ""),
         (r"blocks\.\d+\.", "blocks.1."),
         (r"rows=[\d_]+", "rows=256"),
-        (r"batch_size=\d+", "batch_size=64"),
     ):
         code, found = re.subn(pattern, new, code, flags=re.M)
         assert found, f"the README's example has no {pattern}: change this test with it"
