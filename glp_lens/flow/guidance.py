@@ -42,7 +42,7 @@ class Guide:
         classifier_scale: what the score is multiplied by.
 
     Raises:
-        InputError: guidance without a condition to weigh, or weights that are not finite.
+        InputError: guidance without a condition to weigh, a scale without a classifier, or weights that are not finite.
     """
 
     condition: Tensor | None = None
@@ -58,6 +58,11 @@ class Guide:
         if self.guidance != 1 and self.condition is None:
             raise InputError(
                 f"guidance={self.guidance:g} weighs a condition: pass condition too, or leave guidance out"
+            )
+
+        if self.classifier_scale != 1 and self.classifier is None:
+            raise InputError(
+                f"classifier_scale={self.classifier_scale:g} weighs a classifier: pass classifier too, or leave it out"
             )
 
     def levels(self, path: list[float]) -> list[float]:

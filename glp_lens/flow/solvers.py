@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from glp_lens.errors import InputError
 from glp_lens.flow.path import data_from_velocity
@@ -106,7 +107,8 @@ def integrate(velocity: Velocity, z: Tensor, sigmas: Tensor, solver: str = "eule
         raise InputError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
     step = SOLVERS[solver]
     points: tuple[Point, ...] = ()
-    for start, end in pairwise(sigmas.tolist()):
+    pairs = list(pairwise(sigmas.tolist()))
+    for start, end in tqdm(pairs, desc="flow", unit="step", mininterval=2, delay=2, leave=False):
         points = (*points, Point(start, z, velocity(z, start)))[-_MEMORY:]
         z = step(velocity, points, end)
     return z

@@ -34,6 +34,8 @@ def check_rows(x: Tensor, d_in: int) -> Acts:
     """
     if not isinstance(x, Tensor):
         raise InputError(f"expected activations as a torch tensor, got {type(x).__name__}: use torch.as_tensor")
+    if x.ndim != 2 and x.shape[-1:] == (d_in,):
+        raise InputError(f"expected rows of shape (n, {d_in}), got {tuple(x.shape)}: pass x.reshape(-1, {d_in})")
     if x.ndim != 2 or x.shape[1] != d_in:
         raise InputError(
             f"expected activations of shape (n, {d_in}), got {tuple(x.shape)}: "

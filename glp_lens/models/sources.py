@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from glp_lens.activations.batches import window_rows
 from glp_lens.activations.stream import ActivationStream
 from glp_lens.errors import InputError
+from glp_lens.hooks import same_point
 from glp_lens.models.rows import check_rows, massive_rows, mean_and_std
 from glp_lens.training import distributed
 from glp_lens.training.config import TrainConfig
@@ -118,6 +120,9 @@ class Sources:
         Raises:
             InputError: stores that are no siblings, or labels and vectors that do not fit.
         """
+        if isinstance(stores, str | Path | Tensor):
+            raise InputError(f"expected a store, got a {type(stores).__name__}: open it with gl.ActivationStore.open, "
+                             "or write rows with glp_lens.activations.write_store")  # fmt: skip
         found: list[Store]
         if isinstance(stores, Mapping):
             found = list(stores.values())
@@ -289,6 +294,11 @@ class Sources:
             raise InputError(
                 f"no store of held-out rows at {like.store.hook}, of width {like.store.d_in}: "
                 "collect held-out texts at the same hooks"
+            )
+        if not same_point(source.store.hook, like.store.hook):
+            warnings.warn(
+                f"validation on activations of {source.store.hook}, training on those of {like.store.hook}",
+                stacklevel=2,
             )
         index = source.store.sample_index(n, seed=0)
         x = source.store.take(index)

@@ -25,6 +25,8 @@ from glp_lens.types import Json
 Feed = Callable[[int], Iterator[Batch]]
 """`feed(k)` yields this process's share of the batches from the k-th on, the same ones at every call."""
 
+_LATEST = 300.0
+"""Seconds after which the state is written between two logging points too."""
 _LOOK = 20
 """Steps between two looks at the loss on an accelerator, where looking means waiting for it."""
 
@@ -148,8 +150,7 @@ def train(
                     on_snapshot(step)
             if state:
                 now = time.monotonic()
-                due = count == 0 and distributed.agreed(now - saved > save_seconds)
-                if step == config.steps or asked or due:
+                if step == config.steps or asked or _is_due(step, count == 0, now - saved, save_seconds):
                     pending = (float(total[0]), float(total[1]), count)
                     reached = checkpoint.Place(step, history, place.seconds + now - began, pending)
                     checkpoint.save(state, key, run.parts(), reached)
@@ -157,6 +158,13 @@ def train(
                     on_saved(step)
     run.finish()
     return TrainResult(history, place.seconds + time.monotonic() - began)
+
+
+def _is_due(step: int, logged: bool, seconds: float, save_seconds: float) -> bool:
+    """Whether to write the state: at a logging point, or anywhere if the last time is long ago."""
+    if distributed.running() and not logged and step % _LOOK:
+        return False  # the processes must agree, which costs time
+    return distributed.agreed(seconds > (save_seconds if logged else max(save_seconds, _LATEST)))
 
 
 def snapshot_steps(steps: int, n: int) -> set[int]:
