@@ -2,7 +2,7 @@
 
     python benchmarks/loss_for_compute.py --store acts --validation acts_heldout --out docs/results/loss-for-compute
 
-The first recipe is the reference: it is trained on the largest budget of rows. The others are trained on every budget,
+The first recipe is the reference, with a budget of its own. The others are trained on every budget,
 each time with a learning rate that falls to its end there, and the smallest budget that reaches the final loss of each
 recipe named before is printed. All train the same network, from the same seeds. Every finished training is kept in
 `--out`/runs, and one that was interrupted goes on where its state was written last: start the command again. What a
@@ -35,9 +35,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--validation", type=Path, required=True, help="store of held-out activations")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipes", default="paper,small,fast", help="the first is the reference")
-    parser.add_argument(
-        "--rows", default="8192,16384,32768,65536,131072,262144,524288,1048576", help="budgets of rows seen"
-    )
+    parser.add_argument("--reference-rows", type=int, default=1048576, help="rows that the reference sees")
+    parser.add_argument("--rows", default="32768,65536,131072,262144", help="budgets of rows that the others see")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--validation-rows", type=int, default=4096)
     parser.add_argument("--width", type=int, default=768)
@@ -170,7 +169,7 @@ def main() -> None:
     plan = [
         {"recipe": name, "rows": rows, "seed": seed}
         for seed in range(options.seeds)
-        for name, rows in [(first, budgets[-1]), *((n, rows) for n in others for rows in budgets)]
+        for name, rows in [(first, options.reference_rows), *((n, rows) for n in others for rows in budgets)]
     ]
     runs = [training(options, store, held_out, run) for run in tqdm(plan, desc="trainings", unit="run")]
     rates = {name: seconds_per_row(options, store, name) for name in (first, *others)}
