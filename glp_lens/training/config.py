@@ -114,7 +114,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},
     "small": {"batch_size": 512, "lr": 2e-3, "sigmas": "stratified"},
     "fast": {
-        "batch_size": 256, "lr": 2e-3, "lr_end": 0.0, "hold": 0.6, "decay": "linear", "beta2": 0.95,
+        "batch_size": 256, "lr": 2e-3, "lr_end": 0.0, "warmup": 0.1, "hold": 0.6, "decay": "linear", "beta2": 0.95,
         "sigmas": "stratified", "init": "tied",
     },
 }  # fmt: skip
