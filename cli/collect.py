@@ -86,7 +86,7 @@ def collect(
         str,
         typer.Option(
             "--keep",
-            help="Of each text: 'all' tokens, the 'last', their 'mean', or a number of them at random.",
+            help="Of each text: 'all' tokens, the 'last', their 'mean' or 'max', or a number of them at random.",
             rich_help_panel=_TOKENS,
         ),
     ] = "all",

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ CALIBRATION = 32
 """The norm over which a token is massive comes from this many documents, or those of the first shard if fewer."""
 PARTS = "parts"
 Part = tuple[int, int] | None
+Truncate = Literal["left", "right"]
 Labels = Callable[[Document, list[int]], Mapping[str, Any]]
 """(document, its token ids) -> for each name a number, or one for each token."""
 
@@ -74,6 +75,7 @@ def collect(
     *,
     max_tokens: int | None = None,
     context: int = 128,
+    truncate: Truncate = "right",
     batch_size: int = 32,
     dtype: str = "bfloat16",
     keep: Keep = "all",
@@ -88,6 +90,7 @@ def collect(
     part: Part = None,
     window: int | None = None,
     command: Json | None = None,
+    progress: Callable[[int], Any] | None = None,
 ) -> ActivationStore | dict[str, ActivationStore]:
     """Collect the activations of texts at one or several hook points into activation stores.
 
@@ -103,9 +106,11 @@ def collect(
         out: folder of the store; with several hook points, of one store a hook point, rows aligned.
         max_tokens: rows to keep; by default all.
         context: tokens of a text, BOS included.
+        truncate: side on which a longer text is cut; its BOS stays.
         batch_size: full-length texts in one forward pass; of shorter ones as many as have no more tokens.
         dtype: `bfloat16`, `float16` or `float32`, as which rows are kept.
-        keep: `"all"` tokens of a text, the `"last"`, their `"mean"`, or a number of them at random.
+        keep: `"all"` tokens of a text, the `"last"`, the `"mean"` or `"max"` of each dimension over them, or a number
+            of them at random.
         exclude: tokens to leave out, as the tokenizer spells them or by id; `"special"` names all special tokens.
         massive: leave out a token whose norm, at any hook point, is over this many times the median norm of
             the first documents; None keeps all.
@@ -120,6 +125,7 @@ def collect(
         window: make a stream: at most this many shards are on disk, and an `ActivationStream` must delete what it
             has used. 0 keeps no rows, only their statistics: see `collect_stats`.
         command: options with which a program can make the same call again; kept in the manifest.
+        progress: told the number of tokens of each forward pass, in place of a progress bar of this call's own.
 
     Returns:
         The store, or with several hook points a dictionary of them; of a stream, and of a part that got no rows, an
@@ -132,6 +138,8 @@ def collect(
     names = _hook_names(model, hooks)
     check_dtype(dtype)
     longest = context + (generate.tokens if generate else 0)
+    if truncate not in ("left", "right") or (chat and truncate == "left"):
+        raise InputError(f"truncate must be 'left' or 'right', and of conversations 'right', got {truncate!r}")
     _check(model, texts, context=context, longest=longest, massive=massive, part=part, window=window, sizes={
         "max_tokens": max_tokens, "batch_size": batch_size, "shard_tokens": shard_tokens,
     })  # fmt: skip
@@ -150,6 +158,7 @@ def collect(
         "settings": {
             "hooks": names,
             "context": context,
+            "truncate": truncate,
             "batch_size": batch_size,
             "max_tokens": max_tokens,
             "keep": keep,
@@ -180,7 +189,7 @@ def collect(
             found = {name: replace(begun[name], part=part, window=window, command=command) for name in names} | found
         reader.limits = {name: m.max_norm for name, m in found.items() if m.max_norm is not None}
         reader.label_types = found[names[0]].labels
-        _run(reader, chain(first, documents), {folders[name]: found[name] for name in names}, max_tokens)
+        _run(reader, chain(first, documents), {folders[name]: found[name] for name in names}, max_tokens, progress)
     finally:
         model.train(was_training)
     if window is not None or (part is not None and not Manifest.read(folders[names[0]]).rows):
@@ -209,7 +218,7 @@ class _Reader:
 
     def begin(self, documents: list[Document], source: Json, dtype: str) -> dict[str, Manifest]:
         """The manifest of a new store at each hook point, from a look at the first documents."""
-        ids = [row[: self.settings["context"]] for row in self._ids(documents)]
+        ids = [self._cut(row) for row in self._ids(documents)]
         found: dict[str, list[Tensor]] = {name: [] for name in self.names}
         widths: dict[str, int] = {}
         massive = self.settings["massive"]
@@ -240,11 +249,14 @@ class _Reader:
         }
 
     def shard(
-        self, documents: list[Document], progress: Callable[[int], Any]
+        self, documents: list[Document], progress: Callable[[int, int], Any]
     ) -> tuple[dict[str, Tensor], dict[str, np.ndarray], dict[str, int]]:
-        """Rows at each hook point and columns, in document order, and what was left out."""
+        """Rows at each hook point and columns, in document order, and what was left out.
+
+        `progress` is told how many rows and how many tokens each forward pass had.
+        """
         whole = self._ids(documents)
-        ids = [row[: self.settings["context"]] for row in whole]
+        ids = [self._cut(row) for row in whole]
         labels = [self._labels(document, row) for document, row in zip(documents, ids, strict=True)]
         kept: list[Kept] = []
         excluded: Counter[str] = Counter()
@@ -254,7 +266,7 @@ class _Reader:
             part = tokens.select(batch, self.how, self.limits, documents, self.dtype)
             kept.append(part)
             excluded.update(part.excluded)
-            progress(len(part.text))
+            progress(len(part.text), int(batch.mask.sum()))
         text = np.concatenate([part.text for part in kept])
         order = np.argsort(text, kind="stable")
         text = text[order]
@@ -301,13 +313,25 @@ class _Reader:
         chats = [document.messages or (("user", document.text),) for document in documents]
         return lm.chat_ids(self.model, chats, sys.maxsize, reply=self.generate is not None)
 
+    def _cut(self, row: list[int]) -> list[int]:
+        context = self.settings["context"]
+        if self.settings["truncate"] == "left" and len(row) > context:
+            return row[:1] + row[1 - context :]
+        return row[:context]
+
     def _labels(self, document: Document, ids: list[int]) -> dict[str, np.ndarray]:
         own = self.labels(document, ids) if self.labels else {}
         length = len(ids) + (self.generate.tokens if self.generate else 0)
         return tokens.labels_of({**dict(document.labels), **own}, length)
 
 
-def _run(reader: _Reader, documents: Iterator[Document], found: dict[Path, Manifest], max_tokens: int | None) -> None:
+def _run(
+    reader: _Reader,
+    documents: Iterator[Document],
+    found: dict[Path, Manifest],
+    max_tokens: int | None,
+    progress: Callable[[int], Any] | None,
+) -> None:
     """Make every shard that is missing; each is saved while the next one is computed."""
     if all(manifest.complete and not manifest.dropped for manifest in found.values()):
         budget = _Budget(max_tokens, next(iter(found.values())).part)
@@ -320,13 +344,20 @@ def _run(reader: _Reader, documents: Iterator[Document], found: dict[Path, Manif
         first = next(iter(found.values()))
         budget = _Budget(max_tokens, first.part)
         bar = stack.enter_context(
-            tqdm(total=budget.goal, initial=first.rows, desc="collect", unit="tok", unit_scale=True, mininterval=2)
-        )
+            tqdm(total=budget.goal, initial=first.rows, desc="collect", unit="tok", unit_scale=True, mininterval=2,
+                 disable=progress is not None)
+        )  # fmt: skip
+
+        def advance(rows: int, read: int) -> None:
+            bar.update(rows)
+            if progress is not None:
+                progress(read)
+
         saver = stack.enter_context(ThreadPoolExecutor(max_workers=1))
         saving: Future[None] | None = None
         for index, chunk in _missing(documents, found, reader.settings["shard_documents"], budget):
             at = bar.n
-            rows, columns, excluded = reader.shard(chunk, bar.update) if chunk else reader.nothing()
+            rows, columns, excluded = reader.shard(chunk, advance) if chunk else reader.nothing()
             n = budget.spend(len(columns["doc_id"]))
             if over := len(columns["doc_id"]) - n:
                 excluded["over_budget"] = over
@@ -495,6 +526,7 @@ def _check_same(folder: Path, manifest: Manifest, hook: str, asked: Json) -> Non
     """Refuse to go on with a store that was collected with other arguments."""
     wanted = flat(json.loads(json.dumps({**asked, "hook": hook})))
     have = flat({**manifest.source, "dtype": manifest.dtype, "window": manifest.window, "hook": manifest.hook})
+    have.setdefault("settings.truncate", "right")  # what stores that do not say had
     for key, value in wanted.items():
         if have.get(key) != value:
             raise InputError(

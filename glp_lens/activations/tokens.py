@@ -15,8 +15,10 @@ from glp_lens.activations.forward import Forwarded
 from glp_lens.corpus import Document
 from glp_lens.errors import InputError
 
-Keep = Literal["all", "last", "mean"] | int
-"""All usable tokens of a text, the last one, the mean over all, or this many at random."""
+Keep = Literal["all", "last", "mean", "max"] | int
+"""All usable tokens of a text, the last one, the mean or the largest value of each dimension over all, or this many at
+random."""
+_POOLED = ("mean", "max")
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class Kept:
 
     Attributes:
         text: index of each row's text, `(n,)`.
-        token_id: `(n,)`; of a mean, the last token's.
-        position: `(n,)`, with BOS at 0; of a mean, the last token's.
+        token_id: `(n,)`; of a mean or maximum, the last token's.
+        position: `(n,)`, with BOS at 0; of a mean or maximum, the last token's.
         rows: at each hook point `(n, d)`, on the CPU, in the dtype of the store.
         excluded: tokens left out, by reason.
     """
@@ -61,8 +63,8 @@ def rule(model: lm.Model, keep: Keep, exclude: Iterable[str | int], seed: int) -
     Raises:
         InputError: an unknown way to keep tokens, or an unknown token.
     """
-    if keep not in ("all", "last", "mean") and not (type(keep) is int and keep >= 1):
-        raise InputError(f"keep must be 'all', 'last', 'mean' or a number of tokens, got {keep!r}")
+    if keep not in ("all", "last", *_POOLED) and not (type(keep) is int and keep >= 1):
+        raise InputError(f"keep must be 'all', 'last', 'mean', 'max' or a number of tokens, got {keep!r}")
     tokenizer, ids = model.tokenizer, set[int]()
     vocabulary = tokenizer.get_vocab()
     for token in exclude:
@@ -139,17 +141,14 @@ def select(
         massive |= usable & (found > limits.get(hook, float("inf")))
     excluded["massive"] = int(massive.sum())
     usable &= ~massive
-    mean = how.keep == "mean"
     kept = _choose(usable, how, [documents[i].id for i in batch.texts])
-    if not mean and (unchosen := int(usable.sum() - kept.sum())):
+    if how.keep not in _POOLED and (unchosen := int(usable.sum() - kept.sum())):
         excluded["not_chosen"] = unchosen
     text, position = kept.nonzero(as_tuple=True)
     rows = {}
     for hook, values in batch.rows.items():
-        if mean:
-            weight = usable.to(values.device)[..., None]
-            sums = torch.where(weight, values.float(), 0.0).sum(1)  # what is left out may be infinite
-            chosen = (sums / weight.sum(1).clamp(min=1))[text.to(values.device)]
+        if how.keep in _POOLED:
+            chosen = _pooled(values, usable.to(values.device), how.keep)[text.to(values.device)]
         else:
             chosen = values[kept.to(values.device)]
         rows[hook] = _rounded(hook, chosen.cpu(), dtype)
@@ -160,6 +159,15 @@ def select(
         rows=rows,
         excluded=excluded,
     )
+
+
+def _pooled(values: Tensor, usable: Tensor, keep: Keep) -> Tensor:
+    """Mean or maximum over each text's usable tokens, `(batch, d)` float32; texts without any give no row."""
+    weight = usable[..., None]
+    if keep == "max":
+        return torch.where(weight, values.float(), -torch.inf).amax(1)
+    sums = torch.where(weight, values.float(), 0.0).sum(1)  # what is left out may be infinite
+    return sums / weight.sum(1).clamp(min=1)
 
 
 def _choose(usable: Tensor, how: Rule, text_ids: list[int]) -> Tensor:

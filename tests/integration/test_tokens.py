@@ -1,4 +1,4 @@
-"""Which tokens become rows: last, mean, random, excluded, in chats and while generating, with labels."""
+"""Which tokens become rows: last, mean, maximum, random, excluded, in chats and while generating, with labels."""
 
 import numpy as np
 import pytest
@@ -42,11 +42,27 @@ def test_the_last_token_of_each_text(tiny_model, everything, tmp_path):
     assert last.manifest.excluded["not_chosen"] == len(everything) - len(last)
 
 
-def test_the_mean_over_each_text(tiny_model, everything, tmp_path):
-    mean = collect(tiny_model, TEXTS, HOOK, tmp_path / "mean", keep="mean", **SMALL)
+@pytest.mark.parametrize(("keep", "pool"), [("mean", lambda x: x.mean(0)), ("max", lambda x: x.amax(0))])
+def test_the_mean_and_the_maximum_over_each_text(tiny_model, everything, tmp_path, keep, pool):
+    pooled = collect(tiny_model, TEXTS, HOOK, tmp_path / keep, keep=keep, **SMALL)
     want = by_document(everything)
-    assert mean.column("doc_id").tolist() == list(want)
-    close(mean.rows(), torch.stack([rows.mean(0) for rows, _ in want.values()]))
+    assert pooled.column("doc_id").tolist() == list(want)
+    close(pooled.rows(), torch.stack([pool(rows) for rows, _ in want.values()]))
+    assert "not_chosen" not in pooled.manifest.excluded
+
+
+def test_a_long_text_can_lose_its_beginning_instead_of_its_end(tiny_model, tmp_path):
+    small = {**SMALL, "context": 6, "dtype": "float32"}
+    words = "cat dog game the a cat dog dog game".split()
+    left = collect(tiny_model, [" ".join(words)], HOOK, tmp_path / "left", truncate="left", **small)
+    tail = collect(tiny_model, [" ".join(words[-5:])], HOOK, tmp_path / "tail", **small)
+    assert len(tail) == 5
+    close(left.rows(), tail.rows())
+    with pytest.raises(InputError, match="truncate"):  # another store than one cut on the right
+        collect(tiny_model, [" ".join(words)], HOOK, tmp_path / "left", **small)
+    for wrong in ({"truncate": "both"}, {"truncate": "left", "chat": True}):
+        with pytest.raises(InputError, match="truncate"):
+            collect(tiny_model, ["cat"], HOOK, tmp_path / "w", **wrong, **small)
 
 
 def test_random_tokens_depend_on_the_seed_and_the_text_alone(tiny_model, everything, tmp_path):
@@ -63,8 +79,8 @@ def test_random_tokens_depend_on_the_seed_and_the_text_alone(tiny_model, everyth
     assert other.column("position").tolist() != some.column("position").tolist()
 
 
-@pytest.mark.parametrize("keep", ["last", "mean"])
-def test_massive_tokens_count_neither_as_last_nor_in_the_mean(tiny_model, tmp_path, monkeypatch, keep):
+@pytest.mark.parametrize("keep", ["last", "mean", "max"])
+def test_massive_tokens_count_neither_as_last_nor_in_what_is_pooled(tiny_model, tmp_path, monkeypatch, keep):
     real = lm.activations
 
     def spiked(*arguments):
