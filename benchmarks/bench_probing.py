@@ -1,55 +1,158 @@
-"""The best one-feature probe of a task, against fitting a logistic regression to every feature."""
+"""One-feature probes of a task, against fitting a logistic regression to every feature; and their peak memory."""
 
+import tracemalloc
 import warnings
+from collections.abc import Iterable
 
+import h5py
 import numpy as np
 import pytest
+import torch
+from by_row import random_prior
 from conftest import OURS
+from joblib import Parallel, delayed
+from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from glp_lens.evals.probing import rank
+from glp_lens.models.glp import GLP
 
-ROWS, FEATURES, FOLDS = 1024, 64, 5
+TRAIN, TEST, FEATURES, FOLDS = 1024, 1024, 512, 5
 CS = np.logspace(-5, 0, 6)
+D_IN, BLOCKS = 576, 6
+FEW = 2048
+"""Features of the smaller of two files, between which peak memory is compared."""
+
+
+def labels(n: int) -> np.ndarray:
+    return np.random.default_rng(1).permutation(np.arange(n) % 2)
+
+
+def folds_of(y: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    return list(StratifiedKFold(FOLDS).split(np.zeros(len(y)), y))
 
 
 @pytest.fixture(scope="module")
 def task() -> tuple[np.ndarray, np.ndarray]:
     """Features of which some carry the label, some are sparse and some have heavy tails; and the labels."""
     rng = np.random.default_rng(0)
-    y = rng.permutation(np.arange(ROWS) % 2)
-    x = rng.standard_normal((ROWS, FEATURES)) + y[:, None] * rng.normal(0, 0.4, FEATURES)
+    y = labels(TRAIN)
+    x = rng.standard_normal((TRAIN, FEATURES)) + y[:, None] * rng.normal(0, 0.3, FEATURES)
     x[:, 1::4] = np.maximum(x[:, 1::4] - 0.8, 0)
     x[:, 2::4] = np.sinh(2 * x[:, 2::4])
     return x.astype(np.float32), y
 
 
-def our_probe(x: np.ndarray, y: np.ndarray) -> tuple[int, float]:
-    probe = rank.choose(x, y)
+Found = tuple[int, float]
+"""The best feature and its mean validation AUC."""
+
+
+def by_rank(x: np.ndarray, y: np.ndarray) -> Found:
+    probe = rank.choose(rank.score_features(x, y, np.arange(len(y)), [], folds_of(y)))
     return probe.feature, probe.auc_validation
 
 
-def fit_each(x: np.ndarray, y: np.ndarray) -> tuple[int, float]:
-    """The paper's probe of each feature, one after the other; the best by mean validation AUC."""
-    means = []
+def by_rankdata(x: np.ndarray, y: np.ndarray) -> Found:
+    """The same statistics in the usual words."""
+    aucs = []
+    for fit, held_out in folds_of(y):
+        rows, positive = x[fit].astype(np.float64), y[held_out] == 1
+        sign = np.sign(rows[y[fit] == 1].mean(0) - rows[y[fit] == 0].mean(0))
+        n1, n0 = positive.sum(), (~positive).sum()
+        u = rankdata(x[held_out], axis=0)[positive].sum(0) - n1 * (n1 + 1) / 2
+        aucs.append(0.5 + sign * (u / (n1 * n0) - 0.5))
+    return best_of(np.mean(aucs, 0))
+
+
+def validation_auc(column: np.ndarray, y: np.ndarray) -> float:
+    """The paper's probe of one feature."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn announces new defaults in each fit
-        for i in range(x.shape[1]):
-            column = StandardScaler().fit_transform(x[:, i : i + 1].astype(np.float64))
-            probe = LogisticRegressionCV(Cs=CS, cv=StratifiedKFold(FOLDS), scoring="roc_auc").fit(column, y)
-            means.append(probe.scores_[1].mean(0).max())
-    best = int(np.argmax(means))
-    return best, float(means[best])
+        scaled = StandardScaler().fit_transform(column[:, None].astype(np.float64))
+        probe = LogisticRegressionCV(Cs=CS, cv=StratifiedKFold(FOLDS), scoring="roc_auc").fit(scaled, y)
+    return float(probe.scores_[1].mean(0).max())
 
 
-WAYS = {OURS: our_probe, "LogisticRegressionCV of each feature": fit_each}
+def one_by_one(x: np.ndarray, y: np.ndarray) -> Found:
+    return best_of(validation_auc(column, y) for column in x.T)
+
+
+def in_parallel(x: np.ndarray, y: np.ndarray) -> Found:
+    return best_of(Parallel(n_jobs=-1)(delayed(validation_auc)(column, y) for column in x.T))
+
+
+def best_of(aucs: Iterable[float]) -> Found:
+    values = np.fromiter(aucs, np.float64)
+    best = int(np.argmax(values))
+    return best, float(values[best])
+
+
+WAYS = {
+    OURS: by_rank,
+    "LogisticRegressionCV, joblib": in_parallel,
+    "LogisticRegressionCV, sequential": one_by_one,
+    "scipy's rankdata": by_rankdata,
+}
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_probing(way, task, timed):
-    rounds = 10 if way == OURS else 1
-    found = timed("1-D probe, 1024 x 64", way, WAYS[way], *task, amount=FEATURES, unit="features", rounds=rounds)
-    feature, auc = our_probe(*task)
+def test_one_task(way, task, timed):
+    rounds = 1 if "CV" in way else 10
+    if WAYS[way] is in_parallel:
+        in_parallel(task[0][:, :8], task[1])  # starts the workers
+    work = f"1-D probes, {TRAIN} rows, {FEATURES} features"
+    found = timed(work, way, WAYS[way], *task, amount=FEATURES, unit="features", rounds=rounds)
+    feature, auc = by_rank(*task)
     assert found == (feature, pytest.approx(auc, abs=1e-12))
+
+
+@pytest.fixture(scope="module")
+def glp() -> tuple[GLP, torch.Tensor, torch.Tensor]:
+    """A prior of the paper's widths, rows for it `(n, 576)`, and noise."""
+    prior, generator = random_prior(D_IN, BLOCKS), torch.Generator().manual_seed(0)
+    x = prior.mean + torch.randn(TRAIN + TEST, D_IN, generator=generator)
+    return prior, x, torch.randn(x.shape, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def encoded(glp) -> np.ndarray:
+    prior, x, eps = glp
+    return prior.encode(x, noise=eps).numpy()
+
+
+def score(features: rank.Columns) -> rank.Scores:
+    y = labels(TRAIN + TEST)
+    return rank.score_features(features, y, np.arange(TRAIN), np.arange(TRAIN, len(y)), folds_of(y[:TRAIN]))
+
+
+@pytest.mark.parametrize("way", [OURS, "encoding alone", "scoring alone"])
+def test_every_feature_of_a_glp(way, glp, encoded, timed):
+    prior, x, eps = glp
+    does = {
+        OURS: lambda: score(prior.encode(x, noise=eps).numpy()),
+        "encoding alone": lambda: prior.encode(x, noise=eps).numpy(),
+        "scoring alone": lambda: score(encoded),
+    }[way]
+    work = f"every feature of a GLP of {BLOCKS} blocks, d = {D_IN}, {TRAIN} + {TEST} rows"
+    found = timed(work, way, does, amount=prior.n_features, unit="features", rounds=2)
+    if way == "encoding alone":
+        np.testing.assert_array_equal(found, encoded)
+    else:
+        np.testing.assert_array_equal(found.test, score(encoded).test)
+
+
+def test_peak_memory(tmp_path, sized):
+    rng = np.random.default_rng(0)
+    for factor, way in ((8, OURS), (1, f"{FEW} features")):
+        with h5py.File(tmp_path / f"{factor}.h5", "w") as file:
+            features = file.create_dataset("x", (TRAIN + TEST, factor * FEW), np.float32)
+            for start in range(0, factor * FEW, FEW):
+                features[:, start : start + FEW] = rng.standard_normal((TRAIN + TEST, FEW), dtype=np.float32)
+            tracemalloc.start()
+            scores = score(features)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert len(scores) == factor * FEW
+        sized(f"peak memory of scoring {8 * FEW} features from a file", way, peak / 2**20, "MiB")

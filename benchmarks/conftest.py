@@ -16,16 +16,16 @@ OURS = "glp-lens"
 
 @dataclass(frozen=True)
 class Timing:
-    """Median speed of one way of doing a piece of work."""
+    """Median speed of one way of doing a piece of work, or another of its sizes."""
 
     work: str
     way: str
-    per_second: float
+    value: float
     unit: str
 
     def __str__(self) -> str:
-        scale, suffix = next(s for s in ((1e6, "M"), (1e3, "k"), (1, "")) if self.per_second >= s[0] or s[0] == 1)
-        return f"{self.per_second / scale:.3g}{suffix} {self.unit}/s"
+        scale, suffix = next(s for s in ((1e6, "M"), (1e3, "k"), (1, "")) if self.value >= s[0] or s[0] == 1)
+        return f"{self.value / scale:.3g}{suffix} {self.unit}"
 
 
 TIMINGS = pytest.StashKey[list[Timing]]()
@@ -63,10 +63,16 @@ def timed(benchmark, request: pytest.FixtureRequest):
         result = benchmark.pedantic(function, arguments, setup=setup, rounds=rounds, warmup_rounds=int(rounds > 1))
         if benchmark.stats:
             rate = amount / benchmark.stats.stats.median
-            request.config.stash[TIMINGS].append(Timing(work, way, rate, unit))
+            request.config.stash[TIMINGS].append(Timing(work, way, rate, f"{unit}/s"))
         return result
 
     return run
+
+
+@pytest.fixture
+def sized(request: pytest.FixtureRequest) -> Callable[[str, str, float, str], None]:
+    """`sized(work, way, value, unit)` puts something other than a speed, such as memory, in the table."""
+    return lambda *row: request.config.stash[TIMINGS].append(Timing(*row))
 
 
 @pytest.hookimpl(trylast=True)
@@ -81,5 +87,5 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     terminalreporter.line("|---|---|---|---|---|")
     for peer in peers:
         mine = ours[peer.work]
-        ratio = mine.per_second / peer.per_second
+        ratio = mine.value / peer.value
         terminalreporter.line(f"| {peer.work} | {peer.way} | {mine} | {peer} | {ratio:.3g} |")
