@@ -6,6 +6,7 @@ import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from glp_lens.corpus.rows import TEXT, Columns
 from glp_lens.errors import InputError
 
 STDIN = Path("-")
+TABLES = (".csv", ".jsonl", ".parquet")
+"""Kinds of files that have columns."""
 Row = tuple[str, Mapping[str, Any]]
 """Where a row stands, for messages, and its columns."""
 
@@ -49,6 +52,32 @@ def from_files(
     return _read_documents(files, columns)
 
 
+def read_rows(path: str | Path, text: str, others: Sequence[str] = ()) -> Iterator[Mapping[str, Any]]:
+    """Rows of a csv, jsonl or parquet file, each with these columns. All values of a csv file are text.
+
+    Raises:
+        InputError: no such file, one of another kind or that cannot be read, a column is missing.
+    """
+    file, columns = Path(path), Columns.of(text, others, None)
+    if not file.is_file() or file.suffix not in TABLES:
+        raise InputError(f"expected a file of kind {', '.join(TABLES)}, got {path}: name one that exists")
+    with _reading(str(file)):
+        for place, row in _READERS[file.suffix](file, columns):
+            columns.names(row, place)
+            yield row
+
+
+@contextmanager
+def _reading(place: str) -> Iterator[None]:
+    """Turns what a damaged file raises into one line."""
+    try:
+        yield
+    except (OSError, UnicodeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot read {place}: {str(error).splitlines()[0]}") from None
+
+
 def _as_paths(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     return [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
 
@@ -74,15 +103,11 @@ def _read_documents(files: list[Path], columns: Columns) -> Iterator[Document]:
     for file in files:
         is_stdin = file == STDIN
         source = "stdin" if is_stdin else file.name
-        try:
+        with _reading(source if is_stdin else str(file)):
             for place, row in _read_stdin(columns) if is_stdin else _READERS[file.suffix](file, columns):
                 for document in columns.documents(row, source, place):
                     empty = False
                     yield document
-        except (OSError, UnicodeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"cannot read {source if is_stdin else file}: {str(error).splitlines()[0]}") from None
     if empty:
         raise InputError(f"no text in {', '.join(map(str, files[:3]))}: every document is empty")
 

@@ -58,9 +58,7 @@ class Columns:
             raise _no_text(place, text, found)
         for label in self.labels:
             if label not in found:
-                raise InputError(
-                    f"{place} has no label column {label!r}, found {', '.join(found)}: name a column of numbers"
-                )
+                raise InputError(f"{place} has no column {label!r}, found {', '.join(found)}: name one of them")
         return [text, *self.labels]
 
     def documents(self, row: Mapping[str, Any], source: str, place: str) -> Iterator[Document]:

@@ -100,7 +100,7 @@ def test_messages_are_read_only_where_no_text_column_is_named(tmp_path):
     [
         ({"text": ["a"], "y": ["high"]}, {"labels": "y"}, "label 'y' must be a number, got 'high'"),
         ({"text": ["a"], "y": [None]}, {"labels": "y"}, "label 'y' must be a number, got 'None'"),
-        ({"text": ["a"], "y": [1]}, {"labels": ["y", "z"]}, "no label column 'z', found text, y"),
+        ({"text": ["a"], "y": [1]}, {"labels": ["y", "z"]}, "no column 'z', found text, y"),
         ({"text": ["a"]}, {"text_column": "body"}, "no text in 'body', found text: name the text column"),
         ({"text": [3]}, {}, "no text in 'text', found text"),
         ({"text": [" ", ""]}, {}, "every document is empty"),
@@ -156,8 +156,8 @@ def test_standard_input_is_lines_or_jsonl(monkeypatch, typed, texts):
     [
         ("", {}, "no text in -"),
         ('{"text": "a"}\nb\n', {}, "stdin, line 2 is no JSON"),
-        ('{"text": "a"}\n', {"labels": "y"}, "stdin, line 1 has no label column 'y'"),
-        ("a\n", {"labels": "y"}, "stdin has no label column 'y'"),
+        ('{"text": "a"}\n', {"labels": "y"}, "stdin, line 1 has no column 'y'"),
+        ("a\n", {"labels": "y"}, "stdin has no column 'y'"),
         ('{"text": ' + "[" * 100_000, {}, "stdin, line 1 is no JSON"),
         (b"\xff\n", {}, "cannot read stdin"),
     ],

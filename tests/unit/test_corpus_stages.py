@@ -208,7 +208,7 @@ def test_documents_of_memory_and_of_a_stream_are_the_same_in_another_order(mixed
         ({"max_documents": 0}, "max_documents must be at least 1, got 0"),
         ({"shuffle_buffer": -1}, "shuffle_buffer must be at least 0, got -1"),
         ({"context": 0}, "piece must be at least 1"),
-        ({"labels": ["y"]}, "no label column 'y', found text"),
+        ({"labels": ["y"]}, "no column 'y', found text"),
         ({"spec": "", "labels": ["y"]}, "packaged corpus has no label columns"),
         ({"spec": "hf:a:b:c:d"}, "expected hf:NAME"),
         ({"spec": "hf:"}, "expected hf:NAME"),

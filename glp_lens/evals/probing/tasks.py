@@ -1,4 +1,4 @@
-"""The binary probing tasks of sae-probes: names, families, official and de-duplicated splits.
+"""Binary probing tasks: the names, families and splits of those of sae-probes, and the folds of any task.
 
 Source: Kantamneni et al. 2025, "Are Sparse Autoencoders Useful? A Case Study in Sparse Probing", whose 113
 binary data sets and split come with the `sae-probes` package.
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from glp_lens import corpus
 from glp_lens.errors import InputError
@@ -67,6 +68,13 @@ _FAMILIES = {
 }
 _BIGRAMS = range(65, 86)
 
+MISNAMED = {
+    "139_news_class_Politics": "class 1 is world news (AG News class World)",
+    "140_news_class_Technology": "class 1 is business news (AG News class Business)",
+    "141_news_class_Entertainment": "class 1 is science and technology news (AG News class Sci/Tech)",
+}
+"""What class 1 of a task is where its name says something else."""
+
 
 class Split(NamedTuple):
     """Row numbers into a task's texts."""
@@ -85,8 +93,12 @@ class Task:
         texts: the texts in use, train rows first, then test rows.
         labels: `(n,)`, 0 or 1.
         classes: what 0 and 1 stand for.
-        splits: `official`, and `dedup`: every text once, none in both train and test, none of those that
-            occur with both labels anywhere in the data set.
+        splits: `official`, and `dedup`: every text once, no group in both train and test, no text that
+            occurs with both labels anywhere in the data set.
+        groups: `(n,)`; texts of one group belong together. By default these are texts that are equal up to the
+            white space around them.
+        own_groups: whether the groups are a user's own, so that they also bind the folds of the official split.
+        note: what a reader must know that the name does not say.
     """
 
     name: str
@@ -95,6 +107,13 @@ class Task:
     labels: Indices
     classes: tuple[str, str]
     splits: dict[str, Split]
+    groups: Indices
+    own_groups: bool = False
+    note: str = ""
+
+    def fold_groups(self, split: str) -> Indices | None:
+        """The groups `(n,)` that folds of a split must keep together; None for the paper's folds of `official`."""
+        return None if split == "official" and not self.own_groups else self.groups
 
 
 @cache
@@ -104,7 +123,7 @@ def all_names() -> tuple[str, ...]:
 
 
 def names(patterns: str | Sequence[str] | None = None) -> list[str]:
-    """Task names that match shell patterns, for example `162_agnews_1`, `*agnews*` or `*` for all.
+    """Task names that match shell patterns, for example `162_agnews_1`, `*agnews*`; `*` or `all` for all of them.
 
     Without patterns, `DEFAULT_TASKS`.
 
@@ -116,7 +135,7 @@ def names(patterns: str | Sequence[str] | None = None) -> list[str]:
     known = all_names()
     found: dict[str, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        hits = [name for name in known if fnmatchcase(name, pattern)]
+        hits = [name for name in known if pattern == "all" or fnmatchcase(name, pattern)]
         if not hits:
             near = (difflib.get_close_matches(pattern, known, n=1, cutoff=0.3) or known[:1])[0]
             raise InputError(f"no probing task matches {pattern!r}: did you mean {near!r}? '*' is all of them")
@@ -135,6 +154,13 @@ def family(name: str) -> str:
     if int(number) in _BIGRAMS:
         return "bigrams"
     return next((found for prefix, found in _FAMILIES.items() if tag.startswith(prefix)), tag)
+
+
+def note(name: str) -> str:
+    """What a reader must know of a task of sae-probes that its name does not say; empty if it says it all."""
+    if int(name.split("_", 1)[0]) in _BIGRAMS:
+        return "class 1 is not_bigram: texts without the bigram"
+    return MISNAMED.get(name, "")
 
 
 def load(name: str, *, max_train: int | None = None, max_test: int | None = None) -> Task:
@@ -162,6 +188,7 @@ def load(name: str, *, max_train: int | None = None, max_test: int | None = None
         test[:max_test],
         family=family(name),
         classes=(str(values[0]), str(values[1])),
+        note=note(name),
     )
 
 
@@ -174,25 +201,44 @@ def build(
     *,
     family: str | None = None,
     classes: tuple[str, str] = ("0", "1"),
+    groups: ArrayLike | None = None,
+    note: str = "",
 ) -> Task:
     """A task from all rows of a data set and the row numbers to train and test on.
 
     Rows in neither split are used only to find texts with contradictory labels.
 
+    Args:
+        name: of the task.
+        texts: all texts of the data set.
+        labels: 0 or 1 for each.
+        train: row numbers, in the order in which folds are cut.
+        test: likewise.
+        family: by default the task is its own.
+        classes: what 0 and 1 stand for.
+        groups: a value for each text; texts with the same one are never parted between train and test of
+            `dedup`, nor between folds. By default equal texts are a group, which the folds of the official split
+            may part, as the paper's do.
+        note: for readers of a report.
+
     Raises:
-        InputError: labels other than 0 and 1, or of another length than `texts`.
+        InputError: labels other than 0 and 1, labels or groups of another length than `texts`.
     """
     y = np.asarray(labels)
     if y.shape != (len(texts),) or not np.isin(y, (0, 1)).all():
         raise InputError(f"task {name!r}: expected a label 0 or 1 for each of {len(texts)} texts, got shape {y.shape}")
-    rows = np.concatenate([np.asarray(train, dtype=np.int64), np.asarray(test, dtype=np.int64)])
-    n_train = len(np.asarray(train))
     # Texts that differ only in the white space around them count as one.
-    keys = pd.Series([text.strip() for text in texts])
-    contradictory = (pd.Series(y).groupby(keys).transform("nunique") > 1).to_numpy()
-    # Train rows come first, so keeping the first row of each text also drops test texts seen in train.
-    keep = ~keys.iloc[rows].duplicated().to_numpy() & ~contradictory[rows]
-    position = np.arange(len(rows))
+    key, _ = pd.factorize(np.array([text.strip() for text in texts], dtype=object))
+    given = key if groups is None else np.asarray(groups)
+    if given.shape != y.shape:
+        raise InputError(f"task {name!r}: expected a group for each of {len(texts)} texts, got shape {given.shape}")
+    rows = np.concatenate([np.asarray(train, dtype=np.int64), np.asarray(test, dtype=np.int64)])
+    position, n_train = np.arange(len(rows)), len(np.asarray(train))
+    group, _ = pd.factorize(given[rows], use_na_sentinel=False)
+    contradictory = np.isin(key, key[y == 0]) & np.isin(key, key[y == 1])
+    usable = ~contradictory[rows]
+    usable[n_train:] &= ~np.isin(group[n_train:], group[:n_train][usable[:n_train]])
+    kept = position[usable][~pd.Series(key[rows[usable]]).duplicated().to_numpy()]  # train rows come first
     return Task(
         name=name,
         family=family or name,
@@ -201,6 +247,38 @@ def build(
         classes=classes,
         splits={
             "official": Split(position[:n_train], position[n_train:]),
-            "dedup": Split(position[:n_train][keep[:n_train]], position[n_train:][keep[n_train:]]),
+            "dedup": Split(kept[kept < n_train], kept[kept >= n_train]),
         },
+        groups=group.astype(np.int64),
+        own_groups=groups is not None,
+        note=note,
     )
+
+
+def folds(labels: ArrayLike, groups: ArrayLike | None = None, n: int = 5) -> list[tuple[Indices, Indices]]:
+    """Row numbers `(train, validation)` of each fold, in the order of the rows: nothing is shuffled.
+
+    Without groups, or where none repeats, these are the stratified folds of the paper's code.
+
+    Args:
+        labels: `(n_rows,)`, 0 or 1.
+        groups: `(n_rows,)`; rows of one group are never parted. See `Task.fold_groups`.
+        n: how many folds.
+
+    Raises:
+        InputError: some fold would validate on one class alone.
+    """
+    y = np.asarray(labels)
+    group = np.arange(len(y)) if groups is None else np.asarray(groups)
+    grouped = len(np.unique(group)) < len(y)
+    zeros, ones = (len(np.unique(group[y == label])) for label in (0, 1))
+    found: list[tuple[Indices, Indices]] = []
+    if min(zeros, ones) >= n:
+        splitter = StratifiedGroupKFold(n) if grouped else StratifiedKFold(n)
+        found = list(splitter.split(y[:, None], y, group if grouped else None))
+    if not found or any(len(np.unique(y[validation])) < 2 for _, validation in found):
+        raise InputError(
+            f"{n} folds with both classes in each cannot be made of {zeros} and {ones} "
+            f"{'groups' if grouped else 'rows'} of the two classes: use more rows or smaller groups"
+        )
+    return found
