@@ -183,7 +183,7 @@ def _curve(folder: Path, logger: str | None, config: Json) -> Iterator[Callable[
 
 def train_other(
     kind: str, store: Store, *, rows: int, batch_size: int | None, lr: float | None, latents: int | None, k: int,
-    components: int | None, device: str, seed: int,
+    components: int | None, features: int | None, device: str, seed: int,
 ) -> ActivationModel:  # fmt: skip
     """Train an SAE or fit a model in closed form."""
     from glp_lens import models
@@ -194,5 +194,5 @@ def train_other(
             store, n_latents=latents, k=k, rows=rows, batch_size=batch_size or 512, lr=lr or 2e-3, device=device,
             seed=seed,
         )  # fmt: skip
-    options = {"n_components": components, "max_rows": len(store)} if kind == "pca" else {}
-    return cls.fit(store, seed=seed, **options)  # type: ignore[no-any-return]
+    options = {"pca": {"n_components": components, "max_rows": len(store)}, "random": {"n_features": features}}
+    return cls.fit(store, seed=seed, **options.get(kind, {}))  # type: ignore[no-any-return]

@@ -9,12 +9,13 @@ import typer
 from glp_lens_cli import _training
 from glp_lens_cli import options as o
 
-_GLP, _SAE, _PCA, _CURVE, _SCALE = "GLP", "SAE", "PCA", "GLP: curve and checkpoints", "GLP: memory and machines"
+_GLP, _SAE, _PCA, _RANDOM = "GLP", "SAE", "PCA", "RANDOM"
+_CURVE, _SCALE = "GLP: curve and checkpoints", "GLP: memory and machines"
 
 
 def train(
     ctx: typer.Context,
-    kind: Annotated[str, typer.Argument(help="glp, sae, pca, gaussian or raw.", show_default=False)],
+    kind: Annotated[str, typer.Argument(help="glp, sae, pca, gaussian, raw or random.", show_default=False)],
     store: o.Stores = "acts",
     out: Annotated[
         Path | None,
@@ -138,6 +139,10 @@ def train(
     components: Annotated[
         int | None, typer.Option("--components", min=1, help="By default all.", rich_help_panel=_PCA)
     ] = None,
+    features: Annotated[
+        int | None,
+        typer.Option("--features", min=1, help="Random features; by default four times d_in.", rich_help_panel=_RANDOM),
+    ] = None,
     wait: Annotated[
         bool,
         typer.Option(
@@ -163,7 +168,7 @@ def train(
     ] = False,
     config: o.Config = None,
 ) -> None:
-    """Train a GLP, SAE, PCA, Gaussian or raw baseline on a store.
+    """Train a GLP, SAE, PCA, Gaussian, or the raw or random baseline on a store.
 
     An interrupted GLP continues when the same command is run again.
 
@@ -176,8 +181,9 @@ def train(
     from glp_lens.training import distributed
     from glp_lens.training.config import recipe as make
 
-    models.model_class(kind)  # refuse an unknown kind before any work
-    _training.check_options(ctx, kind, {_GLP, _SAE, _PCA})
+    if not hasattr(models.model_class(kind), "fit"):  # it refuses an unknown kind before any work
+        raise InputError(f"{kind} need no training: 'glp-lens probe --{kind}' reads them")
+    _training.check_options(ctx, kind, {_GLP, _SAE, _PCA, _RANDOM})
     folder = out or Path("models") / kind
     if (folder / CONFIG).exists() and not overwrite:
         raise InputError(f"{folder} already holds a model: choose another --out, or pass --overwrite")
@@ -206,7 +212,7 @@ def train(
             else:
                 fitted = _training.train_other(
                     kind, opened[0], rows=rows, batch_size=batch_size, lr=lr, latents=latents, k=k,
-                    components=components, device=device, seed=seed,
+                    components=components, features=features, device=device, seed=seed,
                 )  # fmt: skip
             if distributed.is_main():
                 typer.echo(f"saved {kind}: {fitted.save_pretrained(folder)}")

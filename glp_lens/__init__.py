@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from glp_lens.models import load
     from glp_lens.models.gaussian import Gaussian
     from glp_lens.models.glp import GLP
+    from glp_lens.models.neurons import Neurons
     from glp_lens.models.pca import PCA
+    from glp_lens.models.random_features import RandomFeatures
     from glp_lens.models.raw import Raw
     from glp_lens.models.sae import SAE
     from glp_lens.training.config import TrainConfig, recipe
@@ -40,6 +42,8 @@ _HOMES = {
     "PCA": "glp_lens.models.pca",
     "Gaussian": "glp_lens.models.gaussian",
     "Raw": "glp_lens.models.raw",
+    "RandomFeatures": "glp_lens.models.random_features",
+    "Neurons": "glp_lens.models.neurons",
     "TrainConfig": "glp_lens.training.config",
     "recipe": "glp_lens.training.config",
 }
@@ -54,6 +58,8 @@ __all__ = [
     "Gaussian",
     "Generation",
     "InputError",
+    "Neurons",
+    "RandomFeatures",
     "Raw",
     "StoreDataset",
     "TrainConfig",

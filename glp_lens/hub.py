@@ -21,6 +21,8 @@ _KINDS = {
     "pca": "Principal components of a language model's activations",
     "gaussian": "A Gaussian fitted to a language model's activations",
     "raw": "Activations of a language model, kept as a baseline",
+    "random": "Random features of a language model's activations, a control",
+    "neurons": "The MLP neurons of a language model, a baseline",
 }
 
 _RELEASED = (

@@ -29,9 +29,22 @@ class Featurizer(ABC):
     def n_features(self) -> int:
         """Number of features."""
 
+    @property
+    def feature_layers(self) -> int:
+        """Number of equal, consecutive blocks that the features come in, one for each layer of the model's own."""
+        return 1
+
     @abstractmethod
     def encode(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Features:
         """Features of each row."""
+
+
+class Decoder(ABC):
+    """Turns features back into activations, by a linear map and an offset."""
+
+    @abstractmethod
+    def decode(self, features: Features) -> Acts:
+        """The rows that have these features, as near as the model can say."""
 
 
 class Reconstructor(ABC):

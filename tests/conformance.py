@@ -9,7 +9,7 @@ import torch
 
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
-from glp_lens.interface import Featurizer, Projector, Reconstructor, Sampler, Scorer, VelocityField
+from glp_lens.interface import Decoder, Featurizer, Projector, Reconstructor, Sampler, Scorer, VelocityField
 from glp_lens.models import load
 
 SPLIT = 3
@@ -29,6 +29,14 @@ def check_model(model, x, folder):
 def check_featurizer(model, x):
     assert isinstance(model.n_features, int)
     _check_rowwise(model.encode, model, x, width=model.n_features)
+
+
+def check_decoder(model, x):
+    features = model.encode(x)
+    decoded, offset = model.decode(features), model.decode(torch.zeros_like(features))
+    _check_output(decoded, tuple(x.shape))
+    _close(model.decode(3 * features) - offset, 3 * (decoded - offset))
+    assert (decoded - x).square().sum() < (x - x.mean(0)).square().sum(), "no nearer to the rows than their mean"
 
 
 def check_reconstructor(model, x):
@@ -146,6 +154,7 @@ def _close(a, b):
 
 CHECKS = {
     Featurizer: check_featurizer,
+    Decoder: check_decoder,
     Reconstructor: check_reconstructor,
     Projector: check_projector,
     Sampler: check_sampler,

@@ -15,11 +15,17 @@ KINDS = {
     "pca": "glp_lens.models.pca:PCA",
     "gaussian": "glp_lens.models.gaussian:Gaussian",
     "raw": "glp_lens.models.raw:Raw",
+    "random": "glp_lens.models.random_features:RandomFeatures",
+    "neurons": "glp_lens.models.neurons:Neurons",
 }
 """Kind, as `config.json` writes it, to `module:class`; a module is imported when its kind is asked for."""
 
 _RELEASED = "config.yaml"
 """What a folder in the format of the released GLPs holds instead of `config.json`."""
+_SAE_LENS = ("cfg.json", "sae_weights.safetensors")
+"""What a folder that sae-lens saved holds."""
+_PUBLISHED = "sae-lens:"
+"""How the name of an autoencoder that sae-lens knows begins."""
 
 
 def model_class(kind: str) -> type[ActivationModel]:
@@ -35,19 +41,39 @@ def model_class(kind: str) -> type[ActivationModel]:
 
 
 def load(folder: str | Path, *, revision: str | None = None) -> ActivationModel:
-    """Load a saved model of whatever kind, including one in the released GLP format.
+    """Load a saved model of whatever kind, including GLPs in the released format and autoencoders of sae-lens.
 
     Args:
-        folder: a folder, or the id of a Hub repository.
+        folder: a folder, or the id of a Hub repository; `sae-lens:RELEASE:SAE_ID` is an autoencoder that
+            `sae_lens.SAE.from_pretrained` can load.
         revision: branch, tag or commit of the repository.
 
     Raises:
         InputError: nothing there, an unknown kind, damaged files, or no network.
     """
-    path = hub.fetch(folder, [CONFIG, _RELEASED], revision=revision)
-    if not (path / CONFIG).exists() and (path / _RELEASED).exists():
-        return model_class("glp").from_pretrained(folder, revision=revision)
+    if str(folder).startswith(_PUBLISHED):
+        return _published(str(folder), revision)
+    path = hub.fetch(folder, [CONFIG, _RELEASED, _SAE_LENS[0]], revision=revision)
+    if not (path / CONFIG).exists():
+        if (path / _RELEASED).exists():
+            return model_class("glp").from_pretrained(folder, revision=revision)
+        if (path / _SAE_LENS[0]).exists():
+            from glp_lens.models.sae import SAE
+
+            return SAE.from_sae_lens(hub.fetch(folder, _SAE_LENS, revision=revision))
     kind = read_json(path / CONFIG, "model config").get("kind")
     if not isinstance(kind, str):
         raise InputError(f"{folder}: {CONFIG} names no kind of model: expected one of {', '.join(KINDS)}")
     return model_class(kind).from_pretrained(folder, revision=revision)
+
+
+def _published(name: str, revision: str | None) -> ActivationModel:
+    """The autoencoder that `sae-lens:RELEASE:SAE_ID` names."""
+    from glp_lens.models.sae import SAE
+
+    release, _, sae_id = name.removeprefix(_PUBLISHED).partition(":")
+    if not release or not sae_id:
+        raise InputError(f"expected sae-lens:RELEASE:SAE_ID, got {name!r}")
+    if revision is not None:
+        raise InputError(f"sae-lens loads no revision of its releases, got {revision!r}: leave it out")
+    return SAE.from_sae_lens(release, sae_id)

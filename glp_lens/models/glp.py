@@ -269,6 +269,11 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         return self.denoiser.config.n_layers * self.denoiser.config.d_mlp
 
     @property
+    def feature_layers(self) -> int:
+        """Blocks of the denoiser."""
+        return self.denoiser.config.n_layers
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.denoiser.in_proj.weight.device

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
-from glp_lens.interface import Featurizer, Projector, Reconstructor, Sampler, Scorer
+from glp_lens.interface import Decoder, Featurizer, Projector, Reconstructor, Sampler, Scorer
 from glp_lens.models.rows import check_rows, draw_noise, mean_and_std
 from glp_lens.types import Acts, Features, Json, PerRow
 
@@ -22,7 +22,7 @@ _VARIANCE_FLOOR = 1e-6
 """Smallest variance of a direction, as a share of the average: a density must not divide by zero."""
 
 
-class PCA(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer):
+class PCA(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sampler, Scorer):
     """Principal components of the (standardised) activations.
 
     As a density it is probabilistic PCA (Tipping & Bishop 1999): the fitted variance along the first `k`
@@ -133,6 +133,11 @@ class PCA(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
     def encode(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Features:
         """Scores on all components, `(n, n_features)`."""
         return (self._standardize(x) @ self.components.T).to(x.device)
+
+    def decode(self, features: Features) -> Acts:
+        """The rows with these scores on all components, and none on the directions that were not kept."""
+        scores = check_rows(features, self.n_features).to(self.mean.device)
+        return (scores @ self.components * self.std + self.mean).to(features.device)
 
     def reconstruct(
         self,

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
-from glp_lens.interface import Featurizer, Projector, Reconstructor, Sampler
+from glp_lens.interface import Decoder, Featurizer, Projector, Reconstructor, Sampler
 from glp_lens.models.rows import check_rows, draw_noise
 from glp_lens.types import Acts, Features, Json
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from glp_lens.activations.store import ActivationStore
 
 
-class Raw(ActivationModel, Featurizer, Reconstructor, Projector, Sampler):
+class Raw(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sampler):
     """Features, reconstruction and projection are the activations themselves; samples are real rows.
 
     Attributes:
@@ -60,6 +60,10 @@ class Raw(ActivationModel, Featurizer, Reconstructor, Projector, Sampler):
     def encode(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Features:
         """A copy of the rows, `(n, d_in)`."""
         return check_rows(x, self.d_in).clone()
+
+    def decode(self, features: Features) -> Acts:
+        """A copy of the rows, which are their own features."""
+        return self.encode(features)
 
     def reconstruct(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Acts:
         """A copy of the rows."""

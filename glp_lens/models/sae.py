@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from glp_lens.activations.stream import ActivationStream
 
 _BLOCK = 4096
+_TO_FOLD = ("expected_average_only_in", "covariance_whitening")
+"""Normalisations that sae-lens applies in training and folds into the weights afterwards, and never at run time."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,18 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
     kind: ClassVar[str] = "sae"
 
     def __init__(self, sae: sae_lens.SAE) -> None:
+        """Wrap a `sae_lens.SAE`; rows are flat, also those of one that was trained on the output of each head.
+
+        Raises:
+            InputError: the normalisation of its training is not folded into its weights.
+        """
+        if sae.cfg.normalize_activations in _TO_FOLD:
+            raise InputError(
+                f"this autoencoder expects activations normalised by {sae.cfg.normalize_activations!r}, with numbers "
+                "of its training: fold them into its weights, as sae-lens's save_inference_model does"
+            )
         self.sae = sae.eval()
+        self.sae.turn_off_forward_pass_hook_z_reshaping()
         self.d_in = int(sae.cfg.d_in)
         self.provenance = {}
 
@@ -184,7 +197,7 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
             device: where to put it.
 
         Raises:
-            InputError: no such folder, release or id.
+            InputError: no such folder, release or id, damaged files, or normalisation that is not folded.
         """
         sae_lens = _import_sae_lens()
         try:
@@ -192,7 +205,7 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
                 sae = sae_lens.SAE.load_from_disk(path_or_release, device=device, dtype="float32")
             else:
                 sae = sae_lens.SAE.from_pretrained(str(path_or_release), sae_id, device=device)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # missing or damaged files, and each converter of foreign formats, fail differently
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise InputError(
                 f"expected a folder saved by sae-lens, or a release and sae_id, got {str(path_or_release)!r} "

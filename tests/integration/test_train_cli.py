@@ -201,6 +201,12 @@ def test_sibling_stores_make_one_prior_of_several_layers(train, data, tmp_path):
     assert "a pca is trained on one store, got 2" in both
 
 
+def test_random_features_are_a_kind_of_their_own(train, data, tmp_path):
+    train("--store DATA/acts --features 23 --seed 4", "random", base="train random")
+    expected = gl.RandomFeatures.fit(gl.ActivationStore.open(data / "acts"), n_features=23, seed=4)
+    assert torch.equal(gl.load(tmp_path / "random").encode(rows(7, 9)), expected.encode(rows(7, 9)))
+
+
 def test_finetuning_goes_on_from_a_checkpoint_with_its_normaliser(train, tmp_path):
     train("--store DATA/acts --checkpoints 3")
     short = "train glp --rows 64 --batch-size 32 --lr 1e-6"

@@ -12,6 +12,7 @@ from glp_lens.models import KINDS, load, model_class
 from glp_lens.models.gaussian import Gaussian
 from glp_lens.models.glp import GLP
 from glp_lens.models.pca import PCA
+from glp_lens.models.random_features import RandomFeatures
 from glp_lens.models.raw import Raw
 from glp_lens.models.sae import SAE
 from glp_lens.training.config import TrainConfig
@@ -45,7 +46,10 @@ FITS = {
     "gaussian": Gaussian.fit,
     "gaussian-diagonal": lambda store: Gaussian.fit(store, diagonal=True),
     "raw": lambda store: Raw.fit(store, n_rows=101),
+    "random": lambda store: RandomFeatures.fit(store, n_features=37),
 }
+CAPABILITIES = {"random": 1}
+"""At least how many a kind declares, where that is not `4`."""
 
 
 @pytest.fixture(scope="module", params=FITS)
@@ -70,7 +74,8 @@ def test_knows_where_it_comes_from(model, store):
 def test_can_be_featurized_or_projected(model):
     """The checks apply only to declared capabilities, so make sure that they are declared."""
     assert isinstance(model, ActivationModel)
-    assert sum(isinstance(model, capability) for capability in CHECKS) >= 4
+    found = sum(isinstance(model, capability) for capability in CHECKS)
+    assert found >= CAPABILITIES.get(model.kind, 4)
 
 
 @pytest.mark.parametrize("kind", FITS)
@@ -117,3 +122,41 @@ def test_load_reads_the_released_format(tmp_path, monkeypatch):
     monkeypatch.setattr(GLP, "from_pretrained", classmethod(lambda cls, folder, **_: seen.append(folder)))
     load(tmp_path)
     assert seen == [tmp_path]
+
+
+def test_load_opens_what_sae_lens_saved(store, tmp_path):
+    model = SAE.fit(store, n_latents=33, k=5, rows=500, batch_size=50)
+    model.sae.save_model(tmp_path)
+    again = load(tmp_path)
+    assert isinstance(again, SAE)
+    assert torch.equal(again.encode(rows(7)), model.encode(rows(7)))
+    (tmp_path / "sae_weights.safetensors").write_bytes(b"cut short")
+    with pytest.raises(InputError, match="sae-lens"):
+        load(tmp_path)
+
+
+def test_load_opens_the_releases_that_sae_lens_knows(monkeypatch):
+    import sae_lens
+
+    published = sae_lens.StandardSAE(sae_lens.StandardSAEConfig(d_in=D_IN, d_sae=33))
+    published.cfg.metadata.hook_name = "blocks.2.hook_resid_pre"
+    asked = []
+
+    def from_pretrained(release, sae_id, device):
+        asked.append((release, sae_id))
+        if release == "none":
+            raise ConnectionError("no network\nat all")
+        return published
+
+    monkeypatch.setattr(sae_lens.SAE, "from_pretrained", from_pretrained)
+    model = load("sae-lens:some-release:layer_20/width_16k:canonical")
+    assert asked == [("some-release", "layer_20/width_16k:canonical")]
+    assert torch.equal(model.encode(rows(7)), published.encode(rows(7)).detach())
+    assert model.hook == "blocks.2.hook_resid_pre"
+    with pytest.raises(InputError, match="no network at all"):
+        load("sae-lens:none:id")
+    for name in ("sae-lens:", "sae-lens:release", "sae-lens::id"):
+        with pytest.raises(InputError, match="expected sae-lens:RELEASE:SAE_ID"):
+            load(name)
+    with pytest.raises(InputError, match="revision"):
+        load("sae-lens:release:id", revision="main")

@@ -107,6 +107,96 @@ def test_other_architectures_survive_saving(tmp_path):
     assert torch.equal(SAE.from_pretrained(tmp_path).encode(y), sae.encode(y).detach())
 
 
+def textbook(architecture, w, y, centred):
+    """Latents in float64 from the formula of each architecture."""
+    y = y - w["b_dec"] if centred else y
+    if architecture == "gated":
+        gate = y @ w["W_enc"] + w["b_gate"] > 0
+        return gate * (y @ (w["W_enc"] * w["r_mag"].exp()) + w["b_mag"]).relu()
+    pre = y @ w["W_enc"] + w["b_enc"]
+    if architecture == "topk":
+        top = pre.topk(ACTIVE, dim=1)
+        return torch.zeros_like(pre).scatter_(1, top.indices, top.values.relu())
+    return pre * (pre > w["threshold"]) if architecture == "jumprelu" else pre.relu()
+
+
+def published(architecture, *, centred=True, **options):
+    """An autoencoder of sae-lens with random weights."""
+    import sae_lens
+
+    name = {"standard": "Standard", "gated": "Gated", "topk": "TopK", "jumprelu": "JumpReLU"}[architecture]
+    options |= {"k": ACTIVE} if architecture == "topk" else {}
+    config = getattr(sae_lens, f"{name}SAEConfig")(d_in=D, d_sae=27, apply_b_dec_to_input=centred, **options)
+    sae = getattr(sae_lens, f"{name}SAE")(config)
+    generator = torch.Generator().manual_seed(4)
+    for key, p in sae.named_parameters():
+        p.data = torch.randn(p.shape, generator=generator) * (0.3 if key == "r_mag" else 1)
+    if architecture == "jumprelu":
+        sae.threshold.data.abs_()
+    return sae
+
+
+ARCHITECTURES = ["standard", "topk", "jumprelu", "gated"]
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_encodes_by_its_formula(architecture, centred, tmp_path):
+    sae, y = published(architecture, centred=centred), rows(31, seed=2) / 30
+    model = SAE(sae)
+    w = {name: p.detach().double() for name, p in sae.named_parameters()}
+    expected = textbook(architecture, w, y.double(), centred)
+    assert 0 < (expected > 0).double().mean() < 1
+    torch.testing.assert_close(model.encode(y).double(), expected, rtol=1e-3, atol=1e-3)
+    assert torch.equal(model.encode(y), sae.encode(y).detach())
+    model.save_pretrained(tmp_path)
+    assert torch.equal(SAE.from_pretrained(tmp_path).encode(y), model.encode(y))
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_folded_scaling_gives_the_latents_of_training(architecture, centred):
+    """Scaled rows through the weights of training are raw rows through the folded ones."""
+    sae = published(architecture, centred=centred, normalize_activations="expected_average_only_in")
+    y = rows(31, seed=2)
+    w = {name: p.detach().double().clone() for name, p in sae.named_parameters()}
+    with pytest.raises(InputError, match="expected_average_only_in"):
+        SAE(sae)
+    sae.fold_activation_norm_scaling_factor(1 / 30)
+    model = SAE(sae)
+    expected = textbook(architecture, w, y.double() / 30, centred)
+    torch.testing.assert_close(model.encode(y).double(), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        model.reconstruct(y).double(), 30 * (expected @ w["W_dec"] + w["b_dec"]), rtol=1e-3, atol=0.1
+    )
+
+
+@pytest.mark.parametrize("way", ["layer_norm", "constant_norm_rescale"])
+def test_normalisation_by_row_is_done_and_undone(way):
+    sae, y = published("standard", normalize_activations=way), rows(31, seed=2)
+    wide, w = y.double(), {name: p.detach().double() for name, p in sae.named_parameters()}
+    if way == "layer_norm":
+        shift, scale = wide.mean(1, keepdim=True), wide.std(1, keepdim=True)
+    else:
+        shift, scale = 0.0, wide.norm(dim=1, keepdim=True) / math.sqrt(D)
+    expected = textbook("standard", w, (wide - shift) / scale, centred=True)
+    model = SAE(sae)
+    torch.testing.assert_close(model.encode(y).double(), expected, rtol=1e-3, atol=1e-3)
+    decoded = (expected @ w["W_dec"] + w["b_dec"]) * scale + shift
+    torch.testing.assert_close(model.reconstruct(y).double(), decoded, rtol=1e-3, atol=0.1)
+
+
+def test_rows_of_head_outputs_are_flat(tmp_path):
+    sae = published("standard", reshape_activations="hook_z")
+    y = rows(31, seed=2) / 30
+    by_head = sae.encode(y.reshape(31, 4, D // 4)).detach()
+    model = SAE(sae)
+    torch.testing.assert_close(model.encode(y), by_head)
+    assert model.reconstruct(y).shape == (31, D)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(SAE.from_pretrained(tmp_path).reconstruct(y), model.reconstruct(y))
+
+
 @pytest.mark.parametrize("place", [("nowhere",), ("no-such-release", "no-such-id")])
 def test_refuses_what_sae_lens_cannot_find(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
