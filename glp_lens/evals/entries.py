@@ -15,12 +15,17 @@ class Entry:
     Attributes:
         label: what reports call it, for example `glp sigma=0.1`.
         model: the trained model; a suite asks it for a capability with isinstance.
-        options: keyword options for the capability's method, for example `{"sigma": 0.1}`.
+        options: keyword options for the capability's method, for example `{"sigma": 0.1}`. In probing a tuple
+            as `sigma` means the features at all of these noise levels, side by side.
+        hook: hook point where its activations are read; None for the model's own, or else the suite's.
+        main: whether it takes part in comparisons of pairs; False for a point of a sweep.
     """
 
     label: str
     model: ActivationModel
     options: dict[str, Any] = field(default_factory=dict)
+    hook: str | None = None
+    main: bool = True
 
     @property
     def setting(self) -> str:

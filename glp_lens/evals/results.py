@@ -108,7 +108,7 @@ class Results:
 
 def metrics_frame(metrics: Iterable[Metric]) -> pd.DataFrame:
     """Metrics as a table with the columns of `metrics.csv`, also when there are none."""
-    return pd.DataFrame([asdict(m) for m in metrics], columns=[f.name for f in fields(Metric)])
+    return pd.DataFrame([vars(m) for m in metrics], columns=[f.name for f in fields(Metric)])
 
 
 def _plain(value: Any) -> Any:

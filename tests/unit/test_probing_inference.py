@@ -1,10 +1,13 @@
-"""Intervals against simulation, tests against scipy, Holm against a worked example."""
+"""Intervals against simulation, tests against scipy, Holm against a worked example, selection against brute force."""
+
+from itertools import combinations
 
 import numpy as np
 import pytest
-from scipy.stats import norm, permutation_test
+from scipy.stats import norm, permutation_test, rankdata
+from sklearn.model_selection import StratifiedKFold
 
-from glp_lens.evals.probing.inference import auc_interval, holm, sign_flip_p
+from glp_lens.evals.probing.inference import auc_interval, equal_count, holm, null_best, sign_flip_p, win_rate
 
 
 def brute_auc(scores, y):
@@ -82,3 +85,137 @@ def test_holm_steps_down_and_stays_monotone():
     found = holm([0.04, 0.01, np.nan, 0.03, 0.9])
     np.testing.assert_allclose(found, [0.09, 0.04, np.nan, 0.09, 0.9])
     assert len(holm([])) == 0
+
+
+def cross_validated(x, y):
+    """Mean validation AUC and whole-sample class-mean difference of columns, written out once more."""
+    total = 0
+    for train, held in StratifiedKFold(5).split(x, y):
+        a, b = x[train], y[train] == 1
+        sign = np.sign(a[b].mean(0) - a[~b].mean(0))
+        ranks, n1 = rankdata(x[held], axis=0), (y[held] == 1).sum()
+        value = (ranks[y[held] == 1].sum(0) - n1 * (n1 + 1) / 2) / (n1 * (len(held) - n1))
+        total += 0.5 + sign * (value - 0.5)
+    return total / 5, x[y == 1].mean(0) - x[y == 0].mean(0)
+
+
+@pytest.fixture(scope="module")
+def noise():
+    """Labels, and of each of 80 draws of 1000 features that know nothing, the validation AUCs and differences."""
+    rng = np.random.default_rng(5)
+    y = rng.permutation(np.repeat([0, 1], [70, 112]))
+    found = [cross_validated(rng.standard_normal((len(y), 1000)), y) for _ in range(80)]
+    counts = np.array([np.bincount(y[held]) for _, held in StratifiedKFold(5).split(y, y)])
+    return counts, *(np.array(part) for part in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("k", [10, 40, 250, 1000])
+def test_null_best_is_what_cross_validated_selection_finds_in_noise(noise, k):
+    counts, validation, _ = noise
+    best = validation.reshape(-1, k).max(1)
+    error = 3 * best.std() / np.sqrt(len(best))
+    # Beside the sampling error, that of the normal approximation at these counts: 1% of what is above one half.
+    assert null_best(k, *counts.T) == pytest.approx(best.mean(), abs=error + 0.0015)
+
+
+def test_folds_with_signs_taken_as_independent_would_promise_too_little(noise):
+    """The reason for half-normal values, and not normal ones."""
+    counts, validation, _ = noise
+    n0, n1 = counts.T.astype(float)
+    spread = np.sqrt(((n0 + n1 + 1) / (12 * n0 * n1)).sum()) / 5
+    best = validation.reshape(-1, 250).max(1).mean() - 0.5
+    t = np.linspace(-12, 12, 9601)
+    normal = spread * (np.trapezoid(1 - norm.cdf(t) ** 250, t) - 12)
+    half_normal = null_best(250, *counts.T) - 0.5
+    assert abs(half_normal - best) < 0.5 * (best - normal)
+
+
+def test_a_filter_by_the_mean_difference_does_not_lower_the_best_of_noise(noise):
+    _, validation, difference = noise
+    kept = np.argsort(-np.abs(difference), axis=1)[:, :100]
+    filtered = np.take_along_axis(validation, kept, 1).max(1).mean()
+    assert filtered == pytest.approx(validation.max(1).mean(), abs=5e-4)
+
+
+def test_null_best_has_the_known_means_of_half_normal_maxima():
+    """One fold of n rows a class: variance (2n + 1) / (12 n^2); E max of 1 and 2 half-normals in closed form."""
+    spread = np.sqrt(61 / (12 * 900))
+    assert null_best(1, [30], [30]) == pytest.approx(0.5 + spread * np.sqrt(2 / np.pi), rel=1e-6)
+    assert null_best(2, [30], [30]) == pytest.approx(0.5 + spread * 2 / np.sqrt(np.pi), rel=1e-6)
+    assert null_best(10**6, [30], [30]) < 0.5 + spread * np.sqrt(2 * np.log(2e6))
+
+
+def brute_equal_count(validation, test, m):
+    """The mean over every subset; ties to the first."""
+    subsets = [list(s) for s in combinations(range(len(test)), m)]
+    return np.mean([test[s[int(np.argmax(validation[s]))]] for s in subsets])
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 10])
+def test_equal_count_is_the_mean_over_all_subsets(n):
+    rng = np.random.default_rng(n)
+    validation, test = np.round(rng.random(n), 1), rng.random(n)  # rounded: with ties
+    sizes = range(1, n + 1)
+    expected = [brute_equal_count(validation, test, m) for m in sizes]
+    np.testing.assert_allclose(equal_count(validation, test, sizes), expected)
+
+
+def test_equal_count_ends_at_the_mean_and_the_chosen_one():
+    validation, test = np.array([0.6, 0.8, 0.7]), np.array([0.5, 0.9, 0.4])
+    found = equal_count(validation, test, [1, 3, 4])
+    np.testing.assert_allclose(found, [0.6, 0.9, np.nan])
+
+
+def test_equal_count_breaks_ties_by_the_larger_difference_then_the_lower_column():
+    validation, test = np.full(4, 0.7), np.array([0.1, 0.2, 0.3, 0.4])
+    assert equal_count(validation, test, [4]) == [0.1]
+    assert equal_count(validation, test, [4], difference=[0.5, -2.0, 2.0, 1.0]) == [0.2]
+
+
+def test_equal_count_agrees_with_drawn_subsets_of_many_features():
+    rng = np.random.default_rng(8)
+    validation, test = rng.random(3011), rng.random(3011)
+    for m in (3, 200):
+        drawn = [rng.choice(3011, m, replace=False) for _ in range(3000)]
+        values = test[[s[np.argmax(validation[s])] for s in drawn]]
+        assert equal_count(validation, test, [m])[0] == pytest.approx(
+            values.mean(), abs=4 * values.std() / np.sqrt(3000)
+        )
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_auc_interval_of_clusters_is_as_wide_as_auc_varies_over_draws_of_clusters(mixed):
+    rng = np.random.default_rng(5)
+
+    def draw():
+        clusters = np.repeat(np.arange(60), rng.integers(1, 8, 60))
+        y = rng.integers(0, 2, len(clusters)) if mixed else np.arange(60)[clusters] % 2
+        return rng.standard_normal(60)[clusters] + 0.5 * rng.standard_normal(len(y)) + y, y, clusters
+
+    values = [brute_auc(*draw()[:2]) for _ in range(400)]
+    found = [auc_interval(*draw()) for _ in range(60)]
+    widths = [np.log(i.ci_high / (1 - i.ci_high)) - np.log(i.ci_low / (1 - i.ci_low)) for i in found]
+    assert np.mean(widths) / 3.92 == pytest.approx(np.std(np.log(values) - np.log1p(-np.array(values))), rel=0.12)
+    assert {i.n for i in found} == {60}
+    scores, y, clusters = draw()
+    assert np.diff(auc_interval(scores, y)[1:3]) != pytest.approx(
+        np.diff(auc_interval(scores, y, clusters)[1:3]), rel=0.1
+    )
+
+
+def test_win_rate_counts_ties_half_and_resamples_families():
+    a, b = [0.9, 0.8, 0.7, 0.6, np.nan], [0.5, 0.8, 0.6, 0.7, 0.1]
+    found = win_rate(a, b, ["x", "x", "y", "z", "z"])
+    assert found.value == pytest.approx(2.5 / 4)
+    assert found.n == 3
+    assert 0 <= found.ci_low <= found.value <= found.ci_high <= 1
+    together = win_rate(np.tile(a, 4), np.tile(b, 4), np.tile(["x", "x", "y", "z", "z"], 4), seed=1)
+    assert together.value == found.value
+    assert together.n == 3
+
+
+def test_win_rate_interval_is_the_binomial_one_for_independent_tasks():
+    a = np.r_[np.ones(60), np.zeros(40)]
+    found = win_rate(a, np.full(100, 0.5), resamples=20_000)
+    half = 1.96 * np.sqrt(0.6 * 0.4 / 100)
+    assert (found.ci_low, found.value, found.ci_high) == pytest.approx((0.6 - half, 0.6, 0.6 + half), abs=0.011)

@@ -1,161 +1,253 @@
-"""Last-token activations of probing texts, computed once and kept on disk."""
+"""Activations of the tasks' texts, collected once for all models and hook points and kept in activation stores.
+
+The cache is a folder of stores, one for each task and hook point, of the texts that no earlier store has: tasks share
+many prompts. It is a folder of its own for each language model, number of tokens and pooling, so nothing is mixed up.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 import xxhash
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from glp_lens import lm
-from glp_lens.artifacts import read_tensors, write_tensors
+from glp_lens import activations, lm
+from glp_lens.activations import ActivationStore
+from glp_lens.activations.manifest import MANIFEST, Manifest
+from glp_lens.corpus import Document
 from glp_lens.errors import InputError
 from glp_lens.evals.probing.tasks import Task
 from glp_lens.types import Acts, Json
 
+Pooling = Literal["last", "mean", "max", "all"]
+"""What of a text is a row: its last token, the mean or maximum over its tokens, or each token by itself."""
+
+_SHARD_TEXTS = 512
+
+
+class TaskRows(NamedTuple):
+    """Activations `(n_rows, d_in)` float32 on the CPU, and of each row the index of its text, ascending, `(n_rows,)`.
+
+    A text without a token of its own has no row; with pooling `all` a text has one for each token.
+    """
+
+    acts: Acts
+    text: NDArray[np.int64]
+
 
 @dataclass(frozen=True)
 class TaskActivations:
-    """Activations of several tasks at one hook point.
+    """Activations of several tasks at one or several hook points, read when they are asked for.
 
     Attributes:
-        rows: for each task name `(n, d_in)` float32 on the CPU, in the order of the task's texts.
-        source: `model` (see `lm.describe`), `weights` (their hash), `hook`, `context`, and `tokens` by task.
+        source: `model` (see `lm.describe`), `weights` (their hash), `hooks`, `hook` (the first of them), `context`,
+            `pooling`.
     """
 
-    rows: dict[str, Tensor]
     source: Json
+    _read: Callable[[str, str], TaskRows] = field(repr=False)
+
+    def rows(self, task: str, hook: str | None = None) -> TaskRows:
+        """The rows of a task at a hook point, by default the first.
+
+        Raises:
+            InputError: a task or hook point that was not collected.
+        """
+        hook = hook or self.source["hook"]
+        if hook not in self.source["hooks"]:
+            raise InputError(
+                f"task activations are of {', '.join(self.source['hooks'])}, got {hook!r}: collect them there too"
+            )
+        return self._read(task, hook)
+
+    @classmethod
+    def of(cls, rows: Mapping[str, Tensor], source: Json) -> TaskActivations:
+        """Activations in memory at one hook point, `source["hook"]`: `(n_texts, d_in)` of each task, in its order."""
+
+        def read(task: str, _hook: str) -> TaskRows:
+            if task not in rows:
+                raise InputError(f"no activations of task {task!r}, have {', '.join(rows)}: collect them too")
+            return TaskRows(rows[task], np.arange(len(rows[task])))
+
+        return cls({"hooks": [source.get("hook")], **source}, read)
 
 
 def collect(
     model: lm.Model,
     tasks: Sequence[Task],
-    hook: str,
+    hooks: str | Sequence[str],
     *,
+    pooling: Pooling = "last",
     context: int = 128,
-    batch_tokens: int = 4096,
+    batch_tokens: int = 8192,
     cache: str | Path | None = None,
 ) -> TaskActivations:
-    """`task_activations` of each task, with one progress bar over all tokens."""
-    lm.check_hook(model, hook)
-    ids = {task.name: _ids(model, task, context) for task in tasks}
-    tokens = {name: sum(map(len, rows)) for name, rows in ids.items()}
-    rows, weights = {}, lm.weights_hash(model)
-    total = sum(tokens.values())
-    with tqdm(total=total, desc="probing texts", unit="tok", unit_scale=True, mininterval=2) as bar:
-        for task in tasks:
-            rows[task.name] = task_activations(
-                model,
-                task,
-                hook,
-                context=context,
-                batch_tokens=batch_tokens,
-                cache=cache,
-                progress=bar,
-                weights=weights,
-            )
-    source = {"model": lm.describe(model), "weights": weights, "hook": hook, "context": context, "tokens": tokens}
-    return TaskActivations(rows, source)
+    """Run the tasks' texts through the language model, those that the cache lacks, and open all of them.
 
-
-def task_activations(
-    model: lm.Model,
-    task: Task,
-    hook: str,
-    *,
-    context: int = 128,
-    batch_tokens: int = 4096,
-    cache: str | Path | None = None,
-    progress: tqdm | None = None,
-    weights: str | None = None,
-) -> Acts:
-    """Activation `(n, d_in)` float32 at the last token of each text of the task.
-
-    Each text gets one BOS, so that a text of one token does not land on the attention sink at position 0,
-    and loses its beginning if it is longer than the context.
+    Each text gets one BOS, so that a text of one token does not land on the attention sink at position 0, and loses
+    its beginning if it is longer than the context. An interrupted run goes on where it stopped.
 
     Args:
         model: a HookedTransformer or TransformerBridge.
-        task: whose texts to run.
-        hook: a hook point that gives `(batch, pos, d)`.
+        tasks: whose texts to run.
+        hooks: hook points, all read in one forward pass.
+        pooling: what of a text is a row.
         context: most tokens of a text, with BOS.
         batch_tokens: most tokens of a batch, with padding.
-        cache: a folder where the result is kept. It is used again for the same texts, model, weights, hook
-            point and context.
-        progress: a bar to advance by the number of tokens done.
-        weights: `lm.weights_hash(model)`, if it is known already: it takes a pass over the weights.
+        cache: folder of the stores; without one they are temporary.
 
     Raises:
-        InputError: unknown hook point, one of another shape, or activations that are not finite.
+        InputError: unknown hook point or pooling, activations that are not finite, a full disk.
     """
-    lm.check_hook(model, hook)
-    ids = _ids(model, task, context)
-    total = sum(map(len, ids))
-    file = None
-    if cache is not None:
-        file = Path(cache) / f"{task.name}-{_fingerprint(model, weights, task, hook, context)}.safetensors"
-        found = _cached(file, len(ids))
-        if found is not None:
-            if progress is not None:
-                # A finished task must not count towards the rate.
-                progress.total = (progress.total or 0) - total
-            return found
-    rows: Tensor | None = None
-    for batch in _batches(ids, batch_tokens):
-        tokens, mask = lm.pad([ids[i] for i in batch])
-        stream = lm.activations(model, tokens, mask, [hook])[hook]
-        if stream.ndim != 3:
-            raise InputError(
-                f"hook point {hook!r} gives shape {tuple(stream.shape)}, expected (batch, pos, d): "
-                "use a residual stream or another hook point without a head axis"
-            )
-        last = stream[torch.arange(len(batch)), mask.sum(1).to(stream.device) - 1].float().cpu()
-        if not torch.isfinite(last).all():
-            raise InputError(f"activations of task {task.name!r} at {hook!r} are not finite: open the model in float32")
-        if rows is None:
-            rows = torch.empty(len(ids), last.shape[1])
-        rows[batch] = last
-        if progress is not None:
-            progress.update(int(mask.sum()))
-    if rows is None:
-        raise InputError(f"task {task.name!r} has no texts")
-    if file is not None:
-        write_tensors(file, {"rows": rows})
-    return rows
-
-
-def _ids(model: lm.Model, task: Task, context: int) -> list[list[int]]:
+    names = list(dict.fromkeys([hooks] if isinstance(hooks, str) else hooks))
+    if not names or not tasks:
+        raise InputError(f"nothing to collect: got {len(tasks)} tasks and {len(names)} hook points")
+    if pooling not in get_args(Pooling):
+        raise InputError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}")
     if context < 2:
         raise InputError(f"context must hold BOS and one token at least, got {context}")
-    return lm.to_ids(model, task.texts, context, truncate="left")
+    names = [lm.check_hook(model, name) for name in names]
+    source: Json = {
+        "model": lm.describe(model),
+        "weights": lm.weights_hash(model),
+        "hooks": names,
+        "hook": names[0],
+        "context": context,
+        "pooling": pooling,
+    }
+    temporary = tempfile.TemporaryDirectory(prefix="glp-lens-tasks-") if cache is None else None
+    folder = Path(cache if temporary is None else temporary.name) / _key(source)  # type: ignore[arg-type]
+    index = {name: _Index(folder, name) for name in names}
+    # The last token of a bfloat16 model fits into bfloat16, a mean does not.
+    exact = source["model"]["dtype"] == "bfloat16" and pooling != "mean"
+
+    def run(documents: list[Document], where: list[str], out: Path, progress: Callable[[int], Any]) -> None:
+        activations.collect(
+            model,
+            documents,
+            where,
+            out / where[0] if len(where) == 1 else out,
+            context=context,
+            truncate="left",
+            batch_size=max(1, batch_tokens // context),
+            dtype="bfloat16" if exact else "float32",
+            keep=pooling,
+            massive=None,
+            corpus="probing tasks",
+            shard_tokens=_SHARD_TEXTS * context,
+            progress=progress,
+        )
+
+    _fill(model, tasks, index, folder, context, run)
+
+    def read(task: str, hook: str, _keep: Any = temporary) -> TaskRows:  # the folder lives as long as its reader
+        if task not in texts:
+            raise InputError(f"no activations of task {task!r}: collect them too")
+        return index[hook].rows(texts[task])
+
+    texts = {task.name: [Document.of(text).id for text in task.texts] for task in tasks}
+    return TaskActivations(source, read)
 
 
-def _batches(ids: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
-    """Row numbers of batches of similar length, at least one row each."""
-    batch: list[int] = []
-    for i in sorted(range(len(ids)), key=lambda i: len(ids[i])):
-        if batch and (len(batch) + 1) * len(ids[i]) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
+class _Index:
+    """Where in the stores of one hook point each text's rows are."""
+
+    def __init__(self, folder: Path, hook: str) -> None:
+        self.hook = hook
+        self.stores: list[ActivationStore] = []
+        self.where: dict[int, tuple[int, int, int]] = {}
+        for path in sorted(folder.glob(f"*/{hook}/{MANIFEST}")) if folder.is_dir() else ():
+            if Manifest.read(path.parent).complete:
+                self.add(path.parent)
+
+    def add(self, path: Path) -> None:
+        """Take in a complete store."""
+        store = ActivationStore.open(path)
+        ids = store.column("doc_id")
+        starts = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]])
+        stops = np.r_[starts[1:], len(ids)]
+        number = len(self.stores)
+        self.stores.append(store)
+        for text, start, stop in zip(ids[starts].tolist(), starts.tolist(), stops.tolist(), strict=True):
+            self.where.setdefault(text, (number, start, stop))
+
+    def rows(self, texts: Sequence[int]) -> TaskRows:
+        """The rows of texts, in their order."""
+        places = [(i, *self.where[text]) for i, text in enumerate(texts) if text in self.where]
+        lengths = np.array([stop - start for _, _, start, stop in places], dtype=np.int64)
+        text = np.repeat(np.array([i for i, *_ in places], dtype=np.int64), lengths)
+        bounds = np.r_[0, np.cumsum(lengths)]
+        acts = torch.empty(int(bounds[-1]), self.stores[0].d_in if self.stores else 0)
+        by_store = defaultdict(list)
+        for j, (_, store, start, stop) in enumerate(places):
+            by_store[store].append((bounds[j], start, stop))
+        for store, parts in by_store.items():
+            index = np.concatenate([np.arange(start, stop) for _, start, stop in parts])
+            to = np.concatenate([np.arange(at, at + stop - start) for at, start, stop in parts])
+            acts[torch.from_numpy(to)] = self.stores[store].take(index)
+        return TaskRows(acts, text)
 
 
-def _cached(file: Path, n: int) -> Tensor | None:
-    try:
-        rows = read_tensors(file).get("rows")
-    except InputError:  # absent or damaged: computed anew
-        return None
-    return rows if rows is not None and len(rows) == n else None
+def _fill(
+    model: lm.Model,
+    tasks: Sequence[Task],
+    index: dict[str, _Index],
+    folder: Path,
+    context: int,
+    run: Callable[[list[Document], list[str], Path, Callable[[int], Any]], None],
+) -> None:
+    """Collect what the stores lack, task by task."""
+    known = {name: set(found.where) for name, found in index.items()}
+    work: list[tuple[Path, list[str], list[Document]]] = []
+    total = 0
+    for task in tqdm(tasks, desc="tokenise texts", unit="task", mininterval=2, delay=2, leave=False):
+        lacking: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        documents = {document.id: document for document in map(Document.of, task.texts)}
+        for name in index:
+            lacking[tuple(i for i in documents if i not in known[name])].append(name)
+            known[name].update(documents)
+        for ids, names in lacking.items():
+            rows = lm.to_ids(model, [documents[i].text for i in ids], context, truncate="left")
+            bos = lm.bos_id(model)
+            usable = [any(token != bos for token in row) for row in rows]
+            total += sum(len(row) for row, fits in zip(rows, usable, strict=True) if fits)
+            chosen = [documents[i] for i, fits in zip(ids, usable, strict=True) if fits]
+            if chosen:
+                key = xxhash.xxh3_64_hexdigest(np.array([d.id for d in chosen], dtype=np.uint64).tobytes())
+                work.append((folder / f"{task.name}-{key[:8]}", names, chosen))
+    if not work:
+        return
+    with tqdm(total=total, desc="probing texts", unit="tok", unit_scale=True, mininterval=2) as bar:
+        for out, names, lacking_texts in work:
+            _clear(out, names)
+            run(lacking_texts, names, out, bar.update)
+            for name in names:
+                index[name].add(out / name)
 
 
-def _fingerprint(model: lm.Model, weights: str | None, task: Task, hook: str, context: int) -> str:
-    """Hash of all that the activations depend on."""
-    facts = [lm.describe(model), weights or lm.weights_hash(model), hook, context, task.texts]
-    return xxhash.xxh3_128_hexdigest(json.dumps(facts).encode())
+def _clear(out: Path, names: Iterable[str]) -> None:
+    """Remove what an interrupted run for other hook points left, since a collection goes on only as it began."""
+    for name in names:
+        manifest = out / name / MANIFEST
+        if manifest.is_file():
+            hooks = Manifest.read(manifest.parent).source.get("settings", {}).get("hooks")
+            if hooks != list(names):
+                shutil.rmtree(manifest.parent)
+
+
+def _key(source: Json) -> str:
+    """Name of the folder: what is in it, and a hash of all that the activations depend on but the hook point."""
+    facts = {key: value for key, value in source.items() if key not in ("hooks", "hook")}
+    digest = xxhash.xxh3_64_hexdigest(json.dumps(facts, sort_keys=True).encode())
+    return f"{source['pooling']}-{source['context']}-{digest[:12]}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -23,13 +24,18 @@ class DenseProbe(NamedTuple):
     c: float
 
 
-def fit(x_train: ArrayLike, y_train: ArrayLike, x_test: ArrayLike, folds: int = 5) -> DenseProbe:
-    """Fit on standardised train rows `(n, d_in)` with C chosen by validation AUC; score the test rows."""
+def fit(
+    x_train: ArrayLike, y_train: ArrayLike, x_test: ArrayLike, folds: int | Sequence[tuple[ArrayLike, ArrayLike]] = 5
+) -> DenseProbe:
+    """Fit on standardised train rows `(n, d_in)` with C chosen by validation AUC; score the test rows.
+
+    `folds` are pairs of train and validation rows, or a number of stratified ones that are not shuffled.
+    """
     search = GridSearchCV(
         make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
         {"logisticregression__C": PENALTIES},
         scoring="roc_auc",
-        cv=StratifiedKFold(folds),
+        cv=folds,
     ).fit(np.asarray(x_train, dtype=np.float64), np.asarray(y_train))
     scores = search.decision_function(np.asarray(x_test, dtype=np.float64))
     return DenseProbe(scores, float(search.best_score_), float(search.best_params_["logisticregression__C"]))

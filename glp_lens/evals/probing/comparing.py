@@ -1,0 +1,91 @@
+"""Over all tasks: means, and the main entries against each other."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from glp_lens.evals.probing.inference import holm, sign_flip_p, win_rate
+from glp_lens.evals.results import Metric, Results
+from glp_lens.evals.statistics import Interval, bootstrap_mean
+
+ALL = "all"
+"""The `task` of means over tasks."""
+NOT_AVERAGED = ("auc_seed_sd",)
+Table = Mapping[str, Mapping[str, float]]
+"""Values by model label, then task name."""
+
+
+@dataclass(frozen=True)
+class Over:
+    """How statistics over tasks are made.
+
+    Attributes:
+        families: of each task; whole families are resampled and flipped.
+        resamples: bootstrap draws.
+        seed: of the bootstrap and the sign flips.
+    """
+
+    families: Mapping[str, str]
+    resamples: int
+    seed: int
+
+    def mean(self, values: Mapping[str, float]) -> Interval:
+        """Mean over tasks, with the interval over families."""
+        return bootstrap_mean(list(values.values()), self.of(values), resamples=self.resamples, seed=self.seed)
+
+    def of(self, tasks: Iterable[str]) -> list[str]:
+        """Family of each task."""
+        return [self.families[task] for task in tasks]
+
+
+def add_means(results: Results, over: Over) -> None:
+    """Add the mean over tasks of every metric."""
+    for (setting, metric), table in _bar(tables(results.metrics), "means"):
+        for model, values in table.items() if metric not in NOT_AVERAGED else ():
+            results.add(model, ALL, setting, metric, **over.mean(values)._asdict())
+
+
+def add_pairs(results: Results, main: Sequence[str], smallest: int, over: Over) -> None:
+    """Add paired comparisons of the main entries, on the tasks that both have, with Holm's adjustment by setting."""
+    compared = re.compile(rf"split=\w+;(mode=(paper|all|equal;features={smallest})|probe=sparse;k=\w+)")
+    for (setting, metric), table in _bar(tables(results.metrics), "pairs"):
+        if metric == "auc" and compared.fullmatch(setting):
+            _pairs(results, setting, {label: table[label] for label in main if label in table}, over)
+
+
+def tables(metrics: Iterable[Metric]) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
+    """Values of single tasks by setting and metric, then model, then task."""
+    found: dict[tuple[str, str], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for m in metrics:
+        if m.task != ALL:
+            found[m.setting, m.metric][m.model][m.task] = m.value
+    return found
+
+
+def _bar(found: dict[tuple[str, str], Any], what: str) -> tqdm[Any]:
+    return tqdm(found.items(), desc=f"probing, {what}", unit="setting", mininterval=2, leave=False)
+
+
+def _pairs(results: Results, setting: str, table: Table, over: Over) -> None:
+    lines = []
+    for a, b in combinations(table, 2):
+        shared = [task for task in table[a] if task in table[b]]
+        if not shared:
+            continue
+        one, other = [table[a][task] for task in shared], [table[b][task] for task in shared]
+        gap = [x - y for x, y in zip(one, other, strict=True)]
+        families = over.of(shared)
+        wins = win_rate(one, other, families, resamples=over.resamples, seed=over.seed)
+        mean = over.mean(dict(zip(shared, gap, strict=True)))
+        lines.append((a, b, mean, wins, sign_flip_p(gap, families, seed=over.seed)))
+    for (a, b, mean, wins, _), p in zip(lines, holm([p for *_, p in lines]), strict=True):
+        results.add(a, ALL, setting, f"auc_diff:{b}", **mean._asdict())
+        results.add(a, ALL, setting, f"win_rate:{b}", **wins._asdict())
+        results.add(a, ALL, setting, f"p_holm:{b}", p, n=mean.n)

@@ -1,0 +1,160 @@
+"""A model's features of a task's rows, as a matrix in memory or, where it is large, in a file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+from torch import Tensor
+
+from glp_lens.errors import InputError
+from glp_lens.evals.entries import Entry
+from glp_lens.interface import Featurizer
+from glp_lens.types import Acts
+
+Values = NDArray[np.float32]
+IN_MEMORY = 2**30
+"""Bytes of features above which they go to a file."""
+BLOCK = 2**23
+"""Features of a block of rows that is encoded at once, 32 MiB of them; at most `MOST_ROWS` rows."""
+MOST_ROWS = 1024
+
+
+class NotFinite(ValueError):
+    """Features that are infinite or NaN."""
+
+
+class Matrix(Protocol):
+    """Features `(n_rows, n_features)` float32, read by columns: `[:, a:b]`, or `[:, j]` for one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(n_rows, n_features)`."""
+
+    def __getitem__(self, key: Any, /) -> Values:
+        """A copy or a view of columns."""
+
+
+class Spooled:
+    """A matrix in a file, row after row.
+
+    It is read, not mapped: the system counts mapped pages as memory of the process, and maps more than was asked for.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int]) -> None:
+        self.path, self.shape = path, shape
+
+    def __getitem__(self, key: tuple[slice, slice | int], /) -> Values:
+        rows, columns = key
+        if not isinstance(columns, slice):
+            return self[rows, columns : columns + 1][:, 0]
+        start, stop, _ = columns.indices(self.shape[1])
+        found = np.empty((self.shape[0], max(stop - start, 0)), dtype=np.float32)
+        with self.path.open("rb", buffering=0) as file:
+            for i, row in enumerate(found):
+                file.seek(found.itemsize * (i * self.shape[1] + start))
+                file.readinto(row.data)
+        return found[rows]
+
+
+class Joined:
+    """Matrices side by side."""
+
+    def __init__(self, parts: Sequence[Matrix]) -> None:
+        self.parts = parts
+        self.ends = np.cumsum([part.shape[1] for part in parts])
+        self.shape = (parts[0].shape[0], int(self.ends[-1]))
+
+    def __getitem__(self, key: tuple[slice, slice | int], /) -> Values:
+        rows, columns = key
+        if not isinstance(columns, slice):
+            return self[rows, columns : columns + 1][:, 0]
+        start, stop, _ = columns.indices(self.shape[1])
+        found = []
+        for part, end in zip(self.parts, self.ends.tolist(), strict=True):
+            first = end - part.shape[1]
+            if start < end and first < stop:
+                found.append(part[rows, max(start - first, 0) : min(stop, end) - first])
+        return np.concatenate(found, axis=1)
+
+
+def parts(entry: Entry) -> list[Entry]:
+    """The entries whose features, side by side, are those of this one; none if it has features of its own."""
+    sigma = entry.options.get("sigma")
+    if not isinstance(sigma, list | tuple):
+        return []
+    return [replace(entry, options={**entry.options, "sigma": value}) for value in sigma]
+
+
+def count(entry: Entry) -> int:
+    """Number of features of an entry, of all its parts together."""
+    assert isinstance(entry.model, Featurizer)
+    return entry.model.n_features * max(1, len(parts(entry)))
+
+
+def noise_seeds(entry: Entry, seeds: Sequence[int]) -> Sequence[int]:
+    """The seeds that an entry is scored with: one is enough where noise plays no part."""
+    return seeds if getattr(entry.model, "stochastic", False) else seeds[:1]
+
+
+@torch.no_grad()
+def encode(
+    entry: Entry, acts: Acts, noise: Acts | None, folder: Path, *, device: str = "cpu", in_memory: int = IN_MEMORY
+) -> Matrix:
+    """Features of rows `(n, d_in)`, made in blocks of rows.
+
+    A block has fewer rows the more features there are, and a matrix over `in_memory` bytes is written to `folder`
+    as it is made, so that memory does not grow with the number of features.
+
+    Raises:
+        NotFinite: some are infinite or NaN.
+        InputError: the disk is full.
+    """
+    model = entry.model
+    assert isinstance(model, Featurizer)
+    shape = (len(acts), model.n_features)
+    step = min(max(BLOCK // model.n_features, 1), MOST_ROWS)
+
+    def block(start: int) -> Values:
+        part = slice(start, start + step)
+        eps = None if noise is None else noise[part].to(device)
+        found = model.encode(acts[part].to(device), noise=eps, **entry.options).float()
+        if not torch.isfinite(found).all():
+            raise NotFinite("features are not finite")
+        return found.cpu().numpy()
+
+    starts = range(0, len(acts), step)
+    if 4 * prod(shape) <= in_memory:
+        whole = np.empty(shape, dtype=np.float32)
+        for start in starts:
+            whole[start : start + step] = block(start)
+        return whole
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            for start in starts:
+                block(start).tofile(file)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {4 * prod(shape) / 1e9:.1f} GB of features to {folder} ({error}): free space there"
+        ) from None
+    return Spooled(Path(file.name), shape)
+
+
+def noise(task: str, seed: int, acts: Acts) -> Tensor:
+    """Standard normal noise of the shape of a task's rows: the same for all models, another for each task and seed."""
+    key = xxhash.xxh3_64_intdigest(f"{seed}:{task}".encode()) >> 1
+    return torch.randn(acts.shape, generator=torch.Generator().manual_seed(key))
+
+
+def layers(entry: Entry) -> int:
+    """Number of equal blocks that the features of an entry, or of each of its parts, come in."""
+    assert isinstance(entry.model, Featurizer)
+    return entry.model.feature_layers

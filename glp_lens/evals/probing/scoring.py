@@ -1,0 +1,201 @@
+"""One task: the probes of entries that share a model, over all noise seeds."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glp_lens.errors import InputError
+from glp_lens.evals.entries import Entry
+from glp_lens.evals.probing import features, rank, sparse
+from glp_lens.evals.probing.features import Joined, Matrix, NotFinite, Values
+from glp_lens.evals.probing.inference import equal_count
+from glp_lens.evals.probing.rows import Rows, SplitRows
+from glp_lens.evals.probing.tasks import Indices
+from glp_lens.types import Json
+
+_TEXTS, _TEXT_LENGTH = 5, 160
+_COLUMNS = 8192
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `suite.run` was asked for; see there. `smallest` is the least number of features of a main entry."""
+
+    seeds: tuple[int, ...]
+    ks: tuple[sparse.Size, ...]
+    max_features: int
+    sizes: tuple[int, ...]
+    smallest: int
+    device: str
+
+
+class Choice(NamedTuple):
+    """A chosen feature and its scores `(n_test,)`, higher for class 1."""
+
+    probe: rank.Probe
+    scores: NDArray[np.float64]
+
+
+@dataclass
+class Found:
+    """One entry on one split.
+
+    Attributes:
+        choices: by setting, an item for each noise seed.
+        numbers: by setting and metric, likewise.
+        sparse: of the first noise seed.
+        texts: that excite the feature of `mode=all` most, with the first noise seed.
+    """
+
+    choices: dict[str, list[Choice]] = field(default_factory=lambda: defaultdict(list))
+    numbers: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+    sparse: list[sparse.SparseProbe] = field(default_factory=list)
+    texts: list[Json] = field(default_factory=list)
+
+
+class Scored(NamedTuple):
+    """What was found, by entry label and split, of the entries that could be scored; a sentence for each failure."""
+
+    found: dict[str, dict[str, Found]]
+    failures: list[str]
+
+
+def score(
+    entries: Sequence[Entry], rows: Rows, options: Options, folder: Path | None, advance: Callable[[], Any]
+) -> Scored:
+    """Score entries of one model at one hook point, each set of features encoded once for all that use it.
+
+    Args:
+        entries: with one model object.
+        rows: of the task.
+        options: see there.
+        folder: where features that are too large for memory go, by default that of temporary files.
+        advance: called after each entry and noise seed.
+    """
+    found = {entry.label: {name: Found() for name in rows.splits} for entry in entries}
+    failed: dict[str, str] = {}
+    notes: dict[str, None] = {}
+    for i, seed in enumerate(features.noise_seeds(entries[0], options.seeds)):
+        with tempfile.TemporaryDirectory(dir=folder, prefix="features-") as scratch:
+            encoder = _Encoder(rows, seed, options.device, Path(scratch), entries)
+            for entry in entries:
+                try:
+                    if entry.label not in failed:
+                        matrix, scores = encoder(entry)
+                        for name, into in found[entry.label].items():
+                            _rank(into, entry, matrix, scores[name], rows, rows.splits[name], options)
+                            if i == 0:
+                                notes |= dict.fromkeys(_once(into, entry, name, matrix, rows, options))
+                except NotFinite as error:
+                    failed[entry.label] = f"{entry.label} on {rows.task.name}: skipped, {error}"
+                advance()
+    return Scored({label: at for label, at in found.items() if label not in failed}, [*failed.values(), *notes])
+
+
+class _Encoder:
+    """Features, and their scores by split, for one noise seed; each is made once."""
+
+    def __init__(self, rows: Rows, seed: int, device: str, folder: Path, entries: Sequence[Entry]) -> None:
+        self.rows, self.seed = rows, seed
+        most = sum(max(1, len(features.parts(entry))) for entry in entries)
+        self.encode = partial(features.encode, folder=folder, device=device, in_memory=features.IN_MEMORY // most)
+        self.done: dict[str, tuple[Matrix, dict[str, rank.Scores]]] = {}
+
+    def __call__(self, entry: Entry) -> tuple[Matrix, dict[str, rank.Scores]]:
+        key = repr(sorted(entry.options.items()))
+        if key not in self.done:
+            self.done[key] = self._joined(entry) if features.parts(entry) else self._own(entry)
+        return self.done[key]
+
+    def _own(self, entry: Entry) -> tuple[Matrix, dict[str, rank.Scores]]:
+        rows = self.rows
+        stochastic = len(features.noise_seeds(entry, (0, 1))) > 1
+        matrix = self.encode(
+            entry, rows.acts, features.noise(rows.task.name, self.seed, rows.acts) if stochastic else None
+        )
+        return matrix, {name: rank.score_features(matrix, rows.labels, *split) for name, split in rows.splits.items()}
+
+    def _joined(self, entry: Entry) -> tuple[Matrix, dict[str, rank.Scores]]:
+        found = [self(part) for part in features.parts(entry)]
+        scores = {name: rank.Scores.concat([own[name] for _, own in found]) for name in self.rows.splits}
+        return Joined([matrix for matrix, _ in found]), scores
+
+
+def _rank(
+    found: Found, entry: Entry, matrix: Matrix, scores: rank.Scores, rows: Rows, split: SplitRows, options: Options
+) -> None:
+    """Add the one-feature probes of one noise seed."""
+    for setting, probe in _choose(entry, scores, options.max_features):
+        column = matrix[:, probe.feature].astype(np.float64)
+        found.choices[setting].append(Choice(probe, probe.sign * column[split.test]))
+        if setting == "mode=all" and not found.texts:
+            found.texts = _texts(rows, split, column, probe.sign)
+    shortlist = np.argsort(-np.abs(scores.difference), kind="stable")[: options.max_features]
+    found.numbers["mode=paper", "auc_oracle"].append(float(scores.test[shortlist].max()))
+    found.numbers["mode=all", "auc_oracle"].append(float(scores.test.max()))
+    n = len(scores.test)
+    sizes = sorted({k for k in (*options.sizes, options.smallest, n) if k <= n})
+    expected = equal_count(scores.validation, scores.test, sizes, difference=scores.difference)
+    for k, value in zip(sizes, expected, strict=True):
+        found.numbers[f"mode=equal;features={k}", "auc"].append(float(value))
+
+
+def _choose(entry: Entry, scores: rank.Scores, max_features: int) -> Iterator[tuple[str, rank.Probe]]:
+    """The probe of each setting."""
+    yield "mode=paper", rank.choose(scores, keep=max_features)
+    yield "mode=all", rank.choose(scores)
+    layers = 1 if features.parts(entry) else features.layers(entry)
+    width = len(scores.test) // layers
+    for layer in range(layers if layers > 1 else 0):
+        yield f"mode=all;layer={layer}", rank.choose(scores, among=slice(layer * width, (layer + 1) * width))
+
+
+def _once(found: Found, entry: Entry, split: str, matrix: Matrix, rows: Rows, options: Options) -> Iterator[str]:
+    """Add the k-sparse probes of the first noise seed; a sentence for what cannot be fitted."""
+    where, (train, test, _), y = f"{entry.label} on {rows.task.name}, split={split}", rows.splits[split], rows.labels
+    ks = options.ks if entry.main else ()  # a sweep is shown by its one-feature probes
+    large = 4 * prod(matrix.shape) > features.IN_MEMORY
+    if large and "dense" in ks:
+        ks = tuple(k for k in ks if k != "dense")
+        yield f"{where}, k=dense: skipped, {matrix.shape[1]} features are too many to regress on at once"
+    if not ks:
+        return
+    x = _shortlist(matrix, train, y, max(k for k in ks if k != "dense")) if large else matrix[:, :]
+    try:
+        found.sparse = sparse.fit(x[train], y[train], x[test], y[test], ks)
+    except InputError as error:
+        yield f"{where}: no k-sparse probes, {error}"
+
+
+def _shortlist(matrix: Matrix, train: Indices, labels: Indices, k: int) -> Values:
+    """Those features among which are the first `k` of all in `sparse.rank_features`: the first of each block."""
+    found = []
+    for start in range(0, matrix.shape[1], _COLUMNS):
+        block = matrix[:, start : start + _COLUMNS]
+        found.append(block[:, np.sort(sparse.rank_features(block[train], labels[train])[:k])])
+    return np.concatenate(found, axis=1)
+
+
+def _texts(rows: Rows, split: SplitRows, column: NDArray[np.float64], sign: int) -> list[Json]:
+    """The train texts that excite a feature most in the direction of its sign, each at its highest row."""
+    found: dict[int, Json] = {}
+    for row in split.train[np.argsort(-(sign or 1) * column[split.train], kind="stable")].tolist():
+        i = int(rows.text[row])
+        if i not in found:
+            text = rows.task.texts[i]
+            # The end is what the last token has seen, and what a limit on the context leaves.
+            cut = text if len(text) <= _TEXT_LENGTH else "…" + text[1 - _TEXT_LENGTH :]
+            found[i] = {"text": cut, "value": float(column[row]), "label": int(rows.labels[row])}
+        if len(found) == _TEXTS:
+            break
+    return list(found.values())
