@@ -44,7 +44,7 @@ def write_report(results: Sequence[Results], out: str | Path, context: Mapping[s
     given = dict(context or {})
     focus = str(given.get("focus", "glp"))
     frame = metrics_frame(m for r in results for m in r.metrics)
-    parts = sections.sections(results, Palette(frame.model))
+    parts = sections.sections(results, Palette(frame.model), focus)
     found = verdicts.verdicts(frame, focus)
     training = given.get("training") or []
     page = (
@@ -76,7 +76,7 @@ def write_report(results: Sequence[Results], out: str | Path, context: Mapping[s
     )
     out = Path(out)
     (out / "plots").mkdir(parents=True, exist_ok=True)
-    for plot in (p for part in parts for p in part.plots):
+    for plot in (p for part in parts for p in part.all_plots):
         (out / "plots" / f"{plot.name}.png").write_bytes(plot.png)
     path = out / "report.html"
     write_atomic(path, page)

@@ -21,7 +21,9 @@ _NAMES = {
     "random": "random direction",
     "sigma": "σ",
     "unsteered": "not steered",
+    "neurons": "MLP neurons",
 }
+_SUITE_NAMES = {"probing": {"random": "random features"}}
 
 # Okabe and Ito's colours, which stay apart under the common colour blindnesses, and one marker each.
 _STYLES = {
@@ -30,7 +32,8 @@ _STYLES = {
     "pca": ("#009e73", "^"),
     "pca_raw": ("#56b4e9", "p"),
     "gaussian": ("#cc79a7", "D"),
-    "raw": ("#8c8c8c", "v"),
+    "raw": ("#b09c00", "v"),
+    "neurons": ("#8a63c4", "<"),
     "plain": ("#e69f00", "P"),
     "random": ("#8c8c8c", "X"),
     "dense": ("#8c8c8c", "|"),
@@ -40,7 +43,7 @@ _STYLES = {
     "clean": ("#8c8c8c", "*"),
     "unsteered": ("#8c8c8c", "*"),
 }
-_OTHERS = (("#b09c00", "h"), ("#6a51a3", "<"), ("#a6611a", ">"), ("#1b7837", "d"))
+_OTHERS = (("#994455", "h"), ("#a6611a", ">"), ("#1b7837", "d"))
 
 
 def family(label: str) -> str:
@@ -49,12 +52,13 @@ def family(label: str) -> str:
     return words[0].lower()
 
 
-def display(label: str) -> str:
-    """A label as readers see it: `glp sigma=0.3` becomes `GLP σ = 0.3`."""
+def display(label: str, suite: str = "") -> str:
+    """A label as readers of a suite's results see it: `glp sigma=0.3` becomes `GLP σ = 0.3`."""
+    names = _NAMES | _SUITE_NAMES.get(suite, {})
     words = []
     for word in label.replace("+", " + ").split():
         name, equals, value = word.partition("=")
-        shown = _NAMES.get(name.lower(), name)
+        shown = names.get(name.lower(), name)
         words.append(f"{shown}{THIN}={THIN}{value}" if equals else shown)
     return " ".join(words)
 

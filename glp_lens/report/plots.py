@@ -16,7 +16,7 @@ from glp_lens.report.labels import Palette, display, family
 
 # Everything that is not a model's colour is drawn in this ink. In the page it becomes `currentColor`, so that
 # axes and labels follow the reader's light or dark theme.
-_INK = "#1b1f24"
+INK = "#1b1f24"
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -28,20 +28,20 @@ _STYLE: dict[str, Any] = {
     "axes.labelsize": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "axes.titlecolor": _INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
     "axes.facecolor": "none",
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "legend.frameon": False,
     "legend.fontsize": 10,
     "lines.linewidth": 1.8,
     "lines.markersize": 6.5,
 }
 _TRAINED = Palette(["glp"]).color("glp")
-_GRID = {"color": _INK, "alpha": 0.13, "linewidth": 0.8}
+GRID = {"color": INK, "alpha": 0.13, "linewidth": 0.8}
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,17 @@ class Plot:
         caption: what it shows and how to read it.
         svg: the drawing, for the page.
         png: the same, for `plots/`.
+        wide: whether it needs the page's full width.
     """
 
     name: str
     caption: str
     svg: str
     png: bytes
+    wide: bool = False
 
 
-def _render(name: str, caption: str, size: tuple[float, float], draw: Callable[[Any], None]) -> Plot:
+def render(name: str, caption: str, size: tuple[float, float], draw: Callable[[Any], None]) -> Plot:
     """Draw into a new figure and give it back as text and as bytes, without global matplotlib state."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -73,7 +75,7 @@ def _render(name: str, caption: str, size: tuple[float, float], draw: Callable[[
         text, picture = io.StringIO(), io.BytesIO()
         figure.savefig(picture, format="png", dpi=160, facecolor="white")
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return Plot(name, caption, _inline(text.getvalue(), name), picture.getvalue())
+    return Plot(name, caption, _inline(text.getvalue(), name), picture.getvalue(), wide=size[0] > 8)
 
 
 def _inline(svg: str, name: str) -> str:
@@ -83,67 +85,14 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r'<svg ([^>]*?)height="[^"]*" ', r"<svg \1", svg, count=1)
     svg = re.sub(r'(<svg [^>]*?)width="[^"]*" ', r"\1", svg, count=1)
-    return svg.replace(_INK, "currentColor")
+    return svg.replace(INK, "currentColor")
 
 
-def _errors(row: Any) -> list[list[float]] | None:
+def errors(row: Any) -> list[list[float]] | None:
     """Asymmetric error bars of a metric row, or None without an interval."""
     if not (np.isfinite(row.ci_low) and np.isfinite(row.ci_high)):
         return None
     return [[max(row.value - row.ci_low, 0)], [max(row.ci_high - row.value, 0)]]
-
-
-def probing_tasks(frame: pd.DataFrame, setting: str, palette: Palette) -> Plot:
-    """Test AUC of every model on every task, the mean on top, and the dense probe as a tick.
-
-    Args:
-        frame: `auc` rows of the suite.
-        setting: the view to draw, for example `split=dedup;mode=paper`.
-        palette: colours of the labels.
-    """
-    rows = frame[(frame.metric == "auc") & (frame.setting == setting)]
-    dense_rows = frame[
-        (frame.metric == "auc") & (frame.model == "dense") & (frame.setting == setting.split(";", maxsplit=1)[0])
-    ]
-    means = rows[rows.task == "all"].set_index("model").value
-    models = list(means.sort_values(ascending=False).index)
-    tasks = list(rows[rows.task != "all"].groupby("task").value.mean().sort_values().index)
-    heights = {task: i for i, task in enumerate(tasks)} | {"all": len(tasks) + 0.5}
-    dense = dense_rows.set_index("task").value.to_dict()
-    offsets = dict(zip(models, np.linspace(0.32, -0.32, len(models)) if len(models) > 1 else [0.0], strict=True))
-
-    def draw(figure: Any) -> None:
-        axes = figure.subplots()
-        axes.axvline(0.5, color=_INK, linewidth=0.8, linestyle=(0, (2, 3)), alpha=0.5)
-        axes.axhspan(len(tasks) - 0.1, len(tasks) + 1.1, color=_INK, alpha=0.05, linewidth=0)
-        axes.grid(axis="x", **_GRID)
-        for task, height in heights.items():
-            if task in dense:
-                axes.plot([dense[task]] * 2, [height - 0.4, height + 0.4], color=_INK, linewidth=1.4, alpha=0.55)
-        for model in models:
-            for row in rows[rows.model == model].itertuples():
-                axes.errorbar(
-                    row.value, heights[row.task] + offsets[model], xerr=_errors(row),
-                    color=palette.color(model), marker=palette.marker(model),
-                    markersize=6 if row.task == "all" else 4.8, linewidth=1.2,
-                )  # fmt: skip
-            axes.plot([], [], palette.marker(model), color=palette.color(model), label=display(model))
-        if dense:
-            axes.plot([], [], color=_INK, alpha=0.55, linewidth=1.4, label="dense probe, all dimensions")
-        axes.set_yticks(list(heights.values()), ["mean of tasks" if t == "all" else t for t in heights])
-        axes.get_yticklabels()[-1].set_fontweight("bold")
-        axes.tick_params(axis="y", length=0)
-        axes.set_ylim(-0.6, len(tasks) + 1.15)
-        axes.set_xlim(max(0.0, min(0.45, float(rows.ci_low.min()) - 0.01)), 1.01)
-        axes.set_xlabel("test AUC of the best single feature (0.5 is chance, 1 is perfect)")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3)
-
-    caption = (
-        "One row a task; each marker is the feature a model chose on training data, scored once on test "
-        "data. Bars are 95% intervals: over test rows for a task, over task families for the mean. The "
-        "upright tick is a logistic regression on all dimensions, for reference."
-    )
-    return _render("probing_tasks", caption, (7.6, 1.6 + 0.47 * (len(tasks) + 1)), draw)
 
 
 def steering_frontier(frame: pd.DataFrame, palette: Palette) -> Plot:
@@ -163,7 +112,7 @@ def steering_frontier(frame: pd.DataFrame, palette: Palette) -> Plot:
     def draw(figure: Any) -> None:
         panels = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
         for axes, task in zip(panels, tasks, strict=True):
-            axes.grid(**_GRID)
+            axes.grid(**GRID)
             wide = rows[rows.task == task].pivot_table(
                 index=["model", "strength"], columns="metric", values="value", dropna=False
             )
@@ -173,7 +122,7 @@ def steering_frontier(frame: pd.DataFrame, palette: Palette) -> Plot:
                 axes.plot(
                     *origin,
                     marker="*",
-                    color=_INK,
+                    color=INK,
                     markersize=11,
                     linestyle="",
                     label="not steered",
@@ -215,7 +164,7 @@ def steering_frontier(frame: pd.DataFrame, palette: Palette) -> Plot:
         "having only where its line lies above and to the right of “no repair”: otherwise, steering less "
         "does as well."
     )
-    return _render("steering_frontier", caption, (7.6 if len(tasks) == 1 else 4.2 * len(tasks), 4.9), draw)
+    return render("steering_frontier", caption, (7.6 if len(tasks) == 1 else 4.2 * len(tasks), 4.9), draw)
 
 
 def fidelity_scatter(frame: pd.DataFrame, curves: dict[str, list[str]], palette: Palette) -> Plot:
@@ -233,28 +182,28 @@ def fidelity_scatter(frame: pd.DataFrame, curves: dict[str, list[str]], palette:
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        axes.grid(**_GRID)
+        axes.grid(**GRID)
         for name, labels in curves.items():
             line = sorted((fvu.value[m], loss.value[m]) for m in labels if m in shown)
             axes.plot(*zip(*line, strict=True), color=palette.color(name), linewidth=1.3, alpha=0.7)
         for model in shown:
             x, y = fvu.value[model], loss.value[model]
             axes.errorbar(
-                x, y, yerr=_errors(loss.loc[model]), color=palette.color(model), marker=palette.marker(model),
+                x, y, yerr=errors(loss.loc[model]), color=palette.color(model), marker=palette.marker(model),
                 linewidth=1.2,
             )  # fmt: skip
             # Labels of the first curve and of single points stand below, those of other curves above the line.
             left = x > 0.5 or (model not in first and any(model in labels for labels in curves.values()))
             axes.annotate(
                 display(model), (x, y), xytext=(-8, 4) if left else (8, -4), textcoords="offset points",
-                fontsize=9.5, ha="right" if left else "left", va="bottom" if left else "top", color=_INK,
+                fontsize=9.5, ha="right" if left else "left", va="bottom" if left else "top", color=INK,
             )  # fmt: skip
         floor = max(min((abs(v) for v in loss.value if v), default=1e-3), 1e-3)
         axes.set_yscale("symlog", linthresh=floor, linscale=0.8)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.axhline(0, color=_INK, linewidth=0.8, alpha=0.5)
+        axes.axhline(0, color=INK, linewidth=0.8, alpha=0.5)
         axes.set_xlabel("fraction of variance unexplained (FVU), log scale")
         axes.set_ylabel("delta LM loss, nats a token (log scale)")
 
@@ -264,7 +213,7 @@ def fidelity_scatter(frame: pd.DataFrame, curves: dict[str, list[str]], palette:
         "reconstruct is a choice, so compare models at equal FVU: of two points one above the other, the "
         "lower one wins."
     )
-    return _render("fidelity", caption, (7.6, 4.8), draw)
+    return render("fidelity", caption, (7.6, 4.8), draw)
 
 
 def density_curves(frame: pd.DataFrame, palette: Palette) -> Plot:
@@ -288,7 +237,7 @@ def density_curves(frame: pd.DataFrame, palette: Palette) -> Plot:
             top, bottom = figure.subplots(), None
         for axes in (top, bottom):
             if axes is not None:
-                axes.grid(**_GRID)
+                axes.grid(**GRID)
         for model in dict.fromkeys(losses.model):
             line = losses[losses.model == model].set_index("sigma")
             faint = family(model) == "isotropic"
@@ -308,8 +257,8 @@ def density_curves(frame: pd.DataFrame, palette: Palette) -> Plot:
                 bottom.fill_between(shared, low, high, color=palette.color(model), alpha=0.18, linewidth=0)
                 bottom.plot(shared, percent, **options)
         if bottom is not None:
-            top.plot(bound.index, bound, color=_INK, linestyle=(0, (4, 2)), label="exact bound for Gaussians")
-            bottom.axhline(0, color=_INK, linestyle=(0, (4, 2)), linewidth=1.4)
+            top.plot(bound.index, bound, color=INK, linestyle=(0, (4, 2)), label="exact bound for Gaussians")
+            bottom.axhline(0, color=INK, linestyle=(0, (4, 2)), linewidth=1.4)
             bottom.set_ylabel("% from the bound")
         top.set_ylabel("loss a dimension")
         (bottom if bottom is not None else top).set_xlabel("noise level σ (0 is data, 1 is noise)")
@@ -320,7 +269,7 @@ def density_curves(frame: pd.DataFrame, palette: Palette) -> Plot:
         "any Gaussian can reach. Below it, a model knows structure beyond means and covariances; above "
         "it, it has not even learnt those at that noise level. Shaded: 95% intervals over documents."
     )
-    return _render("density", caption, (7.6, 5.8), draw)
+    return render("density", caption, (7.6, 5.8), draw)
 
 
 def norm_histogram(norms: np.ndarray, path: str | Path, *, title: str = "", limit: float | None = None) -> None:
@@ -345,12 +294,12 @@ def norm_histogram(norms: np.ndarray, path: str | Path, *, title: str = "", limi
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        axes.grid(axis="y", **_GRID)
-        axes.stairs(counts, 10**edges if logarithmic else edges, fill=True, color=_INK, alpha=0.4)
+        axes.grid(axis="y", **GRID)
+        axes.stairs(counts, 10**edges if logarithmic else edges, fill=True, color=INK, alpha=0.4)
         if median > 0:
-            axes.axvline(median, color=_INK, label=f"median {median:,.4g}, largest {norms.max():,.4g}")
+            axes.axvline(median, color=INK, label=f"median {median:,.4g}, largest {norms.max():,.4g}")
         if limit:
-            axes.axvline(limit, color=_INK, linestyle=(0, (4, 2)), label=f"massive: left out above {limit:,.4g}")
+            axes.axvline(limit, color=INK, linestyle=(0, (4, 2)), label=f"massive: left out above {limit:,.4g}")
         if logarithmic:
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -366,7 +315,7 @@ def norm_histogram(norms: np.ndarray, path: str | Path, *, title: str = "", limi
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_render("norms", "", (7.6, 3.8), draw).png)
+    path.write_bytes(render("norms", "", (7.6, 3.8), draw).png)
 
 
 def loss_curve(history: pd.DataFrame, path: str | Path, *, title: str = "") -> None:
@@ -385,9 +334,9 @@ def loss_curve(history: pd.DataFrame, path: str | Path, *, title: str = "") -> N
     def draw(figure: Any) -> None:
         panels = figure.subplots(1, 2, width_ratios=[3, 2]) if len(parts) else [figure.subplots()]
         axes = panels[0]
-        axes.grid(**_GRID)
+        axes.grid(**GRID)
         marker = "o" if len(history) == 1 else ""
-        axes.plot(history["rows"], history["loss"], color=_INK, alpha=0.4, marker=marker, label="training")
+        axes.plot(history["rows"], history["loss"], color=INK, alpha=0.4, marker=marker, label="training")
         if validated:
             held = history.dropna(subset="validation_loss")
             axes.plot(held["rows"], held["validation_loss"], color=_TRAINED, marker=marker, label="validation")
@@ -403,7 +352,7 @@ def loss_curve(history: pd.DataFrame, path: str | Path, *, title: str = "") -> N
         handles = axes.get_legend_handles_labels()
         if len(parts):
             panel = panels[1]
-            panel.grid(**_GRID)
+            panel.grid(**GRID)
             for row, alpha, label in ((0, 0.3, "first"), (-1, 1.0, "last")):
                 panel.plot(sigmas, parts.iloc[row], color=_TRAINED, alpha=alpha, marker="o", markersize=4, label=label)
             panel.set(xlim=(0, 1), ylim=(0, None))
@@ -414,7 +363,7 @@ def loss_curve(history: pd.DataFrame, path: str | Path, *, title: str = "") -> N
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_render("loss", "", (9.6 if len(parts) else 6.4, 3.9), draw).png)
+    path.write_bytes(render("loss", "", (9.6 if len(parts) else 6.4, 3.9), draw).png)
 
 
 def _count(value: float, _: object = None) -> str:

@@ -2,71 +2,32 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
 from glp_lens.evals.results import Results, metrics_frame
 from glp_lens.report import plots
-from glp_lens.report.labels import Palette, count, display, duration, flops, interval, number, p_value, signed
-from glp_lens.report.verdicts import PROBING_VIEWS, Difference, differences
+from glp_lens.report.elements import DASH, Cell, Example, Section, Table, find_row, table_of, value_cell, value_cells
+from glp_lens.report.labels import Palette, count, display, duration, flops, interval, number, signed
+from glp_lens.report.probing import section as probing_section
+from glp_lens.report.verdicts import Difference, differences
 from glp_lens.types import Json
 
-DASH = "\u2013"
 
+def sections(results: Sequence[Results], palette: Palette, focus: str = "glp") -> list[Section]:
+    """A section for each suite present, in a fixed order; several runs of one suite share a section.
 
-@dataclass(frozen=True)
-class Cell:
-    """One cell: its text, a smaller line below, whether it is the best of its column."""
-
-    text: str
-    below: str = ""
-    best: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table; the first column names the row. Long ones are folded."""
-
-    caption: str
-    header: list[str]
-    rows: list[list[Cell]]
-    folded: bool = False
-
-
-@dataclass(frozen=True)
-class Example:
-    """Continuations of one prompt: for each condition, one cell a strength."""
-
-    concept: str
-    prompt: str
-    unsteered: str
-    strengths: list[str]
-    rows: list[tuple[str, list[Cell]]]
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page."""
-
-    id: str
-    title: str
-    lead: str
-    plots: list[plots.Plot] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    examples: list[Example] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-def sections(results: Sequence[Results], palette: Palette) -> list[Section]:
-    """A section for each suite present, in a fixed order; several runs of one suite share a section."""
+    Args:
+        results: of any suites.
+        palette: colours of all labels.
+        focus: the model whose probes are shown in detail.
+    """
     found = []
     for suite, build in _BUILDERS.items():
         runs = [r for r in results if r.suite == suite]
         if runs:
-            found.append(build(runs, metrics_frame(m for r in runs for m in r.metrics), palette))
+            found.append(build(runs, metrics_frame(m for r in runs for m in r.metrics), palette, focus))
     return found
 
 
@@ -97,7 +58,8 @@ def training(rows: Sequence[Json], store_rows: int | None = None) -> Table:
             ]
         )
     header = ["Model", "Rows seen", "Distinct rows", "Parameters", "Training FLOPs", "Time", "Settings"]
-    return Table("Data and compute of each model. A row is the activation of one token.", header, body)
+    caption = "Data and compute of each model. A row is the activation of one token."
+    return Table(caption, header, body, prose=("Settings",))
 
 
 def _plain(value: object) -> str:
@@ -106,131 +68,6 @@ def _plain(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _cell(row: pd.Series | None, digits: int = 3, *, best: bool = False, sign: bool = False) -> Cell:
-    """A metric row as value and interval; a dash if it was not measured."""
-    if row is None:
-        return Cell(DASH)
-    write = signed if sign else number
-    return Cell(write(row.value, digits), interval(row.ci_low, row.ci_high, digits, sign=sign), best)
-
-
-def _row(frame: pd.DataFrame, **where: str) -> pd.Series | None:
-    chosen = frame
-    for column, value in where.items():
-        chosen = chosen[chosen[column] == value]
-    return chosen.iloc[0] if len(chosen) else None
-
-
-def _best(rows: Iterable[pd.Series | None], *, highest: bool) -> float:
-    values = [float(r.value) for r in rows if r is not None and math.isfinite(r.value)]
-    if not values:
-        return math.nan
-    return max(values) if highest else min(values)
-
-
-def _column(rows: Sequence[pd.Series | None], *, highest: bool, digits: int = 3) -> list[Cell]:
-    """Cells of one column, the best value marked."""
-    best = _best(rows, highest=highest)
-    return [_cell(r, digits, best=r is not None and r.value == best) for r in rows]
-
-
-def _table(caption: str, header: list[str], columns: list[list[Cell]], *, folded: bool = False) -> Table:
-    return Table(caption, header, [list(row) for row in zip(*columns, strict=True)], folded)
-
-
-def _view(setting: str, top: object) -> str:
-    split = "repeats removed" if "split=dedup" in setting else "official split"
-    pool = f"top {top} features" if "mode=paper" in setting else "all features"
-    return f"{split}, {pool}"
-
-
-def _probing(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette) -> Section:
-    top = runs[0].config.get("max_features", 512)
-    auc = frame[(frame.metric == "auc") & (frame.task == "all")]
-    views = [v for v in PROBING_VIEWS if v in set(auc.setting)]
-    if not views:
-        return Section("probing", "Probing", "No probing task could be scored.")
-    main = auc[auc.setting == views[0]].sort_values("value", ascending=False)
-    models = list(main.model)
-    pools = []
-    for model in models:
-        k = frame[(frame.model == model) & (frame.metric == "n_candidates")]
-        k = k[k.setting.str.contains("mode=all")].value
-        pools.append(Cell(count(k.max()) if len(k) else DASH))
-    columns = [[Cell(display(m)) for m in models], pools]
-    for view in views:
-        columns.append(_column([_row(auc, model=m, setting=view) for m in models], highest=True))
-    means = _table(
-        f"Mean test AUC over {int(main.n.max())} task families, with 95% intervals over families.",
-        ["Model", "Features (K)", *(_view(v, top).capitalize() for v in views)],
-        columns,
-    )
-    body = []
-    for d in differences(frame, "auc"):
-        if d.setting != views[0]:
-            continue
-        p = _row(frame, model=d.first, setting=d.setting, metric=f"p_holm:{d.second}")
-        body.append(
-            [
-                _pair(d),
-                Cell(signed(d.value)),
-                Cell(interval(d.low, d.high, sign=True)),
-                Cell(p_value(None if p is None else p.value)),
-            ]
-        )
-    gaps = Table(
-        f"Paired differences of mean AUC ({_view(views[0], top)}); p by sign flips over families, Holm-adjusted.",
-        ["Pair", "Difference", "95% interval", "p"],
-        body,
-    )
-    references = [_row(auc, model="dense", setting=v) for v in ("split=dedup", "split=official")]
-    reference = next((r for r in references if r is not None), None)
-    notes = [
-        "The feature and its sign are chosen by cross-validation on training data; test data are looked at once.",
-        "A model with more features has more tries: the best of K useless features reaches a validation "
-        f"AUC of about 0.5 + 0.018 √(2 ln K). The view “top {top} features” gives all models at most {top} "
-        "candidates.",
-    ]
-    if {"pca", "gaussian"} <= set(auc.model):
-        notes.append(
-            "A Gaussian's features, whitened coordinates, are PCA's components on another scale. A single feature's "
-            "AUC does not see scale, so the two agree by construction."
-        )
-    notes += _probing_size(runs)
-    if reference is not None:
-        notes.insert(0, f"A dense probe on all dimensions reaches a mean AUC of {number(reference.value)}.")
-    return Section(
-        "probing",
-        "Probing: does one feature hold one concept?",
-        "For each task, every model may use a single feature to tell two classes of text apart: a "
-        "meta-neuron of the GLP, a latent of the SAE, a component of PCA, or a raw dimension. A model "
-        "whose single features read more concepts has taken the activations apart in a more meaningful "
-        "way.",
-        [plots.probing_tasks(frame, views[0], palette)],
-        [means, gaps],
-        notes=notes,
-    )
-
-
-def _probing_size(runs: Sequence[Results]) -> list[str]:
-    """A note on how much text the tasks had, if the runs tell."""
-    splits = [
-        split
-        for run in runs
-        for task in run.data.get("tasks", {}).values()
-        for split in task.values()
-        if isinstance(split, dict) and {"train", "test"} <= set(split)
-    ]
-    contexts = [run.data["context"] for run in runs if run.data.get("context")]
-    if not (splits and contexts):
-        return []
-    train, test = (max(split[part] for split in splits) for part in ("train", "test"))
-    return [
-        f"Up to {count(train)} training and {count(test)} test prompts a task, cut to {count(max(contexts))} "
-        "tokens: AUCs are not comparable with published ones on full splits."
-    ]
 
 
 _SWEPT = {
@@ -244,7 +81,7 @@ _SWEPT = {
 _EXAMPLES = 3
 
 
-def _steering(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette) -> Section:
+def _steering(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette, _: str) -> Section:
     tables: list[Table] = []
     for run in runs:
         tables += _steering_tables(run.frame(), str(run.config.get("concept", "")), run.extras.get("chosen", {}))
@@ -301,12 +138,12 @@ def _steering_tables(frame: pd.DataFrame, concept: str, strengths: Json) -> list
     still = frame[(frame.model == "unsteered") & (frame.setting == "alpha=0")]
 
     def column(metric: str) -> list[Cell]:
-        cells = _column([_row(chosen, model=m, metric=metric) for m in models], highest=True)
-        return [*cells, *([_cell(_row(still, metric=metric))] if len(still) else [])]
+        cells = value_cells([find_row(chosen, model=m, metric=metric) for m in models], highest=True)
+        return [*cells, *([value_cell(find_row(still, metric=metric))] if len(still) else [])]
 
     used = [", ".join(f"{x:g}" for x in dict.fromkeys(strengths.get(m, []))) or DASH for m in models]
     level = frame[frame.metric == "concept_at_fluency"]
-    at_fluency = _column([_row(level, model=m) for m in models], highest=True)
+    at_fluency = value_cells([find_row(level, model=m) for m in models], highest=True)
     columns = [
         [Cell(display(m)) for m in [*models, *(["unsteered"] if len(still) else [])]],
         [*map(Cell, used), *([Cell(DASH)] if len(still) else [])],
@@ -325,7 +162,7 @@ def _steering_tables(frame: pd.DataFrame, concept: str, strengths: Json) -> list
     caption = f"Steering towards {concept}, each condition at the strength chosen on the other half of the prompts."
     if share:
         caption += f" Last column: the most concept reached with a fluency of {share}."
-    tables = [_table(caption, header, columns)]
+    tables = [table_of(caption, header, columns)]
 
     body, seen = [], set()
     for metric, what in (("harmonic", "harmonic mean"), ("concept_at_fluency", "concept at equal fluency")):
@@ -345,11 +182,11 @@ def _steering_tables(frame: pd.DataFrame, concept: str, strengths: Json) -> list
     ]
     header = ["Condition", "α"]
     for metric, title in _SWEPT.items():
-        found = [_row(swept, model=m, setting=s, metric=metric) for m, s in keys]
+        found = [find_row(swept, model=m, setting=s, metric=metric) for m, s in keys]
         if any(r is not None for r in found):
             header.append(title)
-            columns.append([_cell(r, sign="minus" in metric) for r in found])
-    tables.append(_table(f"{concept}: all strengths", header, columns, folded=True))
+            columns.append([value_cell(r, sign="minus" in metric) for r in found])
+    tables.append(table_of(f"{concept}: all strengths", header, columns, folded=True))
     return tables
 
 
@@ -392,13 +229,13 @@ def _generation(row: pd.Series) -> Cell:
     return Cell(" ".join(str(row.text).split()), ", ".join(judged))
 
 
-def _fidelity(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette) -> Section:
+def _fidelity(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette, _: str) -> Section:
     loss = frame[frame.metric == "delta_nll"]
     models = list(loss.model)
-    get: Callable[[str, str], pd.Series | None] = lambda m, metric: _row(frame, model=m, metric=metric)  # noqa: E731
+    get: Callable[[str, str], pd.Series | None] = lambda m, metric: find_row(frame, model=m, metric=metric)  # noqa: E731
     scaled = [get(m, "fvu_standardised") for m in models]
     has_scaled = any(r is not None for r in scaled)
-    main = _table(
+    main = table_of(
         "Reconstruction error and its price, on the same rows. Brackets: 95% intervals over documents.",
         [
             "Model",
@@ -411,10 +248,10 @@ def _fidelity(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette) ->
         [
             [Cell(display(m)) for m in models],
             [Cell(count(r.value) if (r := get(m, "network_calls")) is not None else DASH) for m in models],
-            [_cell(get(m, "fvu")) for m in models],
-            *([[_cell(r) for r in scaled]] if has_scaled else []),
-            [_cell(get(m, "delta_nll"), sign=True) for m in models],
-            [_cell(get(m, "loss_recovered")) for m in models],
+            [value_cell(get(m, "fvu")) for m in models],
+            *([[value_cell(r) for r in scaled]] if has_scaled else []),
+            [value_cell(get(m, "delta_nll"), sign=True) for m in models],
+            [value_cell(get(m, "loss_recovered")) for m in models],
         ],
     )
     body = []
@@ -440,7 +277,7 @@ def _fidelity(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette) ->
         )
     curves = {name: labels for r in runs for name, labels in r.extras.get("curves", {}).items()}
     data, config = runs[0].data, runs[0].config
-    clean = _row(frame, model="clean", metric="nll")
+    clean = find_row(frame, model="clean", metric="nll")
     notes = [
         f"{count(data.get('tokens'))} predicted tokens in {count(config.get('documents'))} held-out "
         f"documents; the untouched model's loss is {number(clean.value if clean is not None else None)} "
@@ -474,25 +311,25 @@ def _fidelity(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette) ->
     )
 
 
-def _density(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette) -> Section:
+def _density(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette, _: str) -> Section:
     loss = frame[(frame.metric == "flow_loss") & (frame.setting == "sigma=all")].sort_values("value")
     scored = frame[frame.metric == "score_auroc"]
     models = [*loss.model, *(m for m in scored.model if m not in set(loss.model))]
 
     def column(metric: str, setting: str) -> list[pd.Series | None]:
-        return [_row(frame, model=m, metric=metric, setting=setting) for m in models]
+        return [find_row(frame, model=m, metric=metric, setting=setting) for m in models]
 
-    main = _table(
+    main = table_of(
         "Held-out flow-matching loss a dimension, and the typicality check: AUROC of telling real "
         "activations from ones shuffled within each dimension (0.5 is chance).",
         ["Model", "Loss", "Exact bound", "Below the bound, %", "Below the Gaussian, %", "Typicality AUROC"],
         [
             [Cell(display(m)) for m in models],
-            _column(column("flow_loss", "sigma=all"), highest=False),
-            [_cell(r) for r in column("flow_loss_bound", "sigma=all")],
-            [_cell(r, 1) for r in column("below_bound_percent", "sigma=all")],
-            [_cell(r, 1) for r in column("below_gaussian_percent", "sigma=all")],
-            _column(column("score_auroc", "real vs shuffled"), highest=True),
+            value_cells(column("flow_loss", "sigma=all"), highest=False),
+            [value_cell(r) for r in column("flow_loss_bound", "sigma=all")],
+            [value_cell(r, 1) for r in column("below_bound_percent", "sigma=all")],
+            [value_cell(r, 1) for r in column("below_gaussian_percent", "sigma=all")],
+            value_cells(column("score_auroc", "real vs shuffled"), highest=True),
         ],
     )
     tables, figures = [main], []
@@ -501,12 +338,12 @@ def _density(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette) -> 
         own = frame[frame.metric.isin(["flow_loss", "flow_loss_bound"])]
         columns = [[Cell(s.removeprefix("sigma=").replace("-", DASH)) for s in bins]]
         for model in loss.model:
-            rows = [_row(own, model=model, setting=s, metric="flow_loss") for s in bins]
-            columns.append([_cell(r) for r in rows])
+            rows = [find_row(own, model=model, setting=s, metric="flow_loss") for s in bins]
+            columns.append([value_cell(r) for r in rows])
         bounds = own[own.metric == "flow_loss_bound"].groupby("setting").value.min()
         columns.append([Cell(number(bounds.get(s))) for s in bins])
         header = ["Noise level σ", *(display(m) for m in loss.model), "Exact bound"]
-        tables.append(_table("Loss by noise level", header, columns, folded=True))
+        tables.append(table_of("Loss by noise level", header, columns, folded=True))
         figures.append(plots.density_curves(frame, palette))
     data = runs[0].data
     notes = [
@@ -530,8 +367,8 @@ def _density(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette) -> 
     )
 
 
-_BUILDERS: dict[str, Callable[[Sequence[Results], pd.DataFrame, Palette], Section]] = {
-    "probing": _probing,
+_BUILDERS: dict[str, Callable[[Sequence[Results], pd.DataFrame, Palette, str], Section]] = {
+    "probing": probing_section,
     "steering": _steering,
     "fidelity": _fidelity,
     "density": _density,

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from glp_lens.report.labels import display, family, interval, number, p_value, signed
+from glp_lens.report.labels import count, display, family, interval, number, p_value, signed
 
 Outcome = Literal["ahead", "behind", "unclear"]
 PROBING_VIEWS = (
@@ -93,9 +93,9 @@ def judge(difference: Difference, *, higher_is_better: bool, p_adjusted: float =
     return "ahead" if (low > 0) == higher_is_better else "behind"
 
 
-def opening(outcome: Outcome, first: str, second: str, matter: str) -> str:
+def opening(outcome: Outcome, first: str, second: str, matter: str, suite: str = "") -> str:
     """The words that a verdict begins with."""
-    a, b = display(first), display(second)
+    a, b = display(first, suite), display(second, suite)
     if outcome == "ahead":
         return f"{a} beats {b} {matter}"
     if outcome == "behind":
@@ -104,7 +104,11 @@ def opening(outcome: Outcome, first: str, second: str, matter: str) -> str:
 
 
 def probing(frame: pd.DataFrame, focus: str) -> list[Verdict]:
-    """One verdict a model, on the strictest view, with the number of other views that agree."""
+    """One verdict a model, on the strictest view, with the number of other views that agree.
+
+    What happens at equal feature counts is said where it is another verdict.
+    """
+    frame = frame[frame.task == "all"]
     pairs = facing(differences(frame, "auc"), focus)
     view = next((v for v in PROBING_VIEWS if any(d.setting == v for d in pairs)), None)
     p_values = {
@@ -122,19 +126,28 @@ def probing(frame: pd.DataFrame, focus: str) -> list[Verdict]:
     verdicts = []
     for d in (d for d in pairs if d.setting == view):
         outcome, p = outcome_of(d), p_of(d)
+        matter = "in reading concepts from one feature"
         means = [_value(frame, label, "all", d.setting, "auc") for label in (d.first, d.second)]
         sentence = (
-            f"{opening(outcome, d.first, d.second, 'in reading concepts from one feature')}: mean test AUC "
+            f"{opening(outcome, d.first, d.second, matter, 'probing')}: mean test AUC "
             f"{number(means[0])} against {number(means[1])}, {_difference(d)} over {d.n} task families."
         )
         notes = []
         if math.isfinite(p):
             shown = p_value(p)
             notes.append(f"Holm-adjusted p {shown}" if "<" in shown else f"Holm-adjusted p = {shown}")
-        others = [o for o in pairs if (o.first, o.second) == (d.first, d.second) and o.setting != view]
+        same = [o for o in pairs if (o.first, o.second) == (d.first, d.second) and o.setting != view]
+        others = [o for o in same if o.setting in PROBING_VIEWS]
         if others:
             agree = sum(outcome_of(o) == outcome for o in others)
             notes.append(f"{agree} of {len(others)} other views (split, candidate features) give the same verdict")
+        equal = next((o for o in same if o.setting.startswith(f"{d.setting.split(';')[0]};mode=equal")), None)
+        if equal is not None and outcome_of(equal) != outcome:
+            features = count(float(equal.setting.rpartition("=")[2]))
+            turn = opening(
+                outcome_of(equal), d.first, d.second, f"at equal feature counts ({features} each)", "probing"
+            )
+            notes.append(f"{turn}: {_difference(equal)}")
         verdicts.append(Verdict("probing", outcome, d.first, d.second, sentence, _detail(notes)))
     return verdicts
 
@@ -279,7 +292,7 @@ def headline(found: list[Verdict], focus: str = "glp") -> str:
         rivals: dict[str, list[str]] = {}
         for v in found:
             if v.outcome == outcome:
-                rivals.setdefault(v.area or v.suite, []).append(display(v.second))
+                rivals.setdefault(v.area or v.suite, []).append(display(v.second, v.suite))
         places = [f"{suite} {word} {_join(list(dict.fromkeys(names)))}" for suite, names in rivals.items()]
         if places:
             sentences.append(f"{begin} {'; in '.join(places)}.")

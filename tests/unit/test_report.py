@@ -81,7 +81,7 @@ def density():
 class Page(HTMLParser):
     """Collects tags, ids and text, and checks that tags are closed in order."""
 
-    VOID = frozenset(["meta", "br", "use", "path", "link", "img"])
+    VOID = frozenset(["meta", "br", "use", "path", "link", "img", "wbr"])
 
     def __init__(self, text):
         super().__init__()
@@ -146,9 +146,10 @@ def test_everything_from_outside_is_escaped(written):
 
 def test_all_suites_have_their_numbers_verdicts_and_plots(written):
     out, _, text = written
-    for name in ("probing_tasks", "steering_frontier", "fidelity", "density"):
+    names = ("probing_means", "probing_heat", "probing_tasks", "steering_frontier", "fidelity", "density")
+    for name in names:
         assert (out / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert text.count("<svg") == 4
+    assert text.count("<svg") == len(names)
     words = " ".join(" ".join(Page(text).words).split())
     assert "GLP loses to no repair in steering towards sports" in words
     assert "GLP beats SAE in keeping the language model intact at equal distortion (FVU 0.280)" in words
@@ -175,7 +176,7 @@ def test_results_read_back_from_disk_give_the_same_page(tmp_path):
 def test_one_suite_alone_makes_a_page(tmp_path, make):
     text = write_report([make()], tmp_path).read_text()
     assert Page(text).open == []
-    assert text.count("<svg") == 1
+    assert text.count("<svg") == (3 if make is probing else 1)
 
 
 def test_notes_tell_rounding_losses_and_sizes_only_if_the_results_do(tmp_path):

@@ -60,6 +60,41 @@ def test_holm_can_take_a_probing_win_away_and_other_views_are_counted():
     assert "1 of 1 other views" in found.detail
 
 
+EQUAL = "split=dedup;mode=equal;features=1536"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "told"),
+    [
+        (0.01, 0.05, 0.01, ""),  # the same verdict
+        (-0.05, -0.01, 0.01, "GLP loses to SAE at equal feature counts (1\u202f536 each): difference −0.030"),
+        (-0.01, 0.05, 0.01, "No clear winner between GLP and SAE at equal feature counts (1\u202f536 each)"),
+        (0.01, 0.05, 0.2, "No clear winner between GLP and SAE at equal feature counts"),
+    ],
+)
+def test_equal_feature_counts_are_told_where_they_change_the_verdict(low, high, p, told):
+    table = frame(
+        "probing",
+        ("glp", "all", VIEW, "auc_diff:sae", 0.03, 0.01, 0.05),
+        ("sae", "all", EQUAL, "auc_diff:glp", -(low + high) / 2, -high, -low) if low < 0 < high else
+        ("glp", "all", EQUAL, "auc_diff:sae", 0.03 if low > 0 else -0.03, low, high),
+        ("glp", "all", EQUAL, "p_holm:sae", p),
+        ("glp", "all", "split=dedup;probe=sparse;k=16", "auc_diff:sae", -0.2, -0.3, -0.1),
+        ("glp", "all", "split=official;mode=equal;features=1536", "auc_diff:sae", -0.2, -0.3, -0.1),
+    )  # fmt: skip
+    (found,) = verdicts(table)
+    assert found.outcome == "ahead"
+    assert told in found.detail
+    assert ("at equal feature counts" in found.detail) == bool(told)
+    assert "other views" not in found.detail  # neither equal counts nor several features are a view of one feature
+
+
+def test_random_features_are_no_random_direction():
+    (found,) = verdicts(frame("probing", ("glp", "all", VIEW, "auc_diff:random", 0.03, 0.01, 0.05)))
+    assert found.sentence.startswith("GLP beats random features")
+    assert headline([found]) == "GLP wins in probing over random features."
+
+
 def test_lower_is_better_for_losses_and_losing_noise_levels_are_named():
     table = frame(
         "density",
