@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import typer
-from glp_lens_cli import collect, compare, push, report, store, suites, train
+from glp_lens_cli import collect, compare, probe, push, report, store, suites, train
 from glp_lens_cli._app import Commands
 
 # Tokenizer threads beside forked workers only bring a warning here.
@@ -25,7 +25,7 @@ app = typer.Typer(
 app.command("quickstart", help=compare.QUICKSTART)(compare.compare)
 app.command("collect")(collect.collect)
 app.command("train")(train.train)
-app.command("probe")(suites.probe)
+app.command("probe")(probe.probe)
 app.command("steer")(suites.steer)
 app.command("fidelity")(suites.fidelity)
 app.command("compare")(compare.compare)

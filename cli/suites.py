@@ -1,4 +1,4 @@
-"""`probe`, `steer` and `fidelity`: one suite on trained models."""
+"""`steer` and `fidelity`: one suite on trained models."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from glp_lens_cli import _models as m
 from glp_lens_cli import compare as c
 from glp_lens_cli import options as o
 from glp_lens_cli._app import numbers, split
@@ -14,46 +15,6 @@ if TYPE_CHECKING:
     from glp_lens.activations import ActivationStore
     from glp_lens.artifacts import ActivationModel
     from glp_lens.evals.results import Results
-
-_SIGMAS = Annotated[
-    str,
-    typer.Option("--sigmas", help="Noise levels at which a GLP's meta-neurons are read, separated by commas."),
-]
-
-
-def probe(
-    models: o.Models,
-    out: o.Out = Path("results/probing"),
-    model: o.Model = "HuggingFaceTB/SmolLM2-135M-Instruct",
-    hook: o.Hook = None,
-    backend: o.Backend = "bridge",
-    lm_dtype: o.Dtype = "bfloat16",
-    context: o.Context = 128,
-    tasks: c.Tasks = "",
-    probe_train: c.ProbeTrain = 1024,
-    probe_test: c.ProbeTest = 1024,
-    sigmas: _SIGMAS = "0.1",
-    allow_mismatch: o.AllowMismatch = False,
-    device: o.Device = "cpu",
-    seed: o.Seed = 0,
-    overwrite: o.Replace = False,
-    config: o.Config = None,
-) -> None:
-    """Sparse probing: how well the best single feature of each model separates two classes."""
-    from glp_lens.evals import probing
-    from glp_lens.pipeline.compare import probing_entries
-
-    o.refuse_overwrite(out / "results.json", overwrite=overwrite)
-    trained = _load(models, device)
-    loaded = [
-        probing.load(name, max_train=probe_train, max_test=probe_test) for name in probing.names(split(tasks) or None)
-    ]
-    levels = numbers(sigmas, "--sigmas")
-    opened, point = _open(model, hook, backend, lm_dtype, device, trained)
-    entries = probing_entries(_bound(trained, point), levels)
-    activations = probing.collect(opened, loaded, point, context=context, cache=out / "cache")
-    results = probing.run(entries, loaded, activations, seed=seed, device=device, allow_mismatch=allow_mismatch)
-    _finish(results, out, "auc", task="all")
 
 
 def steer(
@@ -83,16 +44,16 @@ def steer(
     """
     from glp_lens.activations import ActivationStore
     from glp_lens.evals import steering
-    from glp_lens.pipeline.compare import matched_ranks, projector_entries
+    from glp_lens.pipeline.entries import matched_ranks, projector_entries
 
     o.refuse_overwrite(out / "results.json", overwrite=overwrite)
-    trained = _load(models, device)
+    trained = m.load(models, device)
     alphas = numbers(strengths, "--strengths")
     activations = ActivationStore.open(store)
-    trained = _bound(trained, activations.hook)
+    trained = m.bound(trained, activations.hook)
     _check_store(activations, trained, "glp-lens collect --out acts", allow_mismatch=allow_mismatch)
     ranks = matched_ranks(trained, activations.sample(2048, seed=0))
-    opened, point = _open(model, hook, backend, lm_dtype, device, trained)
+    opened, point = m.open_lm(model, hook, backend, lm_dtype, device, trained)
     results = steering.run(
         opened,
         projector_entries(trained, project_u, project_sigma, ranks, fast=fast),
@@ -145,15 +106,15 @@ def fidelity(
     from glp_lens.evals import density
     from glp_lens.evals import fidelity as suite
     from glp_lens.evals.entries import Entry
-    from glp_lens.pipeline.compare import matched_ranks, reconstruction_entries
+    from glp_lens.pipeline.entries import matched_ranks, reconstruction_entries
 
     o.refuse_overwrite(out / "density/results.json", out / "fidelity/results.json", overwrite=overwrite)
-    trained = _load(models, device)
+    trained = m.load(models, device)
     heldout = _open_heldout(store, trained, allow_mismatch=allow_mismatch)
-    trained = _bound(trained, heldout.hook)
+    trained = m.bound(trained, heldout.hook)
     piece = corpus.CHARACTERS_PER_TOKEN * context
     pool = list(corpus.from_files(split(texts), piece=piece)) if texts else corpus.packaged(seed, "heldout")
-    opened, point = _open(model, hook, backend, lm_dtype, device, trained)
+    opened, point = m.open_lm(model, hook, backend, lm_dtype, device, trained)
     entries = [Entry(label, found) for label, found in trained.items()]
     found = density.run(entries, heldout.rows(), heldout.column("doc_id"), seed=seed)
     _finish(found, out / "density", "flow_loss", setting="sigma=all")
@@ -169,32 +130,6 @@ def fidelity(
         allow_mismatch=allow_mismatch,
     )
     _finish(results, out / "fidelity", "delta_nll")
-
-
-def _load(models: str, device: str) -> dict[str, ActivationModel]:
-    """Trained models by label: the name given, or the name of the folder."""
-    from glp_lens import models as registry
-    from glp_lens.errors import InputError
-    from glp_lens.lm import check_device
-
-    check_device(device)
-    found: dict[str, ActivationModel] = {}
-    for item in split(models):
-        name, _, folder = item.rpartition("=")
-        label = name or Path(folder).name
-        if label in found:
-            raise InputError(f"two models are called {label!r}: name them, --models a=folder1,b=folder2")
-        found[label] = registry.load(folder).to(device)
-    if not found:
-        raise InputError("--models needs at least one folder of a trained model")
-    return found
-
-
-def _bound(trained: dict[str, ActivationModel], hook: str) -> dict[str, ActivationModel]:
-    """The models as they are used at a hook point: of multi-layer priors, the layer."""
-    from glp_lens import provenance
-
-    return {label: provenance.bound(model, hook) for label, model in trained.items()}
 
 
 def _check_store(
@@ -225,7 +160,7 @@ def _open_heldout(folder: Path, trained: dict[str, ActivationModel], *, allow_mi
     if not folder.exists():
         raise InputError(f"no activation store at {folder}: collect held-out activations with '{collect}'")
     store = ActivationStore.open(folder)
-    trained = _bound(trained, store.hook)
+    trained = m.bound(trained, store.hook)
     _check_store(store, trained, collect, allow_mismatch=allow_mismatch)
     manifest = store.provenance()["manifest_hash"]
     for label, model in trained.items():
@@ -235,17 +170,6 @@ def _open_heldout(folder: Path, trained: dict[str, ActivationModel], *, allow_mi
                 f"activations: collect them with '{collect}'"
             )
     return store
-
-
-def _open(
-    name: str, hook: str | None, backend: str, dtype: str, device: str, trained: dict[str, ActivationModel]
-) -> tuple[object, str]:
-    """The language model, and the hook point: the one asked for, else the one the models were trained at."""
-    from glp_lens import lm
-
-    model = lm.open_model(name, device=device, dtype=dtype, backend=backend)  # type: ignore[arg-type]
-    known = [m.hook for m in trained.values() if m.hook]
-    return model, lm.check_hook(model, hook or (known[0] if known else lm.default_hook(model)))
 
 
 def _finish(results: Results, out: Path, metric: str, **where: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -166,6 +167,15 @@ class ActivationModel(ABC):
             if isinstance(value, Tensor | torch.nn.Module):
                 setattr(self, name, value.to(device))
         return self
+
+    def fingerprint(self) -> str:
+        """Hash of kind, settings, provenance and weights: of all that the model's results depend on."""
+        about = [self.kind, self.hook, self._config(), self.provenance]
+        digest = xxhash.xxh3_128(json.dumps(about, default=str).encode())
+        for name, tensor in sorted(self._tensors().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the model to `folder`, replacing a model saved there before."""

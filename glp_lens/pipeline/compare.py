@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
-from torch import Tensor
-
 from glp_lens import corpus, lm, models, provenance
 from glp_lens.activations import ActivationStore, collect
 from glp_lens.artifacts import ActivationModel, versions, write_atomic, write_json
@@ -18,13 +16,14 @@ from glp_lens.evals.entries import Entry
 from glp_lens.evals.results import Results, metrics_frame
 from glp_lens.evals.steering.generate import PROMPTS
 from glp_lens.evals.steering.judges import SentenceEmbedder
-from glp_lens.interface import Projector, Reconstructor
 from glp_lens.models.gaussian import Gaussian
 from glp_lens.models.glp import GLP
 from glp_lens.models.pca import PCA
+from glp_lens.models.random_features import RandomFeatures
 from glp_lens.models.raw import Raw
 from glp_lens.models.sae import SAE
 from glp_lens.pipeline.config import CompareConfig
+from glp_lens.pipeline.entries import matched_ranks, probing_entries, projector_entries, reconstruction_entries
 from glp_lens.pipeline.stages import Stage, run_stages, stage_seconds
 from glp_lens.report import write_report
 from glp_lens.report.plots import loss_curve
@@ -102,15 +101,15 @@ class _Comparison:
             Stage("train-sae", _SAE, ("collect",), ("models/sae",), self.train_sae),
             Stage(
                 "train-baselines",
-                (),
+                ("glp_mlp", "glp_layers"),
                 ("collect",),
-                ("models/pca", "models/pca_raw", "models/gaussian", "models/raw"),
+                ("models/pca", "models/pca_raw", "models/gaussian", "models/raw", "models/random"),
                 self.train_baselines,
             ),
             Stage("density", (), fits, ("results/density",), self.density),
             Stage(
                 "probing",
-                ("tasks", "probe_train", "probe_test", "sigmas"),
+                ("tasks", "probe_train", "probe_test", "sigmas", "ks"),
                 fits,
                 ("results/probing", "cache/probing"),
                 self.probing,
@@ -176,7 +175,7 @@ class _Comparison:
         """The trained models by kind."""
         return {
             kind: models.load(self.out / "models" / kind).to(self.config.device)
-            for kind in ("glp", "sae", "pca", "pca_raw", "gaussian", "raw")
+            for kind in ("glp", "sae", "pca", "pca_raw", "gaussian", "raw", "random")
         }
 
     @cached_property
@@ -242,13 +241,16 @@ class _Comparison:
         sae.save_pretrained(self.out / "models" / "sae")
 
     def train_baselines(self) -> None:
-        """PCA, the Gaussian and raw activations, on the same rows."""
-        seed, rows = self.config.seed, len(self.store)
+        """PCA, the Gaussian and raw activations, on the same rows; random features, as many as the GLP's."""
+        c, rows = self.config, len(self.store)
+        seed = c.seed
         for name, standardize in (("pca", True), ("pca_raw", False)):
             pca = PCA.fit(self.store, standardize=standardize, max_rows=rows, seed=seed)
             pca.save_pretrained(self.out / "models" / name)
         Gaussian.fit(self.store, seed=seed).save_pretrained(self.out / "models" / "gaussian")
         Raw.fit(self.store, seed=seed).save_pretrained(self.out / "models" / "raw")
+        random = RandomFeatures.fit(self.store, n_features=c.glp_layers * c.glp_mlp, seed=seed)
+        random.save_pretrained(self.out / "models" / "random")
 
     def density(self) -> None:
         """Held-out flow-matching loss beside the Gaussian bound."""
@@ -258,16 +260,23 @@ class _Comparison:
         results.save(self.out / "results" / "density")
 
     def probing(self) -> None:
-        """1-D probes on the sae-probes tasks."""
+        """1-D and k-sparse probes on the sae-probes tasks."""
         c = self.config
         tasks = [
             probing.load(name, max_train=c.probe_train, max_test=c.probe_test)
             for name in probing.names(c.tasks or None)
         ]
-        activations = probing.collect(
-            self.model, tasks, self.hook, context=c.context, cache=self.out / "cache" / "probing"
+        cache = self.out / "cache" / "probing"
+        activations = probing.collect(self.model, tasks, self.hook, context=c.context, cache=cache)
+        results = probing.run(
+            probing_entries(self.trained, c.sigmas),
+            tasks,
+            activations,
+            ks=c.ks,
+            seed=c.seed,
+            device=c.device,
+            folder=cache / "scores",
         )
-        results = probing.run(probing_entries(self.trained, c.sigmas), tasks, activations, seed=c.seed, device=c.device)
         results.save(self.out / "results" / "probing")
 
     def steering(self) -> None:
@@ -308,7 +317,7 @@ class _Comparison:
         seconds = stage_seconds(self.out)
         context: Json = {
             "title": f"GLP, SAE and PCA on {self.store.provenance()['model']['name'].split(' (')[0].split('/')[-1]}",
-            "training": training_table(self.trained),
+            "training": training_table({k: m for k, m in self.trained.items() if k != "random"}),  # nothing was trained
             "store": self.store.provenance(),
             "command": self.command,
             "seed": self.config.seed,
@@ -332,78 +341,6 @@ def _check(config: CompareConfig) -> None:
         raise InputError(f"concept must be one of {', '.join(steering.NAMES)}, got {config.concept!r}")
     if not 2 <= config.prompts <= len(PROMPTS):
         raise InputError(f"prompts must lie between 2 and {len(PROMPTS)}, got {config.prompts}")
-
-
-def probing_entries(trained: dict[str, ActivationModel], sigmas: Sequence[float]) -> list[Entry]:
-    """What probing compares: a GLP's meta-neurons at each noise level, and every other model's features."""
-    found = []
-    for label, model in trained.items():
-        if label == "pca_raw":  # fidelity's second view of PCA
-            continue
-        if model.kind != "glp":
-            found.append(Entry(label, model))
-        elif len(sigmas) == 1:
-            found.append(Entry(label, model, {"sigma": sigmas[0]}))
-        else:
-            found += [Entry(f"{label} sigma={sigma:g}", model, {"sigma": sigma}) for sigma in sigmas]
-    return found
-
-
-def projector_entries(
-    trained: dict[str, ActivationModel], u: float, sigma: float, ranks: dict[str, int], *, fast: bool = False
-) -> list[Entry]:
-    """What steering compares: each model that can put an edited activation back, a GLP at two noise levels."""
-    found, pace = [], {"fast": True} if fast else {}
-    for label, model in trained.items():
-        if model.kind == "glp":
-            found += [
-                Entry(label, model, {"u": u, **pace}),
-                Entry(f"{label} sigma={sigma:g}", model, {"sigma": sigma, **pace}),
-            ]
-        elif isinstance(model, Projector) and label not in ("raw", "pca_raw"):
-            found.append(Entry(label, model, {"k": ranks[label]} if label in ranks else {}))
-    return found
-
-
-def reconstruction_entries(
-    trained: dict[str, ActivationModel], u: float, ranks: dict[str, int], *, fast: bool = False
-) -> list[Entry]:
-    """What fidelity compares: a GLP at several noise levels, PCA at several ranks, any SAE."""
-    found, pace = [], {"fast": True} if fast else {}
-    for label, model in trained.items():
-        if model.kind == "glp":
-            found.append(Entry(label, model, {"u": u, **pace}))
-            found += [Entry(f"{label} sigma={s:g}", model, {"sigma": s, **pace}) for s in (0.3, 0.2, 0.1)]
-        elif isinstance(model, PCA):
-            own = ranks.get(label, model.k)
-            others = {max(1, own // 4), min(model.n_features, own * 7 // 5)}
-            found += [Entry(label if k == own else f"{label} k={k}", model, {"k": k}) for k in sorted({own, *others})]
-        elif isinstance(model, Reconstructor) and model.kind != "raw":
-            found.append(Entry(label, model))
-    return found
-
-
-def matched_ranks(trained: dict[str, ActivationModel], rows: Tensor) -> dict[str, int]:
-    """For each PCA the rank whose squared error on `rows` comes nearest below the SAE's; empty without an SAE.
-
-    PCA's error can be set to anything by its rank, so it is compared at the distortion the SAE happens to have.
-    """
-    sae = next((m for m in trained.values() if m.kind == "sae" and isinstance(m, Reconstructor)), None)
-    if sae is None:
-        return {}
-    limit = float((rows - sae.reconstruct(rows)).square().sum())
-    found = {}
-    for label, model in trained.items():
-        if isinstance(model, PCA):
-            low, high = 1, model.n_features
-            while low < high:
-                middle = (low + high) // 2
-                if float((rows - model.reconstruct(rows, k=middle)).square().sum()) <= limit:
-                    high = middle
-                else:
-                    low = middle + 1
-            found[label] = low
-    return found
 
 
 def training_table(trained: dict[str, ActivationModel]) -> list[Json]:

@@ -38,7 +38,8 @@ class CompareConfig:
         tasks: patterns of sae-probes task names; the default set if empty.
         probe_train: most training prompts a task.
         probe_test: most test prompts a task.
-        sigmas: noise levels at which meta-neurons are read.
+        sigmas: noise levels at which meta-neurons are read, the first the one that is compared.
+        ks: numbers of features of the k-sparse probes; none if empty.
         concept: topic that generation is steered towards.
         strengths: steering strengths, in median activation norms.
         prompts: neutral prompts that generations start from.
@@ -73,6 +74,7 @@ class CompareConfig:
     probe_train: int = 256
     probe_test: int = 200
     sigmas: tuple[float, ...] = (0.1,)
+    ks: tuple[int, ...] = (16,)
     concept: str = "sports"
     strengths: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)
     prompts: int = 24
@@ -99,6 +101,8 @@ class CompareConfig:
             raise InputError(f"strengths must be positive and rising, got {list(self.strengths)}")
         if not self.sigmas or any(not 0 < s < 1 for s in self.sigmas):
             raise InputError(f"sigmas must be between 0 and 1, got {self.sigmas}")
+        if any(k < 1 for k in self.ks):
+            raise InputError(f"ks must be at least 1, got {self.ks}")
         if not 0 <= self.project_u < 1:
             raise InputError(f"project_u must be in [0, 1), got {self.project_u}")
         if not 0 < self.project_sigma < 1:

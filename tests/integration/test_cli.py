@@ -10,7 +10,9 @@ from glp_lens_cli import app
 from typer.testing import CliRunner
 
 import glp_lens as gl
-from glp_lens.evals import steering
+from glp_lens import lm
+from glp_lens.evals import probing, steering
+from glp_lens.evals.results import Results
 from glp_lens.evals.steering import suite
 from tests.conftest import tiny_texts
 from tests.integration.test_steering import Words, ordered_texts, toy_concept
@@ -82,12 +84,89 @@ def test_every_kind_is_trained_and_loads(models):
     assert gl.load("models/sae").n_features == 40
 
 
-def test_probe(command, models):
-    sizes = "--tasks 5_hist_fig_ismale --probe-train 40 --probe-test 30 --context 24"
-    said = command(f"probe LM --models {models} {sizes} --sigmas 0.1,0.5 --out results/probing")
-    table = pd.read_csv("results/probing/metrics.csv")
-    assert {"glp sigma=0.1", "glp sigma=0.5", "sae", "pca", "gaussian", "raw"} <= set(table.model)
-    assert "auc" in said
+TINY_TASKS = "--probe-train 130 --probe-test 30 --context 24"
+
+
+@pytest.fixture(scope="module")
+def probed(command, models):
+    """A run on a task of sae-probes and one of the user's, with all controls: its options, and what it printed."""
+    rows = [f"{text},{'game' if i % 2 else 'war'}" for i, text in enumerate(tiny_texts(180, seed=3))]
+    Path("mine.csv").write_text("text,topic\n" + "\n".join(rows))
+    line = (
+        f"probe LM --models {models} --tasks 5_hist_fig_ismale,mine.csv --label-column topic {TINY_TASKS} "
+        "--sigmas 0.5,0.1 --ks 3 --seeds 2 --random --neurons"
+    )
+    return line, command(f"{line} --out results/probing")
+
+
+def test_probe_compares_models_and_controls_in_one_command(probed):
+    _, said = probed
+    results = Results.load("results/probing")
+    entries = results.config["entries"]
+    assert list(entries) == [
+        "glp sigma=0.5", "glp sigma=0.1", "glp sigma=0.1+0.5", "sae", "pca", "gaussian", "raw", "random", "neurons",
+    ]  # fmt: skip
+    assert [name for name, entry in entries.items() if not entry["main"]] == ["glp sigma=0.1", "glp sigma=0.1+0.5"]
+    sizes = {name: entry["n_features"] for name, entry in entries.items()}
+    assert (sizes["random"], sizes["neurons"], sizes["glp sigma=0.1+0.5"]) == (40, 40, 80)
+    assert entries["neurons"]["hook"] == "blocks.1.mlp.hook_post"
+    assert results.config["seeds"] == [0, 1]
+    table = results.frame()
+    assert set(table.task) == {"5_hist_fig_ismale", "mine", "all"}
+    assert set(table.setting[table.setting.str.contains("dedup;probe")]) == {"split=dedup;probe=sparse;k=3"}
+    page = Path("results/probing/report.html")
+    assert "mine" in page.read_text()
+    for part in (*entries, page, "results/probing/metrics.csv", "results/probing/results.json"):
+        assert str(part) in said
+
+
+def test_probe_goes_on_where_it_stopped(command, probed, tiny_folder, monkeypatch):
+    line = f"{probed[0]} --cache results/probing/cache --out results/again"
+    real, seen = probing.suite.score, []
+
+    def interrupted(entries, rows, *rest):
+        if rows.task.name == "mine":
+            raise KeyboardInterrupt
+        return real(entries, rows, *rest)
+
+    def counted(entries, rows, *rest):
+        seen.append(rows.task.name)
+        return real(entries, rows, *rest)
+
+    def refused(*_args, **_options):
+        raise AssertionError("texts were run again")
+
+    monkeypatch.setattr(lm, "activations", refused)
+    monkeypatch.setattr(probing.suite, "score", interrupted)
+    assert CliRunner().invoke(app, shlex.split(line.replace("LM", f"--model {tiny_folder}"))).exit_code == 130
+    assert not Path("results/again/metrics.csv").exists()
+    monkeypatch.setattr(probing.suite, "score", counted)
+    command(line)
+    assert set(seen) == {"mine"}
+    assert Path("results/again/metrics.csv").read_bytes() == Path("results/probing/metrics.csv").read_bytes()
+
+
+def test_probe_of_a_labelled_store(command, models):
+    rows = [f"{text},{i % 2}" for i, text in enumerate(tiny_texts(60, seed=5))]
+    Path("labelled.csv").write_text("text,label\n" + "\n".join(rows))
+    command("collect LM --texts labelled.csv --labels label --split all --context 24 --out labelled")
+    said = command("probe --models models/raw --store labelled --label label --probe-train 0 --ks none --out of_store")
+    results = Results.load("of_store")
+    (task,) = results.data["tasks"].values()
+    n = len(gl.ActivationStore.open("labelled"))
+    assert sum(task["official"].values()) == n
+    assert results.data["hook"] == "blocks.1.hook_resid_post"
+    assert not results.frame().setting.str.contains("sparse").any()
+    assert "raw" in said
+
+
+def test_probe_takes_all_rows_of_a_task_when_asked(command, models):
+    line = "probe LM --models models/raw --tasks 119_us_state_TX --context 4 --probe-train 0 --probe-test 0 --ks none"
+    command(f"{line} --out uncapped")
+    sizes = Results.load("uncapped").data["tasks"]["119_us_state_TX"]["official"]
+    n = len(gl.corpus.read_dataset("119_us_state_TX"))
+    train = min(1024, n - 100)
+    assert sizes == {"train": train, "test": n - train - 1}
 
 
 def test_fidelity_and_density(command, models):
@@ -119,7 +198,7 @@ def test_steer_with_named_models(command, models, monkeypatch):
 
 
 def test_report_of_the_suites_and_of_its_own_folder_again(command, models):
-    command(f"probe LM --models {models} --tasks 5_hist_fig_ismale --probe-train 40 --probe-test 30 --out out/probing")
+    command(f"probe LM --models {models} --tasks 5_hist_fig_ismale {TINY_TASKS} --ks none --out out/probing")
     for out in ("out/report", "out"):  # the second time, merged results of the first lie among the suites'
         command(f"report out --out {out} --title Mine")
         assert "Mine" in Path(out, "report.html").read_text()

@@ -38,8 +38,8 @@ def settings(**changes):
     """Sizes that take seconds."""
     tiny = CompareConfig(
         tokens=3000, heldout_tokens=300, context=24, rows=1280, glp_width=12, glp_mlp=20, glp_layers=2, glp_batch=64,
-        sae_latents=40, sae_k=5, sae_batch=64, tasks=("5_hist_fig_ismale",), probe_train=40, probe_test=30,
-        strengths=(0.5, 1.0), prompts=4, new_tokens=6, documents=5,
+        sae_latents=40, sae_k=5, sae_batch=64, tasks=("5_hist_fig_ismale",), probe_train=130, probe_test=30,
+        ks=(3,), strengths=(0.5, 1.0), prompts=4, new_tokens=6, documents=5,
     )  # fmt: skip
     return dataclasses.replace(tiny, **changes)
 
@@ -113,7 +113,7 @@ def test_stores_are_disjoint_and_as_large_as_asked(finished):
 
 def test_models_load_and_know_where_they_come_from(finished):
     store = ActivationStore.open(finished.out / "acts" / "train")
-    for kind in ("glp", "sae", "pca", "gaussian", "raw"):
+    for kind in ("glp", "sae", "pca", "gaussian", "raw", "random"):
         model = gl.load(finished.out / "models" / kind)
         assert (model.kind, model.d_in, model.hook) == (kind, 24, store.hook)
         assert model.provenance["store"]["manifest_hash"] == store.provenance()["manifest_hash"]
@@ -128,15 +128,31 @@ def test_numbers_are_tidy_and_complete(finished):
     ]  # fmt: skip
     models = table.groupby("suite")["model"].agg(set)
     assert {"glp", "sae", "pca", "gaussian"} <= models["density"]
-    assert {"glp", "sae", "pca", "gaussian", "raw"} <= models["probing"]
+    assert models["probing"] == {"glp", "sae", "pca", "gaussian", "raw", "random", "dense"}
     assert {"glp", "glp sigma=0.2", "sae", "pca", "plain", "random", "unsteered"} <= models["steering"]
     assert {"glp", "sae", "pca", "clean", "mean ablation"} <= models["fidelity"]
     key = ["suite", "model", "task", "setting", "metric"]
     assert not table.duplicated(key).any()
     named = table.assign(setting=table["setting"].fillna("")).set_index(["suite", "model", "metric"]).sort_index()
+    views = set(table.setting[table.suite == "probing"])
+    assert {
+        "split=dedup;mode=all;layer=1",
+        "split=official;probe=sparse;k=3",
+        "split=dedup;mode=equal;features=24",
+    } <= views
     bound = named.loc[("density", "gaussian", "flow_loss_bound")].query("setting == 'sigma=all'")["value"].iloc[0]
     assert 0.5 < bound < 1.6
     assert named.loc[("fidelity", "mean ablation", "fvu"), "value"].iloc[0] == pytest.approx(1, abs=1e-6)
+
+
+def test_random_features_are_a_control_of_probing_as_wide_as_the_prior(finished):
+    glp, random = (gl.load(finished.out / "models" / kind) for kind in ("glp", "random"))
+    assert random.n_features == glp.n_features == 40
+    everything = json.loads((finished.out / "results.json").read_text())
+    assert {line["model"] for line in everything["training"]} == {"glp", "sae", "pca", "pca_raw", "gaussian", "raw"}
+    assert all(
+        m["model"] != "random" for suite in ("density", "fidelity") for m in everything["suites"][suite]["metrics"]
+    )
 
 
 def test_the_files_agree(finished):
@@ -177,6 +193,7 @@ def test_a_second_call_does_nothing(finished, monkeypatch):
         ({"sae_k": 3}, "train-sae: sae_k 5 -> 3"),
         ({"seed": 7}, "collect: seed 0 -> 7"),
         ({"documents": 4}, "fidelity: documents 5 -> 4"),
+        ({"ks": (1, 2)}, "probing: ks [3] -> [1, 2]"),
         ({"texts": TEXTS[:-1]}, "collect: texts '700 texts"),
         ({"glp_lr": 1e-4}, "train-glp: glp_lr 0.002 -> 0.0001"),
     ],
@@ -215,9 +232,10 @@ def _interrupt(monkeypatch, place):
     [
         (("glp_lens.activations.forward", "read", 2), 0),
         (("glp_lens.training.loop", "validation_loss", 3), 1),
+        (("glp_lens.evals.probing.suite", "score", 4), 5),
         (("glp_lens.evals.steering.suite", "generate", 4), 6),
     ],
-    ids=["collect", "train-glp", "steering"],
+    ids=["collect", "train-glp", "probing", "steering"],
 )
 def test_an_interrupted_run_ends_like_one_that_was_not(bridge_run, tmp_path, place, skipped):
     """Also the proof that the same seed gives the same numbers, whatever the folder."""

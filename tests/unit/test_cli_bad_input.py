@@ -83,6 +83,9 @@ def files(tmp_path_factory, tiny_folder):
     (root / "latin.txt").write_bytes(b"caf\xe9 \xff")
     (root / "texts.pdf").write_bytes(b"%PDF")
     (root / "column.csv").write_text("title,body\na,b\n")
+    (root / "classes.csv").write_text(
+        "text,label\n" + "\n".join(f"{t},{'abc'[i % 3]}" for i, t in enumerate(tiny_texts(60)))
+    )
     (root / "column.jsonl").write_text('{"title": "a"}\n')
     (root / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
     (root / "broken.parquet").write_bytes(b"PAR1 no more")
@@ -182,6 +185,9 @@ MISTAKES = [
     ),
     ("train sae --store {f}/store --out {new} --validation {f}/store", "--validation is an option of a GLP, not of"),
     ("train glp --store {f}/store --out {new} --k 4", "--k is an option of a SAE, not of kind 'glp'"),
+    ("train raw --store {f}/store --out {new} --features 4", "--features is an option of a RANDOM, not of kind 'raw'"),
+    ("train random --store {f}/store --out {new} --features 0", "Invalid value for '--features'"),
+    ("train neurons --store {f}/store --out {new}", "neurons need no training"),
     ("train glp --store {f}/store --out {new} --checkpoint step_1", "--checkpoint is of the prior to --finetune"),
     ("train pca --store {f}/store --out {new} --components 25", "between 1 and 24"),
     ("train pca --store {f}/store --out {new} --components 0", "Invalid value for '--components'"),
@@ -217,7 +223,24 @@ MISTAKES = [
     (PROBE + " --models {f}/pca --tasks poetry", "no probing task matches 'poetry'"),
     (PROBE + " --models {f}/pca --sigmas low", "--sigmas takes numbers"),
     (PROBE + " --models {f}/pca --sigmas ''", "--sigmas takes numbers"),
-    (PROBE + " --models {f}/pca --probe-train 0", "Invalid value for '--probe-train'"),
+    (PROBE + " --models {f}/pca --probe-train -1", "Invalid value for '--probe-train'"),
+    (PROBE + " --models {f}/pca --seeds 0", "Invalid value for '--seeds'"),
+    (PROBE + " --models {f}/pca --ks 0", "--ks takes numbers of features, 'dense', or 'none'"),
+    (PROBE + " --models {f}/pca --ks 1,none", "--ks takes numbers of features, 'dense', or 'none'"),
+    (PROBE + " --models {f}/pca --ks ''", "--ks takes numbers of features, 'dense', or 'none'"),
+    (PROBE + " --models {f}/pca --pooling median", "pooling must be one of last, mean, max, all"),
+    (PROBE + " --models {f}/pca --random", "random features take their number and scale from a GLP"),
+    (PROBE + " --models {f}/pca --context 1", "Invalid value for '--context'"),
+    (PROBE + " --models sae-lens:nothing", "expected sae-lens:RELEASE:SAE_ID"),
+    (PROBE + " --models {f}/pca --tasks {f}/none.csv", "name one that exists"),
+    (PROBE + " --models {f}/pca --tasks {f}/column.csv", "'text', found title, body"),
+    (PROBE + " --models {f}/pca --tasks {f}/classes.csv", "holds 3 values"),
+    (PROBE + " --models {f}/pca --tasks {f}/classes.csv --label-column kind", "'kind'"),
+    (PROBE + " --models {f}/pca --tasks {f}/classes.csv --positive d", "positive value 'd'"),
+    (PROBE + " --models {f}/pca --store {f}/store", "--store takes --label"),
+    (PROBE + " --models {f}/pca --store {f}/store --label kind", "neither --tasks nor --neurons"),
+    ("probe --models {f}/pca --store {f}/store --label kind --out {new}", "'kind'"),
+    ("probe --models {f}/pca --store {f}/none --label kind --out {new}", "no activation store at"),
     (PROBE + " --models {f}/pca --hook blocks.9.hook_resid_post", "did you mean"),
     (PROBE + " --models {f}/pca --hook blocks.2.hook_resid_post", f"pca was trained at {HOOK} (here blocks.2"),
     (PROBE + " --models {f}/gaussian7", "was trained on width 7"),

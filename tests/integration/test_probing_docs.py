@@ -1,0 +1,65 @@
+"""What docs/probing.md shows: its commands parse, its Python runs."""
+
+import inspect
+import re
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import typer
+from glp_lens_cli import app
+
+import glp_lens as gl
+from glp_lens.activations import write_store
+from glp_lens.evals import probing
+from tests.conftest import tiny_texts
+
+TEXT = (Path(__file__).parents[2] / "docs" / "probing.md").read_text()
+HOOK = "blocks.1.hook_resid_post"
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.S)
+
+
+@pytest.fixture(scope="module")
+def names(tiny_bridge, tmp_path_factory):
+    """What the examples take as given."""
+    rows = torch.randn(700, 24, generator=torch.Generator().manual_seed(0))
+    store = write_store(tmp_path_factory.mktemp("docs") / "acts", rows, hook=HOOK)
+    glp = gl.GLP.fit(store, gl.recipe("fast", rows=256, batch_size=64), d_model=12, d_mlp=20, n_layers=2)
+    return {"model": tiny_bridge, "hook": HOOK, "glp": glp, "pca": gl.PCA.fit(store)}
+
+
+@pytest.mark.parametrize("line", [line for block in blocks("sh") for line in block.splitlines()])
+def test_a_command_of_the_documentation_is_one(line):
+    words = shlex.split(line, comments=True)
+    assert words[:2] == ["glp-lens", "probe"]
+    context = typer.main.get_command(app).commands["probe"].make_context("probe", words[2:])
+    assert context.params["models"]
+
+
+def test_the_example_of_a_run(names, tmp_path, monkeypatch):
+    code, changed = re.subn(r'probing\.names\("\*agnews\*"\)', 'probing.names("162_agnews_1")', blocks("python")[0])
+    assert changed
+    small = probing.build("small", tiny_texts(60), [i % 2 for i in range(60)], range(40), range(40, 60))
+    monkeypatch.setattr(probing, "load", lambda name: small)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/probing.md", "exec"), given := dict(names))
+    assert set(given["results"].config["entries"]) == {"glp", "pca"}
+    assert Path("results/probing/metrics.csv").exists()
+
+
+def test_the_example_of_another_harness(names):
+    from sae_probes import run_sae_evals
+
+    called = []
+    harness = SimpleNamespace(
+        run_sae_evals=lambda *a, **k: called.append(inspect.signature(run_sae_evals).bind(*a, **k))
+    )
+    exec(compile(blocks("python")[1], "docs/probing.md", "exec"), {**names, "sae_probes": harness})
+    (call,) = called
+    assert (call.arguments["model_name"], call.arguments["hook_name"]) == ("gpt2", HOOK)
+    assert call.arguments["sae"].encode(torch.zeros(3, 24)).shape == (3, 40)
