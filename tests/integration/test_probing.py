@@ -1,11 +1,14 @@
 """Activations of probing texts from tiny language models: what they are, and what is collected again."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 
 from glp_lens import activations as stores
 from glp_lens import lm
+from glp_lens.activations.writer import lock
 from glp_lens.errors import InputError
 from glp_lens.evals.probing import activations as module
 from glp_lens.evals.probing import build, collect
@@ -96,7 +99,7 @@ def test_a_prompt_of_several_tasks_is_read_once(tiny_hooked, tmp_path, read_text
 def test_an_interrupted_run_goes_on_after_the_finished_tasks(tiny_hooked, tmp_path, monkeypatch, read_texts):
     tasks = [task(), task(31, "second", seed=1), task(31, "third", seed=2)]
     whole = collect(tiny_hooked, tasks, [HOOK, LATER], cache=tmp_path / "whole")
-    forward, left = lm.activations, [2]
+    forward, left = lm.activations, [3]  # two for the first task, and the first look at the second
 
     def fails(*args):
         left[0] -= 1
@@ -110,6 +113,12 @@ def test_an_interrupted_run_goes_on_after_the_finished_tasks(tiny_hooked, tmp_pa
     monkeypatch.setattr(lm, "activations", forward)
     read_texts.clear()
     # Other hook points than the interrupted run had: what it left half done for the second task is begun again.
+    half_done = next((tmp_path / "cut").glob(f"*/second-*/{LATER}"))
+    held = lock(half_done)  # as the other run would, if it were at work
+    with pytest.raises(InputError, match="another process is writing"):
+        collect(tiny_hooked, tasks, [LATER], cache=tmp_path / "cut")
+    os.close(held)
+    read_texts.clear()
     found = collect(tiny_hooked, tasks, [LATER], cache=tmp_path / "cut")
     assert 0 < sum(read_texts) <= len(set(tasks[1].texts) | set(tasks[2].texts))
     assert torch.equal(found.rows("third").acts, whole.rows("third", LATER).acts)
@@ -117,6 +126,25 @@ def test_an_interrupted_run_goes_on_after_the_finished_tasks(tiny_hooked, tmp_pa
     for hook in (HOOK, LATER):
         for one in tasks:
             torch.testing.assert_close(both.rows(one.name, hook).acts, whole.rows(one.name, hook).acts)
+
+
+def test_smaller_batches_may_follow_an_interrupted_run(tiny_hooked, tmp_path, monkeypatch):
+    whole = collect(tiny_hooked, [task()], HOOK)
+    forward = lm.activations
+    calls = []
+
+    def fails(*args):
+        calls.append(args)
+        if len(calls) > 1:
+            raise MemoryError
+        return forward(*args)
+
+    monkeypatch.setattr(lm, "activations", fails)
+    with pytest.raises(MemoryError):
+        collect(tiny_hooked, [task()], HOOK, cache=tmp_path)
+    monkeypatch.setattr(lm, "activations", forward)
+    found = collect(tiny_hooked, [task()], HOOK, cache=tmp_path, batch_tokens=300)
+    torch.testing.assert_close(found.rows("tiny").acts, whole.rows("tiny").acts)
 
 
 def test_a_text_without_tokens_has_no_row(tiny_hooked):

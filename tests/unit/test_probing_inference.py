@@ -59,6 +59,12 @@ def test_a_perfect_auc_still_has_a_width(sign):
     assert (found.value, found.ci_low, found.ci_high) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("scores", [[1, 2, 3, 5, 4, 6], [1, 2, 3, 4, 5, 6]])
+def test_one_cluster_of_a_class_tells_nothing_of_the_variance(scores):
+    found = auc_interval(scores, [0, 0, 0, 1, 0, 1], [1, 2, 3, 4, 5, 4])
+    assert (found.ci_low, found.ci_high, found.n) == (0, 1, 5)
+
+
 def test_sign_flip_p_equals_scipy_exactly():
     x = np.array([0.03, 0.05, -0.01, 0.04, 0.02, 0.06, -0.02])
     expected = permutation_test((x,), np.mean, permutation_type="samples", n_resamples=np.inf).pvalue

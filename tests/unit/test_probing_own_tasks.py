@@ -72,6 +72,13 @@ def test_booleans_and_numbers_are_classes_in_their_own_order(path, table, kind, 
     assert [by_text[text] == "pos" for text in task.texts] == list(task.labels == 1)
 
 
+@pytest.mark.parametrize(("rows", "told"), [("", "holds no values"), ("one,x\ntwo,x\n", "holds only the value 'x'")])
+def test_a_column_without_two_classes_is_told(tmp_path, rows, told):
+    (tmp_path / "t.csv").write_text("text,label\n" + rows)
+    with pytest.raises(InputError, match=f"{told}, expected two classes"):
+        from_file(tmp_path / "t.csv")
+
+
 def test_one_class_against_the_rest(path, table):
     task = from_file(path, label="stars", positive=4)
     by_text = table.set_index("text")["stars"]

@@ -1,5 +1,6 @@
 """The suite on synthetic activations with known answers."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -10,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.evals.entries import Entry
-from glp_lens.evals.probing import TaskActivations, TaskRows, dense, features, lines, rows, sparse, suite
+from glp_lens.evals.probing import TaskActivations, TaskRows, dense, features, lines, rank, rows, sparse, suite
 from glp_lens.evals.probing.tasks import build
 from glp_lens.evals.results import Results
 from glp_lens.interface import Featurizer
@@ -359,6 +360,51 @@ def test_an_interrupted_run_goes_on_after_the_finished_tasks(tmp_path):
     assert run()[1] == 2
 
 
+def test_a_record_is_of_one_task_name_and_one_part_in_the_comparison(tmp_path):
+    tasks, acts, found = problem(n_tasks=1)
+    model = Map(torch.eye(D))
+    for name in ("a b", "a_b"):  # the same file name, but for the hash in it
+        again = [replace(tasks[0], name=name)]
+        here = TaskActivations.of({name: acts["task0"]}, found.source)
+        for main in (False, True):
+            entries = [Entry("m", model, main=main), Entry("other", random_map(3))]
+            results = suite.run(entries, again, here, ks=(2,), resamples=50, folder=tmp_path)
+            sparse_probes = [m for m in results.metrics if m.model == "m" and "probe=sparse" in m.setting]
+            assert bool(sparse_probes) == main
+            assert {m.task for m in results.metrics} == {name, "all"}
+
+
+def test_features_in_files_leave_nothing_behind(tmp_path, monkeypatch):
+    tasks, _, acts = problem(n_tasks=1)
+    monkeypatch.setattr(features, "IN_MEMORY", 0)
+
+    def look(*args, **options):
+        assert not list(tmp_path.iterdir())  # as a run that is killed now would leave it
+        return score_features(*args, **options)
+
+    score_features = rank.score_features
+    monkeypatch.setattr(rank, "score_features", look)
+    suite.run([Entry("m", random_map(9, spread=1.0))], tasks, acts, folder=tmp_path, **QUICK)
+    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".json"]
+
+
+def test_activations_may_lack_a_hook_point_and_be_of_any_number_format():
+    tasks, acts, found = problem(n_tasks=1)
+    entry = Entry("m", Map(torch.eye(D), store={"hook": HOOK}))
+    rounded = {name: x.bfloat16() for name, x in acts.items()}
+    results, expected = (
+        suite.run([entry], tasks, given, **QUICK)
+        for given in (
+            TaskActivations.of({name: x.requires_grad_() for name, x in rounded.items()}, {}),
+            TaskActivations.of({name: x.detach().float() for name, x in rounded.items()}, found.source),
+        )
+    )
+    same(numbers(results, "m"), numbers(expected, "m"))
+    assert results.config["entries"]["m"]["hook"] is None
+    with pytest.raises(InputError, match="of an unknown hook point, got"):
+        suite.run([replace(entry, hook=HOOK)], tasks, TaskActivations.of(acts, {}), **QUICK)
+
+
 def test_models_are_read_at_their_own_hook_points():
     tasks, acts, one = problem(n_tasks=2, strength=1.5)
     other = {name: torch.randn(len(x), 5, generator=torch.Generator().manual_seed(7)) for name, x in acts.items()}
@@ -412,6 +458,8 @@ def test_rows_of_a_text_stay_together_and_count_once():
         a, b = (get(r, "one", task, ALL, "auc") for r in (once, thrice))
         # The same information, so the same interval, as wide as if every text had one row.
         assert (b.value, b.ci_low, b.ci_high, b.n) == pytest.approx((a.value, a.ci_low, a.ci_high, a.n))
+        a, b = (get(r, "one", task, ALL, "auc_validation") for r in (once, thrice))
+        assert b.n == a.n == 131
         a, b = (get(r, "one", task, ALL, "auc_null") for r in (once, thrice))
         assert b.value == pytest.approx(a.value, abs=2e-3)
     most = suite.run([entry], tasks, many, **QUICK).extras["best"][0]["texts"]
@@ -453,6 +501,8 @@ def test_bad_input_is_refused_in_one_line():
         suite.run([eye], tasks, TaskActivations.of({}, {"hook": HOOK}))
     with pytest.raises(InputError, match="collect them for this very task"):
         suite.run([eye], tasks, TaskActivations.of({"task0": acts["task0"][:-1]}, {"hook": HOOK}))
+    with pytest.raises(InputError, match="expected finite activations"):
+        suite.run([eye], tasks, TaskActivations.of({"task0": acts["task0"].log()}, {"hook": HOOK}))
     elsewhere = Entry("e", Map(torch.eye(D), store={"hook": "blocks.2.hook_resid_post"}))
     with pytest.raises(InputError, match="allow_mismatch"):
         suite.run([elsewhere], tasks, found)

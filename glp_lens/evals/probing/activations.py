@@ -7,10 +7,11 @@ many prompts. It is a folder of its own for each language model, number of token
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -25,6 +26,7 @@ from tqdm.auto import tqdm
 from glp_lens import activations, lm
 from glp_lens.activations import ActivationStore
 from glp_lens.activations.manifest import MANIFEST, Manifest
+from glp_lens.activations.writer import lock
 from glp_lens.corpus import Document
 from glp_lens.errors import InputError
 from glp_lens.evals.probing.tasks import Task
@@ -66,21 +68,23 @@ class TaskActivations:
         """
         hook = hook or self.source["hook"]
         if hook not in self.source["hooks"]:
-            raise InputError(
-                f"task activations are of {', '.join(self.source['hooks'])}, got {hook!r}: collect them there too"
-            )
+            known = ", ".join(filter(None, self.source["hooks"])) or "an unknown hook point"
+            raise InputError(f"task activations are of {known}, got {hook!r}: collect them there too")
         return self._read(task, hook)
 
     @classmethod
     def of(cls, rows: Mapping[str, Tensor], source: Json) -> TaskActivations:
-        """Activations in memory at one hook point, `source["hook"]`: `(n_texts, d_in)` of each task, in its order."""
+        """Activations in memory at one hook point: `(n_texts, d_in)` of each task, in its order.
+
+        `source` has what is known of `TaskActivations.source`; without `hook` no model's hook point is checked.
+        """
 
         def read(task: str, _hook: str) -> TaskRows:
             if task not in rows:
                 raise InputError(f"no activations of task {task!r}, have {', '.join(rows)}: collect them too")
-            return TaskRows(rows[task], np.arange(len(rows[task])))
+            return TaskRows(rows[task].detach().cpu().float(), np.arange(len(rows[task])))
 
-        return cls({"hooks": [source.get("hook")], **source}, read)
+        return cls({"hook": None, "hooks": [source.get("hook")], **source}, read)
 
 
 def collect(
@@ -132,7 +136,10 @@ def collect(
     # The last token of a bfloat16 model fits into bfloat16, a mean does not.
     exact = source["model"]["dtype"] == "bfloat16" and pooling != "mean"
 
+    batch_size = max(1, batch_tokens // context)
+
     def run(documents: list[Document], where: list[str], out: Path, progress: Callable[[int], Any]) -> None:
+        _clear(out, where, batch_size)
         activations.collect(
             model,
             documents,
@@ -140,7 +147,7 @@ def collect(
             out / where[0] if len(where) == 1 else out,
             context=context,
             truncate="left",
-            batch_size=max(1, batch_tokens // context),
+            batch_size=batch_size,
             dtype="bfloat16" if exact else "float32",
             keep=pooling,
             massive=None,
@@ -230,20 +237,27 @@ def _fill(
         return
     with tqdm(total=total, desc="probing texts", unit="tok", unit_scale=True, mininterval=2) as bar:
         for out, names, lacking_texts in work:
-            _clear(out, names)
             run(lacking_texts, names, out, bar.update)
             for name in names:
                 index[name].add(out / name)
 
 
-def _clear(out: Path, names: Iterable[str]) -> None:
-    """Remove what an interrupted run for other hook points left, since a collection goes on only as it began."""
-    for name in names:
-        manifest = out / name / MANIFEST
-        if manifest.is_file():
-            hooks = Manifest.read(manifest.parent).source.get("settings", {}).get("hooks")
-            if hooks != list(names):
-                shutil.rmtree(manifest.parent)
+def _clear(out: Path, names: list[str], batch_size: int) -> None:
+    """Remove what an interrupted run for other hook points or batches left: a collection goes on only as it began.
+
+    Raises:
+        InputError: that run is not interrupted, but at work in another process.
+    """
+    wanted = {"hooks": names, "batch_size": batch_size}
+    for folder in (out / name for name in names):
+        if not (folder / MANIFEST).is_file():
+            continue
+        found = Manifest.read(folder)
+        settings = found.source.get("settings", {})
+        if not found.complete and wanted != {key: settings.get(key) for key in wanted}:
+            held = lock(folder)
+            shutil.rmtree(folder)
+            os.close(held)
 
 
 def _key(source: Json) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from io import FileIO
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,13 +45,13 @@ class Matrix(Protocol):
 
 
 class Spooled:
-    """A matrix in a file, row after row.
+    """A matrix in an open file, row after row.
 
     It is read, not mapped: the system counts mapped pages as memory of the process, and maps more than was asked for.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int]) -> None:
-        self.path, self.shape = path, shape
+    def __init__(self, file: FileIO, shape: tuple[int, int]) -> None:
+        self.file, self.shape = file, shape
 
     def __getitem__(self, key: tuple[slice, slice | int], /) -> Values:
         rows, columns = key
@@ -58,10 +59,9 @@ class Spooled:
             return self[rows, columns : columns + 1][:, 0]
         start, stop, _ = columns.indices(self.shape[1])
         found = np.empty((self.shape[0], max(stop - start, 0)), dtype=np.float32)
-        with self.path.open("rb", buffering=0) as file:
-            for i, row in enumerate(found):
-                file.seek(found.itemsize * (i * self.shape[1] + start))
-                file.readinto(row.data)
+        for i, row in enumerate(found):
+            self.file.seek(found.itemsize * (i * self.shape[1] + start))
+            self.file.readinto(row.data)
         return found[rows]
 
 
@@ -107,12 +107,19 @@ def noise_seeds(entry: Entry, seeds: Sequence[int]) -> Sequence[int]:
 
 @torch.no_grad()
 def encode(
-    entry: Entry, acts: Acts, noise: Acts | None, folder: Path, *, device: str = "cpu", in_memory: int = IN_MEMORY
+    entry: Entry,
+    acts: Acts,
+    noise: Acts | None,
+    folder: Path | None,
+    *,
+    device: str = "cpu",
+    in_memory: int = IN_MEMORY,
 ) -> Matrix:
     """Features of rows `(n, d_in)`, made in blocks of rows.
 
-    A block has fewer rows the more features there are, and a matrix over `in_memory` bytes is written to `folder`
-    as it is made, so that memory does not grow with the number of features.
+    A block has fewer rows the more features there are, and a matrix over `in_memory` bytes is written to a file in
+    `folder` as it is made, so that memory does not grow with the number of features. The file has no name: it is gone
+    with the matrix, or with the process however that ends.
 
     Raises:
         NotFinite: some are infinite or NaN.
@@ -138,14 +145,15 @@ def encode(
             whole[start : start + step] = block(start)
         return whole
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            for start in starts:
-                block(start).tofile(file)
+        file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+        for start in starts:
+            block(start).tofile(file)
     except OSError as error:
         raise InputError(
-            f"cannot write {4 * prod(shape) / 1e9:.1f} GB of features to {folder} ({error}): free space there"
+            f"cannot write {4 * prod(shape) / 1e9:.1f} GB of features to {folder or tempfile.gettempdir()} ({error}): "
+            "free space there"
         ) from None
-    return Spooled(Path(file.name), shape)
+    return Spooled(file, shape)
 
 
 def noise(task: str, seed: int, acts: Acts) -> Tensor:

@@ -32,7 +32,8 @@ def auc_interval(
         level: coverage.
 
     Returns:
-        The AUC, its interval and the number of clusters.
+        The AUC, its interval and the number of clusters. Of one cluster of a class nothing is known of the variance:
+        the interval is then 0 to 1.
     """
     x = np.atleast_2d(np.asarray(scores, dtype=np.float64))
     positive = np.asarray(labels) == 1
@@ -43,18 +44,20 @@ def auc_interval(
     below = (1 - (ranks[:, ~positive] - rankdata(x[:, ~positive], axis=1)) / n1).mean(0)
     value = float(above.mean())
     own = np.arange(len(positive)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
-    variance = _variance(above, below, own[positive], own[~positive])
-    if 0 < value < 1:
+    least = min(len(np.unique(own[positive])), len(np.unique(own[~positive])))
+    if least < 2:
+        low, high = 0.0, 1.0
+    elif 0 < value < 1:
+        variance = _variance(above, below, own[positive], own[~positive])
         half = norm.ppf((1 + level) / 2) * np.sqrt(variance) / (value * (1 - value))
         low, high = expit(logit(value) - half), expit(logit(value) + half)
     else:
-        m = min(len(np.unique(own[positive])), len(np.unique(own[~positive])))
-        low, high = binomtest(round(value) * m, m).proportion_ci(level, method="wilson")
+        low, high = binomtest(round(value) * least, least).proportion_ci(level, method="wilson")
     return Interval(value, float(low), float(high), len(np.unique(own)))
 
 
 def _variance(above: Floats, below: Floats, positive: NDArray[np.int64], negative: NDArray[np.int64]) -> float:
-    """Variance of the AUC from the placement values of both classes and their clusters, numbered from 0."""
+    """Variance of the AUC from the placement values and the numbers of the clusters, at least two, of both classes."""
     n = max(positive.max(), negative.max()) + 1
     sums = [
         np.bincount(index, weights=values - values.mean(), minlength=n) / len(values)
@@ -62,7 +65,7 @@ def _variance(above: Floats, below: Floats, positive: NDArray[np.int64], negativ
     ]
 
     def scale(clusters: int) -> float:
-        return clusters / (clusters - 1) if clusters > 1 else 0.0
+        return clusters / (clusters - 1)
 
     own = [scale(len(np.unique(index))) * part @ part for index, part in zip((positive, negative), sums, strict=True)]
     return max(float(sum(own) + 2 * scale(n) * sums[0] @ sums[1]), 0.0)

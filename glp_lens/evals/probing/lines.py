@@ -31,7 +31,7 @@ def reference(rows: Rows, name: str) -> Json:
     probe = dense.fit(x[split.train], y[split.train], x[split.test], split.folds)
     made = _Record(DENSE, rows, name)
     made.add("", "auc", **made.interval(probe.scores))
-    made.add("", "auc_validation", probe.auc_validation, n=len(split.train))
+    made.add("", "auc_validation", probe.auc_validation, n=made.n_train)
     return made.lists
 
 
@@ -42,27 +42,27 @@ class _Record:
         self.label, self.rows, self.name = label, rows, name
         self.split: SplitRows = rows.splits[name]
         self.groups = rows.task.groups[rows.text]  # rows of one group are one unit: they are not independent
+        self.n_train, self.n_test = (len(np.unique(self.groups[part])) for part in (self.split.train, self.split.test))
         self.lists: Json = {key: [] for key in LISTS}
 
     def of(self, found: Found, entry: Entry) -> Json:
         """Everything of an entry."""
-        n_train, n_test = len(self.split.train), len(self.split.test)
         for setting, choices in found.choices.items():
             self.choice(setting, choices)
         null = self.null(features.count(entry))
         for setting in ("mode=paper", "mode=all"):
             choices = found.choices[setting]
             gap = np.mean([c.probe.auc_validation - c.probe.auc_test for c in choices])
-            self.add(setting, "optimism", float(gap), n=n_test)
-            self.add(setting, "auc_null", null, n=n_train)
+            self.add(setting, "optimism", float(gap), n=self.n_test)
+            self.add(setting, "auc_null", null, n=self.n_train)
         for (setting, metric), values in found.numbers.items():
-            self.add(setting, metric, float(np.mean(values)), n=n_test)
+            self.add(setting, metric, float(np.mean(values)), n=self.n_test)
         for probe in found.sparse:
             setting = f"probe=sparse;k={probe.k}"
             self.add(setting, "auc", **self.interval(probe.scores))
-            self.add(setting, "auc_validation", probe.auc_validation, n=n_train)
-            self.add(setting, "accuracy", probe.accuracy, n=n_test)
-            self.add(setting, "f1", probe.f1, n=n_test)
+            self.add(setting, "auc_validation", probe.auc_validation, n=self.n_train)
+            self.add(setting, "accuracy", probe.accuracy, n=self.n_test)
+            self.add(setting, "f1", probe.f1, n=self.n_test)
         if self.name == "dedup":
             self.best(found, entry)
         return self.lists
@@ -73,7 +73,7 @@ class _Record:
         by_seed = rank.auc(scores.T, self.rows.labels[self.split.test]).tolist()
         self.add(setting, "auc", **self.interval(scores))
         validation = [probe.auc_validation for probe in probes]
-        self.add(setting, "auc_validation", float(np.mean(validation)), n=len(self.split.train))
+        self.add(setting, "auc_validation", float(np.mean(validation)), n=self.n_train)
         self.add(setting, "n_candidates", probes[0].candidates, n=1)
         if len(probes) > 1:
             self.add(setting, "auc_seed_sd", float(np.std(by_seed, ddof=1)), n=len(probes))

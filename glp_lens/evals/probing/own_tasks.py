@@ -227,8 +227,11 @@ def _binary(values: ArrayLike, place: str, positive: object) -> tuple[Indices, t
     except (TypeError, ValueError):
         keys = [_written(value) for value in found]
     titles = {key: _written(value) for key, value in zip(keys, found, strict=True)}
+    if len(titles) < 2:
+        only = f"only the value {next(iter(titles.values()))!r}" if titles else "no values"
+        raise InputError(f"{place} holds {only}, expected two classes: add rows of each class")
     if positive is None:
-        if len(titles) != 2:
+        if len(titles) > 2:
             raise InputError(
                 f"{place} holds {len(titles)} values ({', '.join(sorted(titles.values())[:5])}), expected two: "
                 "choose one as positive, against the rest"
@@ -236,10 +239,10 @@ def _binary(values: ArrayLike, place: str, positive: object) -> tuple[Indices, t
         high = max(titles)
     else:
         matches = [key for key, title in titles.items() if _written(positive) in (title, _written(key))]
-        if not matches or len(titles) < 2:
+        if not matches:
             raise InputError(
                 f"{place} holds the values {', '.join(sorted(titles.values())[:5])}: expected the positive value "
-                f"{_written(positive)!r} and another one"
+                f"{_written(positive)!r} among them"
             )
         high = matches[0]
     rest = [title for key, title in titles.items() if key != high]
@@ -298,7 +301,7 @@ def _checked(task: Task) -> Task:
         if counts.min() < least:
             raise InputError(
                 f"task {task.name!r} needs {least} {part} rows of each class, got {counts[0]} of {task.classes[0]!r} "
-                f"and {counts[1]} of {task.classes[1]!r}: add rows or documents, or change test_share"
+                f"and {counts[1]} of {task.classes[1]!r}: add rows or documents, or choose the test rows otherwise"
             )
     rows = task.splits["official"].train
     try:

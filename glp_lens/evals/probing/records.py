@@ -25,7 +25,7 @@ class Records:
     def __init__(self, folder: Path | None, entries: Sequence[Entry], options: Options) -> None:
         self.folder = folder
         if folder is not None:
-            about = [[e.label, e.hook, e.options, e.model.fingerprint()] for e in entries]
+            about = [[e.label, e.hook, e.main, e.options, e.model.fingerprint()] for e in entries]
             self.folder = folder / _digest(about, asdict(options), versions())
 
     def path(self, rows: Sequence[Rows]) -> Path | None:
@@ -34,7 +34,7 @@ class Records:
             return None
         task = rows[0].task
         splits = {name: [part.tolist() for part in split] for name, split in task.splits.items()}
-        facts = [task.texts, task.labels.tolist(), splits, task.groups.tolist(), task.own_groups]
+        facts = [task.name, task.texts, task.labels.tolist(), splits, task.groups.tolist(), task.own_groups]
         acts = [xxhash.xxh3_128_hexdigest(at.acts.contiguous().numpy().data) for at in rows]
         key = _digest(facts, acts, [at.text.tolist() for at in rows])
         # Names of a user's own tasks may hold what a file's cannot.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from glp_lens.errors import InputError
 from glp_lens.evals.probing import tasks
@@ -49,7 +50,7 @@ def read(task: Task, activations: TaskActivations, hook: str | None) -> Rows:
     """The rows of a task, with folds that never part the rows of one text.
 
     Raises:
-        InputError: rows of other texts than the task's.
+        InputError: rows of other texts than the task's, or that are not finite.
     """
     acts, text = activations.rows(task.name, hook)
     n = len(task.texts)
@@ -59,6 +60,8 @@ def read(task: Task, activations: TaskActivations, hook: str | None) -> Rows:
             f"task {task.name!r} has {n} texts, got activations of {n - len(missing)} of them in {len(acts)} rows: "
             "collect them for this very task"
         )
+    if not torch.isfinite(acts).all():
+        raise InputError(f"task {task.name!r}: expected finite activations, got NaN or infinity: leave these texts out")
     labels, splits, problems = task.labels[text], {}, []
     if missing:
         problems.append(f"{task.name}: {len(missing)} of {n} texts have no token and are left out")

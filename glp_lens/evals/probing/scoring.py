@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -86,26 +85,35 @@ def score(
     failed: dict[str, str] = {}
     notes: dict[str, None] = {}
     for i, seed in enumerate(features.noise_seeds(entries[0], options.seeds)):
-        with tempfile.TemporaryDirectory(dir=folder, prefix="features-") as scratch:
-            encoder = _Encoder(rows, seed, options.device, Path(scratch), entries)
-            for entry in entries:
-                try:
-                    if entry.label not in failed:
-                        matrix, scores = encoder(entry)
-                        for name, into in found[entry.label].items():
-                            _rank(into, entry, matrix, scores[name], rows, rows.splits[name], options)
-                            if i == 0:
-                                notes |= dict.fromkeys(_once(into, entry, name, matrix, rows, options))
-                except NotFinite as error:
-                    failed[entry.label] = f"{entry.label} on {rows.task.name}: skipped, {error}"
-                advance()
+        encoder = _Encoder(rows, seed, options.device, folder, entries)
+        for entry in entries:
+            try:
+                if entry.label not in failed:
+                    notes |= dict.fromkeys(_add(found[entry.label], entry, encoder, options, first=i == 0))
+            except NotFinite as error:
+                failed[entry.label] = f"{entry.label} on {rows.task.name}: skipped, {error}"
+            advance()
     return Scored({label: at for label, at in found.items() if label not in failed}, [*failed.values(), *notes])
+
+
+def _add(found: dict[str, Found], entry: Entry, encoder: _Encoder, options: Options, *, first: bool) -> list[str]:
+    """Add the probes of one noise seed, by split; a sentence for what cannot be fitted.
+
+    Features go when this returns, so that those of two seeds are never held at once.
+    """
+    (matrix, scores), rows = encoder(entry), encoder.rows
+    notes: list[str] = []
+    for name, into in found.items():
+        _rank(into, entry, matrix, scores[name], rows, rows.splits[name], options)
+        if first:
+            notes += _once(into, entry, name, matrix, rows, options)
+    return notes
 
 
 class _Encoder:
     """Features, and their scores by split, for one noise seed; each is made once."""
 
-    def __init__(self, rows: Rows, seed: int, device: str, folder: Path, entries: Sequence[Entry]) -> None:
+    def __init__(self, rows: Rows, seed: int, device: str, folder: Path | None, entries: Sequence[Entry]) -> None:
         self.rows, self.seed = rows, seed
         most = sum(max(1, len(features.parts(entry))) for entry in entries)
         self.encode = partial(features.encode, folder=folder, device=device, in_memory=features.IN_MEMORY // most)

@@ -48,7 +48,8 @@ def run(
 
     Features and signs are chosen on train rows alone (see `rank` and `sparse`); test rows are looked at once. A
     stochastic model is probed once for each noise seed, each choosing its own feature, and its AUC is the mean; on one
-    task all models see the same noise. Folds never part the rows of one text, nor in `dedup` those of one group.
+    task all models see the same noise. Folds never part the rows of one text, nor in `dedup` those of one group;
+    k-sparse probes choose their penalty on the last train rows, as sae-probes does, which may part one group.
 
     Metrics of each task, and of task `all` their means over tasks, by `setting`:
 
