@@ -172,6 +172,7 @@ def probe(
     Every feature is scored exactly. Prints a table and writes report.html, results.json and metrics.csv to --out.
     Run it again to continue where it stopped.
     """
+    from glp_lens import provenance
     from glp_lens.evals import probing
     from glp_lens.evals.entries import Entry
     from glp_lens.models.neurons import Neurons
@@ -181,6 +182,7 @@ def probe(
     o.refuse_overwrite(out / "results.json", overwrite=overwrite)
     levels, sizes = numbers(sigmas, "--sigmas"), _sizes(ks)
     trained = m.load(models, device)
+    out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is told before the texts are run
     most = {"max_train": probe_train or None, "max_test": probe_test or None}
     if store is not None:
         task, activations = _of_store(store, label, positive, most, seed, texts=bool(tasks) or neurons)
@@ -190,6 +192,10 @@ def probe(
         loaded = probing.open_tasks(split(tasks) or None, **most, **columns, positive=positive, seed=seed)
         opened, point = m.open_lm(model, hook, backend, lm_dtype, device, trained)
         entries = _entries(trained, point, levels, random=random, seed=seed)
+        here = provenance.here(opened, point)  # a model that does not fit is told before the texts are run
+        for entry in entries:
+            at = {**here, "hook": point if hook else entry.model.hook or point, "d_in": None}
+            provenance.check_models({entry.label: entry.model}, at, allow_mismatch=allow_mismatch)
         points = [point] if hook else [point, *(entry.model.hook for entry in entries if entry.model.hook)]
         if neurons:
             entries.append(Entry("neurons", own := Neurons.of(opened, point)))

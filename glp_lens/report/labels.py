@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 MINUS = "\u2212"
 THIN = "\u202f"
+PAPER = "#fefefe"
+"""The fill of hollow marks; in the page it becomes the background of the reader's theme."""
 
 _NAMES = {
     "glp": "GLP",
@@ -84,7 +86,7 @@ class Palette:
 
     def face(self, label: str) -> str:
         """Fill of the marker: hollow for a model at another setting than its main one, `glp sigma=0.2`."""
-        return "white" if "=" in label else self.color(label)
+        return PAPER if "=" in label else self.color(label)
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from glp_lens.report.labels import Palette, display, family
+from glp_lens.report.labels import PAPER, Palette, display, family
 
 # Everything that is not a model's colour is drawn in this ink. In the page it becomes `currentColor`, so that
 # axes and labels follow the reader's light or dark theme.
@@ -79,13 +79,13 @@ def render(name: str, caption: str, size: tuple[float, float], draw: Callable[[A
 
 
 def _inline(svg: str, name: str) -> str:
-    """An SVG file as an element of a page: no prologue, its ids its own, ink in the page's text colour."""
+    """An SVG file as an element of a page: no prologue, its ids its own, ink and paper in the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r'<svg ([^>]*?)height="[^"]*" ', r"<svg \1", svg, count=1)
     svg = re.sub(r'(<svg [^>]*?)width="[^"]*" ', r"\1", svg, count=1)
-    return svg.replace(INK, "currentColor")
+    return svg.replace(INK, "currentColor").replace(PAPER, "var(--page)")
 
 
 def errors(row: Any) -> list[list[float]] | None:

@@ -203,7 +203,7 @@ def _plain_count(value: float) -> str:
 
 
 def _plain_interval(row: pd.Series) -> str:
-    ends = f" [{row.ci_low:.2f}, {row.ci_high:.2f}]" if math.isfinite(row.ci_low + row.ci_high) else ""
+    ends = f" [{row.ci_low:.3f}, {row.ci_high:.3f}]" if math.isfinite(row.ci_low + row.ci_high) else ""
     return f"{row.value:.3f}{ends}"
 
 
@@ -378,7 +378,9 @@ def _sweeps(p: _Probing, palette: Palette) -> Part | None:
         tables.append(table_of(caption, ["Block", *map(display, layers)], columns, folded=True))
     figure = probing_plots.sweeps(noise, layers, joined, peers, p.focused, palette)
     titles = [t for t, present in (("noise level", noise), ("block of the denoiser", layers)) if present]
-    return Part(f"Which {' and which '.join(titles)} read best?", "", [figure], tables)
+    leads = [f"Noise levels: {p.view_name(view)}."] if noise else []
+    leads += [f"Blocks: {p.view_name(f'{p.split};mode=all')} of the block."] if layers else []
+    return Part(f"Which {' and which '.join(titles)} read best?", " ".join(leads), [figure], tables)
 
 
 def _counts(p: _Probing, palette: Palette) -> Part | None:
@@ -506,9 +508,8 @@ def _notes(p: _Probing) -> list[str]:
     )
     if any(v.endswith("mode=paper") for v in p.views):
         notes.append(
-            "A model with more features has more tries: the best of K useless features reaches a validation "
-            f"AUC of about 0.5 + 0.018 √(2 ln K). The view “top {p.top} features” gives all models at most {p.top} "
-            "candidates."
+            f"A model with more features has more tries{_useless(p)}. The view “top {p.top} features” gives all models "
+            f"at most {p.top} candidates."
         )
     if {"pca", "gaussian"} <= set(p.main):
         notes.append(
@@ -517,7 +518,8 @@ def _notes(p: _Probing) -> list[str]:
         )
     if any(family(m) == "random" for m in p.main):
         notes.append(
-            "“Random features” knows nothing of the data: what it reads, any model with as many features would."
+            "“Random features” are not trained: what they read takes no knowledge of activations beyond their mean and "
+            "scale."
         )
     hooks = {hook: m for m, e in p.entries.items() if (hook := e.get("hook")) and hook != p.runs[0].data.get("hook")}
     notes += [f"{display(model)}: read at {hook}, not where the other models are." for hook, model in hooks.items()]
@@ -536,6 +538,16 @@ def _notes(p: _Probing) -> list[str]:
         what = "split of a task" if skipped == 1 else "splits of tasks"
         notes.append(f"Left out: {count(skipped)} {what}, listed under “Skipped or failed”.")
     return notes
+
+
+def _useless(p: _Probing) -> str:
+    """How well the best of as many features that know nothing does, for the fewest and the most features."""
+    rows = p.means[(p.means.metric == "auc_null") & (p.means.setting == f"{p.split};mode=all")].set_index("model").value
+    known = sorted((p.features(model), float(rows[model])) for model in p.labels if model in rows.index)
+    if not known:
+        return ""
+    told = ", ".join(f"{number(value)} for K = {count(k)}" for k, value in dict.fromkeys((known[0], known[-1])))
+    return f": the best of K useless features is expected at a validation AUC of {told}"
 
 
 def _size(p: _Probing) -> list[str]:

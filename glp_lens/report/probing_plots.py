@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from glp_lens.report import labels
-from glp_lens.report.labels import Palette, number
+from glp_lens.report.labels import PAPER, Palette, number
 from glp_lens.report.plots import GRID, INK, Plot, errors, render
 
 _PANEL = 40
@@ -48,14 +48,14 @@ def means(frame: pd.DataFrame, views: Mapping[str, str], dense: float | None, pa
                 at = row.value, height + offsets[setting]
                 axes.errorbar(*at, xerr=errors(row), fmt="none", ecolor=color, elinewidth=1.7 if main else 1)
                 axes.plot(
-                    *at, palette.marker(model), color=color, markerfacecolor=color if main else "white",
+                    *at, palette.marker(model), color=color, markerfacecolor=color if main else PAPER,
                     markersize=7 if main else 5,
                 )  # fmt: skip
                 if main:
                     axes.annotate(
                         number(row.value), at, xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9
                     )
-            axes.plot([], [], "o", color=INK, markerfacecolor=INK if main else "white", label=name)
+            axes.plot([], [], "o", color=INK, markerfacecolor=INK if main else PAPER, label=name)
         if dense is not None:
             axes.axvline(dense, **_DENSE)
             axes.plot([], [], **_DENSE, label="dense probe, all dimensions")
@@ -380,7 +380,7 @@ def _styles(models: Sequence[str], palette: Palette) -> dict[str, dict[str, Any]
         styles[model] = {
             "color": palette.color(model),
             "marker": palette.marker(model),
-            "markerfacecolor": "white" if nth else palette.color(model),
+            "markerfacecolor": PAPER if nth else palette.color(model),
             "linestyle": _LINES[1] if name == "random" else _LINES[nth % len(_LINES)],
         }
     return styles

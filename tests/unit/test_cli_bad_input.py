@@ -237,6 +237,7 @@ MISTAKES = [
     (PROBE + " --models {f}/pca --tasks {f}/classes.csv", "holds 3 values"),
     (PROBE + " --models {f}/pca --tasks {f}/classes.csv --label-column kind", "'kind'"),
     (PROBE + " --models {f}/pca --tasks {f}/classes.csv --positive d", "positive value 'd'"),
+    (PROBE + " --models {f}/pca --tasks {f}/classes.csv --out {f}/classes.csv/out", "choose another folder"),
     (PROBE + " --models {f}/pca --store {f}/store", "--store takes --label"),
     (PROBE + " --models {f}/pca --store {f}/store --label kind", "neither --tasks nor --neurons"),
     ("probe --models {f}/pca --store {f}/store --label kind --out {new}", "'kind'"),

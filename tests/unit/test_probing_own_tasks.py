@@ -205,7 +205,7 @@ def test_a_nan_in_jsonl_is_a_missing_label_and_a_number_is_no_text(tmp_path):
     with pytest.raises(InputError, match="row 1: expected text in 'text', got '5'"):
         from_file(path)
     path.write_text("")
-    with pytest.raises(InputError, match="holds 0 values"):
+    with pytest.raises(InputError, match="holds no values"):
         from_file(path)
     with pytest.raises(InputError, match=r"expected a file of kind .csv"):
         from_file(tmp_path / "none.csv")
@@ -323,7 +323,7 @@ def test_rows_without_positions_are_not_taken_for_repeats(tmp_path):
 
 def test_a_store_that_makes_no_task_is_one_line(tmp_path):
     store = make_store(tmp_path, is_name=np.full(ROWS, -1))
-    with pytest.raises(InputError, match="holds 0 values"):
+    with pytest.raises(InputError, match="holds no values"):
         from_store(store, "is_name")
     with pytest.raises(InputError, match="no column 'other'"):
         from_store(store, "other")

@@ -2,12 +2,13 @@
 
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 
 from glp_lens.evals.results import Results, metrics_frame
 from glp_lens.report import probing, write_report
-from glp_lens.report.labels import Palette
+from glp_lens.report.labels import PAPER, Palette
 from tests.unit.probing_results import EVIL, probing_results
 
 SIGMAS = (0.1, 0.05, 0.3)
@@ -168,6 +169,22 @@ def test_notes_tell_names_families_hooks_and_what_was_left_out():
     assert "Left out: 1 split of a task" in told
 
 
+def test_hollow_marks_take_the_background_of_the_theme(plots):
+    assert all(PAPER not in plot.svg for plot in plots.values())
+    assert "fill: var(--page)" in plots["probing_means"].svg
+
+
+def test_the_best_of_useless_features_is_told_as_it_was_measured():
+    results = probing_results(TASKS[:4], ["a", "a", "b", "c"], models=("glp", "pca"))
+    measured = {"glp": 0.712, "pca": 0.634}
+    results.metrics = [
+        replace(m, value=measured[m.model]) if m.metric == "auc_null" and m.setting.endswith("all") else m
+        for m in results.metrics
+    ]
+    told = " ".join(section(results).notes)
+    assert "validation AUC of 0.634 for K = 576, 0.712 for K = 9\u202f216." in told
+
+
 def test_the_page_of_a_full_run_escapes_texts_and_keeps_ids_apart(tmp_path):
     results = probing_results(TASKS[:12], FAMILIES[:12], sigmas=SIGMAS, sparse=True)
     page = write_report([results], tmp_path).read_text()
@@ -195,7 +212,7 @@ def test_text_table_lines_up_and_tells_the_numbers():
     row = frame[frame.model == "pca"].iloc[0]
     cells = re.split(r"\s{2,}", next(line for line in lines if line.startswith("pca")))
     assert cells[1] == "576"
-    assert cells[2] == f"{row.value:.3f} [{row.ci_low:.2f}, {row.ci_high:.2f}]"
+    assert cells[2] == f"{row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]"
     assert cells[-1] == "+0.031"
     order = [line.split("  ")[0] for line in lines[:-1]]
     assert order == list(frame.sort_values("value", ascending=False).model)
