@@ -407,23 +407,36 @@ def _counts(p: _Probing, palette: Palette) -> Part | None:
     )
 
 
+_RANKINGS = {
+    "": ("probing_sparse", "divided by each feature's mean non-zero magnitude, as in sae-probes"),
+    "rank=difference;": ("probing_sparse_difference", "as it is, as in the GLP paper"),
+}
+"""How a k-sparse probe's features are chosen: part of the setting, to name of the plot and words."""
+
+
 def _sparse(p: _Probing, palette: Palette) -> Part | None:
-    curves = p.curves(rf"{p.split};probe=sparse;k=(\d+|dense)", p.main)
-    if not curves:
-        return None
-    ks = sorted({k for rows in curves.values() for k in rows.index})
-    tables = []
-    for metric, title in (("auc", "test AUC"), ("accuracy", "accuracy"), ("f1", "F1 score")):
-        rows = p.means[p.means.metric == metric]
-        columns = [[Cell(display(m)) for m in curves]]
-        for k in ks:
-            setting = f"{p.split};probe=sparse;k={f'{k:g}' if math.isfinite(k) else 'dense'}"
-            columns.append(value_cells([find_row(rows, model=m, setting=setting) for m in curves], highest=True))
-        if any(cell.text != DASH for column in columns[1:] for cell in column):
-            header = ["Features in the probe (k)", *(f"{k:g}" if math.isfinite(k) else "all" for k in ks)]
-            tables.append(table_of(f"Sparse probes: mean {title}", header, columns, folded=True))
-    lead = "A concept may be spread over a few features. What several together reach says whether any one held it."
-    return Part("Several features at once", lead, [probing_plots.sparse(curves, p.dense(), p.focused, palette)], tables)
+    plots, tables = [], []
+    for ranking, (name, words) in _RANKINGS.items():
+        curves = p.curves(rf"{p.split};probe=sparse;{ranking}k=(\d+|dense)", p.main)
+        if not curves:
+            continue
+        plots.append(probing_plots.sparse(name, words, curves, p.dense(), p.focused, palette))
+        ks = sorted({k for rows in curves.values() for k in rows.index})
+        for metric, title in (("auc", "test AUC"), ("accuracy", "accuracy"), ("f1", "F1 score")):
+            rows = p.means[p.means.metric == metric]
+            columns = [[Cell(display(m)) for m in curves]]
+            for k in ks:
+                setting = f"{p.split};probe=sparse;{ranking}k={f'{k:g}' if math.isfinite(k) else 'dense'}"
+                columns.append(value_cells([find_row(rows, model=m, setting=setting) for m in curves], highest=True))
+            if any(cell.text != DASH for column in columns[1:] for cell in column):
+                header = ["Features in the probe (k)", *(f"{k:g}" if math.isfinite(k) else "all" for k in ks)]
+                tables.append(table_of(f"Sparse probes, {words}: mean {title}", header, columns, folded=True))
+    lead = (
+        "A concept may be spread over a few features. What several together reach says whether any one held it. Which "
+        "features go in depends on how they are ranked: dividing by the magnitude suits sparse features, and in dense "
+        "ones favours those that one text in a thousand excites."
+    )
+    return Part("Several features at once", lead, plots, tables) if plots else None
 
 
 def _features(p: _Probing) -> Part | None:

@@ -324,10 +324,14 @@ def feature_counts(curves: Mapping[str, pd.DataFrame], common: int | None, focus
     return render("probing_features", caption, (7.6, 4.3), draw)
 
 
-def sparse(curves: Mapping[str, pd.DataFrame], dense: float | None, focus: str, palette: Palette) -> Plot:
+def sparse(
+    name: str, ranking: str, curves: Mapping[str, pd.DataFrame], dense: float | None, focus: str, palette: Palette
+) -> Plot:
     """Mean AUC of k-sparse probes against k; `dense`, all features, stands apart on the right.
 
     Args:
+        name: of the plot.
+        ranking: how the features are chosen, for the caption.
         curves: for each model its metric rows, indexed by k, infinite for all features.
         dense: mean AUC of the logistic regression on all raw dimensions, if there is one.
         focus: the label drawn with its interval.
@@ -355,10 +359,10 @@ def sparse(curves: Mapping[str, pd.DataFrame], dense: float | None, focus: str, 
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3)
 
     caption = (
-        "Logistic regression on the k features with the largest class-mean difference. The band is the 95% "
+        f"Logistic regression on the k features with the largest class-mean difference, {ranking}. The band is the 95% "
         f"interval of {display(focus)} over task families."
     )
-    return render("probing_sparse", caption, (7.6, 4.3), draw)
+    return render(name, caption, (7.6, 4.3), draw)
 
 
 def _curves(axes: Any, curves: Mapping[str, pd.DataFrame], focus: str, palette: Palette) -> None:

@@ -113,7 +113,10 @@ def test_probe_compares_models_and_controls_in_one_command(probed):
     assert results.config["seeds"] == [0, 1]
     table = results.frame()
     assert set(table.task) == {"5_hist_fig_ismale", "mine", "all"}
-    assert set(table.setting[table.setting.str.contains("dedup;probe")]) == {"split=dedup;probe=sparse;k=3"}
+    assert set(table.setting[table.setting.str.contains("dedup;probe")]) == {
+        "split=dedup;probe=sparse;k=3",
+        "split=dedup;probe=sparse;rank=difference;k=3",
+    }
     page = Path("results/probing/report.html")
     assert "mine" in page.read_text()
     for part in (*entries, page, "results/probing/metrics.csv", "results/probing/results.json"):

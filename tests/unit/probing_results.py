@@ -82,10 +82,12 @@ def probing_results(
             _sweep(run, split, entries)
             run.pairs(f"{split};mode=equal;features=576", main, -0.5)
         for i, k in enumerate(KS if sparse else ()):
-            for label in main:
-                for metric in ("auc", "accuracy", "f1"):
-                    run.over_all(label, f"{split};probe=sparse;k={k}", metric, 0.73 + gains[label] + 0.025 * i, 0.02)
-            run.pairs(f"{split};probe=sparse;k={k}", main)
+            for ranking in ("", "rank=difference;"):
+                setting = f"{split};probe=sparse;{ranking}k={k}"
+                for label in main:
+                    for metric in ("auc", "accuracy", "f1"):
+                        run.over_all(label, setting, metric, 0.73 + gains[label] + 0.025 * i, 0.02)
+                run.pairs(setting, main)
     results.extras["best"] = [_best(label, task, ease[task] + gain) for label, gain in gains.items() for task in tasks]
     results.failures = [f"{tasks[0]}, split=dedup: skipped, smaller class has 3 train rows (needs 5)"]
     return results

@@ -54,7 +54,9 @@ def add_means(results: Results, over: Over) -> None:
 
 def add_pairs(results: Results, main: Sequence[str], smallest: int, over: Over) -> None:
     """Add paired comparisons of the main entries, on the tasks that both have, with Holm's adjustment by setting."""
-    compared = re.compile(rf"split=\w+;(mode=(paper|all|equal;features={smallest})|probe=sparse;k=\w+)")
+    compared = re.compile(
+        rf"split=\w+;(mode=(paper|all|equal;features={smallest})|probe=sparse;(rank=difference;)?k=\w+)"
+    )
     for (setting, metric), table in _bar(tables(results.metrics), "pairs"):
         if metric == "auc" and compared.fullmatch(setting):
             _pairs(results, setting, {label: table[label] for label in main if label in table}, over)

@@ -57,8 +57,8 @@ class _Record:
             self.add(setting, "auc_null", null, n=self.n_train)
         for (setting, metric), values in found.numbers.items():
             self.add(setting, metric, float(np.mean(values)), n=self.n_test)
-        for probe in found.sparse:
-            setting = f"probe=sparse;k={probe.k}"
+        for ranking, probe in ((ranking, probe) for ranking, probes in found.sparse.items() for probe in probes):
+            setting = f"{ranking};k={probe.k}"
             self.add(setting, "auc", **self.interval(probe.scores))
             self.add(setting, "auc_validation", probe.auc_validation, n=self.n_train)
             self.add(setting, "accuracy", probe.accuracy, n=self.n_test)

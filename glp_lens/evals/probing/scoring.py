@@ -52,13 +52,13 @@ class Found:
     Attributes:
         choices: by setting, an item for each noise seed.
         numbers: by setting and metric, likewise.
-        sparse: of the first noise seed.
+        sparse: by setting without k, of the first noise seed.
         texts: that excite the feature of `mode=all` most, with the first noise seed.
     """
 
     choices: dict[str, list[Choice]] = field(default_factory=lambda: defaultdict(list))
     numbers: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
-    sparse: list[sparse.SparseProbe] = field(default_factory=list)
+    sparse: dict[str, list[sparse.SparseProbe]] = field(default_factory=dict)
     texts: list[Json] = field(default_factory=list)
 
 
@@ -178,19 +178,23 @@ def _once(found: Found, entry: Entry, split: str, matrix: Matrix, rows: Rows, op
         yield f"{where}, k=dense: skipped, {matrix.shape[1]} features are too many to regress on at once"
     if not ks:
         return
-    x = _shortlist(matrix, train, y, max(k for k in ks if k != "dense")) if large else matrix[:, :]
-    try:
-        found.sparse = sparse.fit(x[train], y[train], x[test], y[test], ks)
-    except InputError as error:
-        yield f"{where}: no k-sparse probes, {error}"
+    some = tuple(k for k in ks if k != "dense")  # of all features, the order does not matter
+    for setting, normalize, sizes in (("probe=sparse", True, ks), ("probe=sparse;rank=difference", False, some)):
+        x = _shortlist(matrix, train, y, max(some), normalize) if large and some else matrix[:, :]
+        try:
+            found.sparse[setting] = sparse.fit(x[train], y[train], x[test], y[test], sizes, normalize=normalize)
+        except InputError as error:
+            yield f"{where}: no k-sparse probes, {error}"
+            return
 
 
-def _shortlist(matrix: Matrix, train: Indices, labels: Indices, k: int) -> Values:
+def _shortlist(matrix: Matrix, train: Indices, labels: Indices, k: int, normalize: bool) -> Values:
     """Those features among which are the first `k` of all in `sparse.rank_features`: the first of each block."""
     found = []
     for start in range(0, matrix.shape[1], _COLUMNS):
         block = matrix[:, start : start + _COLUMNS]
-        found.append(block[:, np.sort(sparse.rank_features(block[train], labels[train])[:k])])
+        order = sparse.rank_features(block[train], labels[train], normalize=normalize)
+        found.append(block[:, np.sort(order[:k])])
     return np.concatenate(found, axis=1)
 
 

@@ -62,7 +62,9 @@ def run(
     - `split=..;mode=all;layer=i`: one block of a GLP, from 0.
     - `split=..;mode=equal;features=K`: the expected `auc` with K of the features, drawn at random.
     - `split=..;probe=sparse;k=K`: `auc`, `auc_validation`, `accuracy` and `f1` of a regression on K features, or all
-      (`dense`), of main entries, with the first noise seed only. Features of over 1 GiB a task get no `dense` one.
+      (`dense`), of main entries, with the first noise seed only. The features are those with the largest class-mean
+      difference after division by their mean non-zero magnitude, as in sae-probes; with `rank=difference`, before it,
+      as in the GLP paper. Features of over 1 GiB a task get no `dense` one.
     - `split=..`: model `dense`, a logistic regression on all raw dimensions.
 
     Two main entries A and B are compared in A's metrics of task `all`, once for each pair in the order of the entries:
