@@ -58,7 +58,7 @@ def test_a_full_run_has_every_part_and_plot(parts, plots):
         "Several features at once",
         "What the best features are",
     ]
-    assert list(plots) == [f"probing_{name}" for name in ("means", "heat", "tasks", "sweeps", "features", "sparse")]
+    assert list(plots) == [f"probing_{name}" for name in ("means", "heat", "tasks", "sweeps", "features", "sparse", "sparse_difference")]
     assert all(plot.png.startswith(b"\x89PNG") and plot.caption for plot in plots.values())
 
 
