@@ -58,7 +58,9 @@ def test_a_full_run_has_every_part_and_plot(parts, plots):
         "Several features at once",
         "What the best features are",
     ]
-    assert list(plots) == [f"probing_{name}" for name in ("means", "heat", "tasks", "sweeps", "features", "sparse", "sparse_difference")]
+    assert list(plots) == [
+        f"probing_{name}" for name in ("means", "heat", "tasks", "sweeps", "features", "sparse", "sparse_difference")
+    ]
     assert all(plot.png.startswith(b"\x89PNG") and plot.caption for plot in plots.values())
 
 
@@ -193,7 +195,7 @@ def test_the_page_of_a_full_run_escapes_texts_and_keeps_ids_apart(tmp_path):
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids))
     assert "data:image" not in page
-    assert len(list((tmp_path / "plots").glob("probing_*.png"))) == 6
+    assert len(list((tmp_path / "plots").glob("probing_*.png"))) == 7
 
 
 def test_text_table_lines_up_and_tells_the_numbers():
