@@ -408,15 +408,19 @@ def _counts(p: _Probing, palette: Palette) -> Part | None:
 
 
 _RANKINGS = {
-    "": ("probing_sparse", "divided by each feature's mean non-zero magnitude, as in sae-probes"),
-    "rank=difference;": ("probing_sparse_difference", "as it is, as in the GLP paper"),
+    "": (
+        "probing_sparse",
+        "sae-probes' ranking",
+        "divided by each feature's mean non-zero magnitude, as in sae-probes",
+    ),
+    "rank=difference;": ("probing_sparse_difference", "the GLP paper's ranking", "as it is, as in the GLP paper"),
 }
-"""How a k-sparse probe's features are chosen: part of the setting, to name of the plot and words."""
+"""How a k-sparse probe's features are chosen: part of the setting, to name of the plot, short words and long ones."""
 
 
 def _sparse(p: _Probing, palette: Palette) -> Part | None:
     plots, tables = [], []
-    for ranking, (name, words) in _RANKINGS.items():
+    for ranking, (name, short, words) in _RANKINGS.items():
         curves = p.curves(rf"{p.split};probe=sparse;{ranking}k=(\d+|dense)", p.main)
         if not curves:
             continue
@@ -430,7 +434,7 @@ def _sparse(p: _Probing, palette: Palette) -> Part | None:
                 columns.append(value_cells([find_row(rows, model=m, setting=setting) for m in curves], highest=True))
             if any(cell.text != DASH for column in columns[1:] for cell in column):
                 header = ["Features in the probe (k)", *(f"{k:g}" if math.isfinite(k) else "all" for k in ks)]
-                tables.append(table_of(f"Sparse probes, {words}: mean {title}", header, columns, folded=True))
+                tables.append(table_of(f"Sparse probes, {short}: mean {title}", header, columns, folded=True))
     lead = (
         "A concept may be spread over a few features. What several together reach says whether any one held it. Which "
         "features go in depends on how they are ranked: dividing by the magnitude suits sparse features, and in dense "
