@@ -76,7 +76,8 @@ Models = Annotated[
     str,
     typer.Option(
         "--models",
-        help="Folders of trained models, separated by commas, each optionally named: glp=runs/a/glp,runs/b/sae.",
+        help="Trained models, separated by commas, each optionally named (glp=runs/a/glp): folders of any kind, "
+        "sae-lens folders, Hub ids, or sae-lens:RELEASE:SAE_ID.",
         rich_help_panel="Data",
     ),
 ]

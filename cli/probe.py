@@ -19,15 +19,6 @@ if TYPE_CHECKING:
 
 _TASKS, _PROBES, _CONTROLS = "Tasks", "Probes", "Controls"
 
-Models = Annotated[
-    str,
-    typer.Option(
-        "--models",
-        help="Trained models, separated by commas, each optionally named (glp=runs/a/glp): folders of any kind, "
-        "sae-lens folders, Hub ids, or sae-lens:RELEASE:SAE_ID.",
-        rich_help_panel="Data",
-    ),
-]
 Tasks = Annotated[
     str,
     typer.Option(
@@ -137,7 +128,7 @@ Random = Annotated[
 
 
 def probe(
-    models: Models,
+    models: o.Models,
     out: o.Out = Path("results/probing"),
     model: o.Model = "HuggingFaceTB/SmolLM2-135M-Instruct",
     hook: o.Hook = None,

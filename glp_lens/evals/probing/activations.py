@@ -171,7 +171,6 @@ class _Index:
     """Where in the stores of one hook point each text's rows are."""
 
     def __init__(self, folder: Path, hook: str) -> None:
-        self.hook = hook
         self.stores: list[ActivationStore] = []
         self.where: dict[int, tuple[int, int, int]] = {}
         for path in sorted(folder.glob(f"*/{hook}/{MANIFEST}")) if folder.is_dir() else ():
@@ -215,7 +214,7 @@ def _fill(
     run: Callable[[list[Document], list[str], Path, Callable[[int], Any]], None],
 ) -> None:
     """Collect what the stores lack, task by task."""
-    known = {name: set(found.where) for name, found in index.items()}
+    known, bos = {name: set(found.where) for name, found in index.items()}, lm.bos_id(model)
     work: list[tuple[Path, list[str], list[Document]]] = []
     total = 0
     for task in tqdm(tasks, desc="tokenise texts", unit="task", mininterval=2, delay=2, leave=False):
@@ -226,7 +225,6 @@ def _fill(
             known[name].update(documents)
         for ids, names in lacking.items():
             rows = lm.to_ids(model, [documents[i].text for i in ids], context, truncate="left")
-            bos = lm.bos_id(model)
             usable = [any(token != bos for token in row) for row in rows]
             total += sum(len(row) for row, fits in zip(rows, usable, strict=True) if fits)
             chosen = [documents[i] for i, fits in zip(ids, usable, strict=True) if fits]
