@@ -144,6 +144,12 @@ class ActivationModel(ABC):
         return (self.provenance.get("store") or {}).get("hook")
 
     @property
+    def hook_names(self) -> list[str]:
+        """All names of that hook point in the language model that it was collected from, where they are known."""
+        names = (self.provenance.get("store") or {}).get("hook_names") or ()
+        return list(names) if self.hook in names else []
+
+    @property
     def max_norm(self) -> float | None:
         """Norm above which rows were left out of the training store as massive activations."""
         return (self.provenance.get("store") or {}).get("max_norm")

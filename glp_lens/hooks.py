@@ -1,25 +1,39 @@
 """Hook functions for TransformerLens: edit, project or replace the activations at a hook point.
 
-Every function here returns a `(tensor, *, hook)` function that gives back a new tensor with the dtype,
-device and shape it was given. They work alike on `HookedTransformer` and `TransformerBridge`, and inside
-`generate`, where the first call sees the whole prompt and later calls one position.
+Every function here returns a `(tensor, *, hook)` function that gives back a new tensor with the dtype, device and shape
+it was given. They work on `HookedTransformer` and `TransformerBridge` alike, also at hook points of the attention
+heads, whose outputs stand side by side in a row, and inside `generate`: with a cache, where the first call sees the
+whole prompt and later ones one position, and without, where every call sees the whole text and earlier positions get
+the values that they were given before.
+
+An edit changes the language model only if it is made on the residual stream, at `hook_resid_pre` or `hook_resid_post`,
+or at what is added to it. `hook_resid_mid` is the stream on a HookedTransformer alone, so it is refused unless the
+language model is passed and found to use the edit.
 """
 
 from __future__ import annotations
 
-import re
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from glp_lens import lm
 from glp_lens.errors import InputError
+from glp_lens.lm import same_point
+from glp_lens.types import HookFunction
 
-HookFunction = Callable[..., Tensor]
+__all__ = ["HookFunction", "Positions", "RowNoise", "edit", "project", "replace", "same_point", "steer"]
+
 Positions = Literal["all", "last"]
 RowNoise = Callable[[int, int], Tensor]
 """(index of the hook call, number of rows) -> standard normal noise of shape (rows, d_in)."""
+_Edit = Callable[[Tensor, Tensor], Tensor]
+"""(float32 rows `(n, d_in)`, the batch index of each `(n,)`) -> new rows."""
+_ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
+"""Relative difference of equal activations computed in batches of other shapes; 16-bit formats make up to 0.05."""
 
 
 class _Projects(Protocol):
@@ -35,63 +49,163 @@ class _Projects(Protocol):
     def project(self) -> Callable[..., Tensor]: ...
 
 
-_ALIASES = {
-    "hook_in": "hook_resid_pre",
-    "hook_out": "hook_resid_post",
-    "ln2.hook_in": "hook_resid_mid",
-    "attn.hook_out": "hook_attn_out",
-    "mlp.hook_out": "hook_mlp_out",
-}
-"""What TransformerBridge calls hook points of a block, and their older names, which work there too."""
-
-
-def same_point(one: str, other: str) -> bool:
-    """Whether two names may mean one hook point: false only where they surely do not.
-
-    A TransformerBridge has further aliases that depend on the architecture, all for names that end in `hook_in` or
-    `hook_out`: of such a name and an older one only the layers are compared, save for the residual stream.
-    """
-    (layer, name), (other_layer, other_name) = _parts(one), _parts(other)
-    if layer != other_layer:
-        return False
-    own = [n.rsplit(".", 1)[-1] in ("hook_in", "hook_out") for n in (name, other_name)]
-    residual = {"hook_resid_pre", "hook_resid_post"} & {name, other_name}
-    return name == other_name or (own[0] != own[1] and not residual)
-
-
-def _parts(name: str) -> tuple[str, str]:
-    """The layer, empty outside of the blocks, and the rest of the name."""
-    found = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
-    return (found[1], _ALIASES.get(found[2], found[2])) if found else ("", name)
-
-
-def edit(function: Callable[[Tensor], Tensor], positions: Positions = "last") -> HookFunction:
+def edit(
+    function: Callable[[Tensor], Tensor],
+    positions: Positions = "last",
+    mask: Tensor | None = None,
+    *,
+    model: lm.Model | None = None,
+    allow_mismatch: bool = False,
+) -> HookFunction:
     """A hook that replaces rows `(n, d_in)` of the stream by `function(rows)`.
 
     Args:
         function: maps float32 rows `(n, d_in)`, batch-major, to rows of the same shape.
-        positions: `"last"` edits the last position of each call, as the released GLP code does;
-            `"all"` edits every position except the first of a call longer than one, which holds BOS,
-            an attention sink far off the manifold that nothing should move.
+        positions: `"last"` edits the last token of each call, as the released GLP code does; `"all"` edits every
+            token except the first of a call longer than one, which holds BOS, an attention sink far off the manifold
+            that nothing should move.
+        mask: `(batch, pos)` of the prompts, true on tokens and false on padding: then first and last are those of each
+            text. Needed for left-padded batches with `"all"`, which a hook cannot see, though it warns of what looks
+            like one; generated positions are always tokens.
+        model: the language model it is for, needed at `hook_resid_mid`.
+        allow_mismatch: edit also where the edit does not reach the residual stream.
+
+    Raises:
+        InputError: unknown positions; on a call: a mask of another shape, a hook point off the stream, or one that
+            gives no activations of each token.
     """
+    return _edit(lambda rows, _: function(rows), positions, mask, model, allow_mismatch=allow_mismatch)
+
+
+def _edit(
+    function: _Edit, positions: Positions, mask: Tensor | None, model: lm.Model | None, *, allow_mismatch: bool
+) -> HookFunction:
     if positions not in ("all", "last"):
         raise InputError(f"positions must be 'all' or 'last', got {positions!r}")
+    if mask is not None and (mask.ndim != 2 or not bool(mask.any(1).all())):
+        raise InputError(f"mask must be (batch, pos) with a token in every row, got shape {tuple(mask.shape)}")
+    text = _Text()
+    safe: set[str] = set()
+    told = mask is not None
 
     def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:
-        start = tensor.shape[1] - 1 if positions == "last" else min(1, tensor.shape[1] - 1)
-        part = tensor[:, start:]
-        rows = part.reshape(-1, part.shape[-1])
-        new = function(rows.float()).reshape(part.shape).to(device=tensor.device, dtype=tensor.dtype)
-        return torch.cat([tensor[:, :start], new], dim=1)
+        nonlocal told
+        name = getattr(hook, "name", None) or ""
+        if not allow_mismatch and name not in safe:
+            _check_stream(model, name)
+            safe.add(name)
+        if not isinstance(tensor, Tensor) or tensor.ndim < 3:
+            got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+            raise InputError(f"hook point {name} gives {got}, expected activations (batch, pos, d): choose another one")
+        x = tensor.flatten(2)
+        new = x.clone()
+        if text.continues(x):
+            selected = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+            selected[:, -1] = True
+            new[:, :-1][text.selected] = text.values
+            before = text.selected
+        else:
+            selected, before = _select(x, positions, mask), None
+            if not told and positions == "all" and not _begin_alike(x):
+                told = True
+                warnings.warn(
+                    f"the texts of a batch do not begin with one token at {name or 'a hook point'}, as if padded on "
+                    "the left: positions='all' edits all positions but the first, padding and the BOS of shorter texts "
+                    "too; pass mask= (batch, pos), true on tokens",
+                    stacklevel=2,
+                )
+        owners = selected.nonzero()[:, 0]
+        rows = x[selected]
+        new[selected] = function(rows.float(), owners).to(device=x.device, dtype=x.dtype)
+        text.remember(x, selected if before is None else torch.cat([before, selected[:, -1:]], dim=1), new)
+        return new.reshape(tensor.shape)
 
     return hook_fn
+
+
+class _Text:
+    """The text of the last call, to see whether the next one is the same text and one token more.
+
+    So generation without a cache looks, where each step runs the whole text again: what the earlier positions were
+    given must be given to them once more, as a cache would have kept it.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.signature = torch.empty(0)
+        self.selected = self.values = torch.empty(0)
+
+    def continues(self, x: Tensor) -> bool:
+        """Whether activations `(batch, pos, d)` are of the text of the last call and one token more.
+
+        Not where gradients are asked for: a training step wants those of all its positions.
+        """
+        if torch.is_grad_enabled() or x.shape[1] != self.length + 1 or len(x) != len(self.signature):
+            return False
+        then, now = self.signature, self._signature(x[:, :-1])
+        near = (now - then).norm(dim=-1) <= _ROUNDING.get(x.dtype, 0.05) * then.norm(dim=-1)
+        return then.shape == now.shape and bool(near.all())
+
+    def remember(self, x: Tensor, selected: Tensor, new: Tensor) -> None:
+        """Keep what tells this text from others, and what was written where."""
+        self.length = 0 if torch.is_grad_enabled() else x.shape[1]
+        if self.length:
+            self.signature, self.selected, self.values = self._signature(x), selected, new[selected]
+
+    @staticmethod
+    def _signature(x: Tensor) -> Tensor:
+        """Two rows of each text, `(batch, 2, d)`: the last, and the mean of all but the first, an attention sink."""
+        return torch.stack([x[:, -1].float(), x[:, min(1, x.shape[1] - 1) :].float().mean(1)], dim=1)
+
+
+def _select(x: Tensor, positions: Positions, mask: Tensor | None) -> Tensor:
+    """Mask `(batch, pos)` of the positions to edit."""
+    batch, length = x.shape[:2]
+    if mask is not None and length == 1 and mask.shape[0] == batch:
+        tokens = torch.ones(batch, 1, dtype=torch.bool, device=x.device)  # a step of cached generation
+    elif mask is None:
+        tokens = torch.ones(batch, length, dtype=torch.bool, device=x.device)
+    elif mask.shape == (batch, length):
+        tokens = mask.to(x.device, torch.bool)
+    else:
+        raise InputError(f"mask must have the shape of the prompts, ({batch}, {length}), got {tuple(mask.shape)}")
+    column = torch.arange(length, device=x.device)
+    if positions == "last":
+        return column == torch.where(tokens, column, -1).amax(1, keepdim=True)
+    first = column == torch.where(tokens, column, length).amin(1, keepdim=True)
+    return tokens & ~(first & (tokens.sum(1, keepdim=True) > 1))
+
+
+def _begin_alike(x: Tensor) -> bool:
+    """Whether position 0 holds the same token in all texts, and position 1 another one: so BOS looks, not padding."""
+    if min(x.shape[:2]) == 1:
+        return True
+    first, second = x[:, 0].float(), x[:, 1].float()
+    limit = 10 * _ROUNDING.get(x.dtype, 0.02) * first[0].norm()
+    alike = (first - first[0]).norm(dim=1) <= limit
+    repeated = (second - first).norm(dim=1) <= limit
+    return bool((alike & ~repeated).all())
+
+
+def _check_stream(model: lm.Model | None, name: str) -> None:
+    """Refuse a hook point at which an edit may not reach the residual stream."""
+    if not lm.is_mid_stream(name):
+        return
+    if model is None:
+        raise InputError(
+            f"an edit at {name} reaches the residual stream on a HookedTransformer, and only the MLP on a "
+            "TransformerBridge: pass model=, use hook_resid_pre or hook_resid_post, or pass allow_mismatch=True"
+        )
+    lm.check_edit(model, name)
 
 
 def project(
     projector: _Projects,
     positions: Positions = "last",
     noise: RowNoise | None = None,
+    mask: Tensor | None = None,
     *,
+    model: lm.Model | None = None,
     allow_mismatch: bool = False,
     **options: Any,
 ) -> HookFunction:
@@ -105,19 +219,28 @@ def project(
 
     Args:
         projector: any model with the `Projector` capability.
+        positions, mask: which tokens, see `edit`.
         noise: noise for each call; without it, noise is drawn from the options' `generator`, or from one
             seeded with 0 that lives as long as the hook.
+        model: the language model it is for. With it, a hook point is known by all its names there.
         allow_mismatch: work at another hook point than the projector was trained at.
         options: passed on to `projector.project`, for example `sigma=0.3` or `u=0.5, steps=20`.
 
     Raises:
-        InputError: on a call, if the stream's width or the hook point is not the projector's.
+        InputError: on a call, if the stream's width or the hook point is not the projector's, and what `edit` refuses.
     """
+    move = _projection(projector, noise, options)
+    run = _edit(lambda rows, _: move(rows), positions, mask, model, allow_mismatch=allow_mismatch)
+    return _at_its_point(run, projector, model, allow_mismatch=allow_mismatch)
+
+
+def _projection(projector: _Projects, noise: RowNoise | None, options: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    """Projects rows `(n, d_in)`, but massive ones, with noise that depends on the number of calls before."""
     calls = 0
     if noise is None:
         options.setdefault("generator", torch.Generator().manual_seed(0))
 
-    def function(rows: Tensor) -> Tensor:
+    def move(rows: Tensor) -> Tensor:
         nonlocal calls
         if rows.shape[1] != projector.d_in:
             raise InputError(
@@ -132,15 +255,26 @@ def project(
             new = torch.where(massive, rows, new)
         return new
 
-    run = edit(function, positions)
+    return move
+
+
+def _at_its_point(
+    run: HookFunction, projector: _Projects, model: lm.Model | None, *, allow_mismatch: bool
+) -> HookFunction:
+    """The hook, refused at another hook point than the projector's."""
+    trained = {name for name in (projector.hook, *getattr(projector, "hook_names", ())) if name}
+    checked: set[str] = set()
 
     def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:
         name = getattr(hook, "name", None)
-        if not allow_mismatch and name and projector.hook and not same_point(projector.hook, name):
-            raise InputError(
-                f"this {type(projector).__name__} was trained at {projector.hook}, here is {name}: use the hook point "
-                "it was trained at, or pass allow_mismatch=True"
-            )
+        if name and trained and not allow_mismatch and name not in checked:
+            names = lm.names_of(model, name) if model is not None and name in model.hook_dict else [name]
+            if not lm.same_point(trained, names):
+                raise InputError(
+                    f"this {type(projector).__name__} was trained at {projector.hook}, here is {name}: use the hook "
+                    "point it was trained at, pass model= if that has both names, or pass allow_mismatch=True"
+                )
+            checked.add(name)
         return run(tensor, hook=hook)
 
     return hook_fn
@@ -152,7 +286,9 @@ def steer(
     projector: _Projects | None = None,
     positions: Positions = "last",
     noise: RowNoise | None = None,
+    mask: Tensor | None = None,
     *,
+    model: lm.Model | None = None,
     allow_mismatch: bool = False,
     **options: Any,
 ) -> HookFunction:
@@ -164,37 +300,36 @@ def steer(
         strength: one number, or `(batch,)` with one strength for each sequence.
         projector: any model with the `Projector` capability, or None to steer without repair. Where the
             strength is 0, nothing is projected either.
+        positions, mask: which tokens, see `edit`.
+        noise, model: see `project`.
         allow_mismatch: work at another hook point than the projector was trained at.
         options: passed on to `projector.project`.
 
     Raises:
         InputError: if `direction` is not a finite vector; on a call with the wrong width or batch size, or at
-            another hook point than the projector's.
+            another hook point than the projector's, and what `edit` refuses.
     """
     if direction.ndim != 1 or not torch.isfinite(direction).all():
         raise InputError(f"direction must be a finite vector (d_in,), got shape {tuple(direction.shape)}")
-    repair = None
-    if projector is not None:
-        repair = project(projector, positions, noise, allow_mismatch=allow_mismatch, **options)
+    repair = None if projector is None else _projection(projector, noise, options)
+
+    def move(rows: Tensor, owners: Tensor) -> Tensor:
+        if rows.shape[1] != direction.shape[0]:
+            raise InputError(f"direction has width {direction.shape[0]}, the hook point has width {rows.shape[1]}")
+        alpha = torch.as_tensor(strength, dtype=torch.float32, device=rows.device)
+        alpha = (alpha[owners] if alpha.ndim else alpha.expand(len(rows)))[:, None]
+        moved = rows + alpha * direction.to(rows.device, torch.float32)
+        return moved if repair is None else torch.where(alpha != 0, repair(moved), moved)
+
+    run = _edit(move, positions, mask, model, allow_mismatch=allow_mismatch)
 
     def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:
-        if tensor.shape[-1] != direction.shape[0]:
-            raise InputError(f"direction has width {direction.shape[0]}, the hook point has width {tensor.shape[-1]}")
-        alpha = torch.as_tensor(strength, dtype=torch.float32, device=tensor.device)
-        if alpha.ndim and alpha.shape[0] != tensor.shape[0]:
-            raise InputError(f"got {alpha.shape[0]} strengths for a batch of {tensor.shape[0]}")
-        alpha = alpha.reshape(-1, 1, 1).expand(tensor.shape[0], 1, 1)
-        step = alpha * direction.to(tensor.device, torch.float32)
+        given = torch.as_tensor(strength)
+        if given.ndim and given.shape != (tensor.shape[0],):
+            raise InputError(f"got {len(given)} strengths for a batch of {tensor.shape[0]}")
+        return run(tensor, hook=hook)
 
-        def add(rows: Tensor) -> Tensor:
-            return (rows.reshape(tensor.shape[0], -1, rows.shape[1]) + step).reshape(rows.shape)
-
-        moved = edit(add, positions)(tensor)
-        if repair is not None:
-            moved = torch.where(alpha != 0, repair(moved, hook=hook), moved)
-        return moved
-
-    return hook_fn
+    return hook_fn if projector is None else _at_its_point(hook_fn, projector, model, allow_mismatch=allow_mismatch)
 
 
 def replace(values: Tensor, mask: Tensor) -> HookFunction:
@@ -206,7 +341,8 @@ def replace(values: Tensor, mask: Tensor) -> HookFunction:
     """
 
     def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:
-        new = values.to(tensor.device, tensor.dtype)
-        return torch.where(mask.to(tensor.device)[..., None], new, tensor)
+        x = tensor.flatten(2)
+        new = values.to(x.device, x.dtype)
+        return torch.where(mask.to(x.device)[..., None], new, x).reshape(tensor.shape)
 
     return hook_fn

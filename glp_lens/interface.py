@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from glp_lens import hooks, lm, provenance
 from glp_lens.errors import InputError
-from glp_lens.types import Acts, Features, PerRow
+from glp_lens.types import Acts, Features, HookFunction, PerRow
 
 
 class Featurizer(ABC):
@@ -82,8 +82,9 @@ class Projector(ABC):
         allow_mismatch: bool = False,
         positions: hooks.Positions = "last",
         noise: hooks.RowNoise | None = None,
+        mask: Tensor | None = None,
         **options: Any,
-    ) -> tuple[str, hooks.HookFunction]:
+    ) -> tuple[str, HookFunction]:
         """`(hook point, hook function)` for `model.hooks(fwd_hooks=[...])`; see `glp_lens.hooks.project`.
 
         The default noise depends on earlier calls and on the batch; passing `noise` makes it repeatable row by row.
@@ -93,6 +94,7 @@ class Projector(ABC):
             model: the language model it is for. With it, weights and their processing are checked at once;
                 without it, only the hook point and the width, when the hook runs.
             allow_mismatch: work on another hook point or language model than in training.
+            positions, noise, mask, options: see `glp_lens.hooks.project`.
 
         Raises:
             InputError: no hook point is known, or another one, or another language model.
@@ -103,14 +105,19 @@ class Projector(ABC):
         projector = provenance.bound(self, name)
         if model is not None:
             provenance.check_use(projector, model, name, allow_mismatch=allow_mismatch)
+            if not allow_mismatch:
+                lm.check_edit(model, name)
         else:
             provenance.check(
                 f"this {type(self).__name__} was trained",
-                {"hook": projector.hook},
+                {"hook": projector.hook, "hook_names": getattr(projector, "hook_names", None)},
                 {"hook": name},
                 allow_mismatch=allow_mismatch,
             )
-        return name, hooks.project(projector, positions, noise, allow_mismatch=allow_mismatch, **options)
+        hook_fn = hooks.project(
+            projector, positions, noise, mask, model=model, allow_mismatch=allow_mismatch, **options
+        )
+        return name, hook_fn
 
 
 class Sampler(ABC):

@@ -6,13 +6,11 @@ missing, as in models of other libraries: what is not known on both sides is no 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Protocol, TypeVar
 
 from glp_lens import lm
 from glp_lens.errors import InputError
-from glp_lens.hooks import same_point
 from glp_lens.types import Json
 
 REMEDY = "use the language model and hook point it was trained on"
@@ -20,8 +18,6 @@ REMEDY = "use the language model and hook point it was trained on"
 _UNNAMED = ("", "none", "unnamed", "custom")
 _ALIASES = {"gpt2-small": "gpt2"}
 """TransformerLens's own names, as published SAEs give them, where the last part differs from the Hub's."""
-_RESIDUAL = re.compile(r"blocks\.\d+\.(hook_resid_\w+|hook_attn_out|hook_mlp_out|hook_in|hook_out)")
-
 
 Model = TypeVar("Model")
 
@@ -52,30 +48,42 @@ def bound(model: Model, hook: str) -> Model:
     return at(hook) if at else model
 
 
+def same_hook(trained: Json, source: Json, hook: str) -> bool:
+    """Whether a model was trained at one of the hook points that activations were collected at.
+
+    Args:
+        trained: what is known of the model's activations.
+        source: what is known of those at hand, with `hook_names` by hook point.
+        hook: which of their hook points.
+    """
+    return lm.same_point(_names(trained), [hook, *(source.get("hook_names") or {}).get(hook, ())])
+
+
 def here(model: lm.Model, hook: str) -> Json:
     """The same of a language model and hook point. It hashes all weights: once is enough for many checks."""
     about = lm.describe(model)
-    width = about["d_model"] if _RESIDUAL.fullmatch(hook) else None
-    return {"hook": hook, "d_in": width, "model": about, "weights": lm.weights_hash(model)}
+    names = lm.names_of(model, hook) if hook in model.hook_dict else [hook]
+    width = about["d_model"] if any(lm.RESIDUAL.fullmatch(name) for name in names) else None
+    return {"hook": hook, "hook_names": names, "d_in": width, "model": about, "weights": lm.weights_hash(model)}
 
 
 def mismatches(trained: Json, found: Json) -> list[str]:
     """How two provenances differ, one phrase each, in the order hook point, width, weight processing, model.
 
-    The number format of the language model is no mismatch: the activations are the same up to rounding. Hashes of
-    the weights are compared only within one class and number format, since both change them. Otherwise names
-    are, by their last part and without the owner, since one model has a name on the Hub, in TransformerLens and as
-    a folder; of one name, another revision or a quantised copy is another model.
+    The number format of the language model is no mismatch, nor are folded norms on the residual stream: the activations
+    are the same up to rounding. Hashes of the weights are compared only within one class and number format, since both
+    change them. Otherwise names are, by their last part and without the owner, since one model has a name on the Hub,
+    in TransformerLens and as a folder; of one name, another revision or a quantised copy is another model.
     """
     phrases = []
     a, b = trained.get("hook"), found.get("hook")
-    if a and b and not same_point(a, b):
+    if a and b and not lm.same_point(_names(trained), _names(found)):
         phrases.append(f"at {a} (here {b})")
     if _differ(trained.get("d_in"), found.get("d_in")):
         phrases.append(f"on width {trained['d_in']} (here {found['d_in']})")
     one, other = trained.get("model") or {}, found.get("model") or {}
     a, b = one.get("weight_processing"), other.get("weight_processing")
-    if _differ(a, b):
+    if _differ(*(_effect(processing, [*_names(trained), *_names(found)]) for processing in (a, b))):
         phrases.append(f"with {a} weights (here {b})")
     return phrases + _model_mismatch(trained, found)
 
@@ -198,6 +206,18 @@ def _name(model: Json) -> tuple[str, str]:
     last = path.rstrip("/").rsplit("/", 1)[-1].lower()
     last = "" if last in _UNNAMED else _ALIASES.get(last, last)
     return last, copy if copy != "local folder" else ""
+
+
+def _names(known: Json) -> list[str]:
+    """All names that are known of the hook point; none where it is not known."""
+    hook, names = known.get("hook"), known.get("hook_names") or ()
+    return [] if hook is None else list(names) if hook in names else [hook]
+
+
+def _effect(processing: str | None, names: list[str]) -> object:
+    """What the processing of weights did to activations: on the residual stream, whether it was centred is all."""
+    residual = any(lm.RESIDUAL.fullmatch(name) for name in names)
+    return "centred" in processing if residual and processing is not None else processing
 
 
 def _differ(one: object, other: object) -> bool:

@@ -1,5 +1,6 @@
-"""Names for the array shapes that public functions take and return."""
+"""Names for the array shapes and functions that public functions take and return."""
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from jaxtyping import Float, Int
@@ -13,3 +14,5 @@ RowIndex: TypeAlias = Int[Tensor, " n"]
 Stream: TypeAlias = Float[Tensor, "batch pos d_in"]
 """What a hook on a residual stream sees."""
 Json: TypeAlias = dict[str, Any]
+HookFunction: TypeAlias = Callable[..., Tensor]
+"""`(tensor, *, hook)` to a tensor of the same shape: what TransformerLens calls at a hook point."""

@@ -42,6 +42,8 @@ SHARD_BYTES = 512 << 20
 CALIBRATION = 32
 """The norm over which a token is massive comes from this many documents, or those of the first shard if fewer."""
 PARTS = "parts"
+_NEW = ("hook_names.", "model.blocks")
+"""What follows from the language model, and stores of earlier versions do not have."""
 Part = tuple[int, int] | None
 Truncate = Literal["left", "right"]
 Labels = Callable[[Document, list[int]], Mapping[str, Any]]
@@ -155,6 +157,7 @@ def collect(
         "weights": lm.weights_hash(model),
         "tokenizer": _describe_tokenizer(model),
         "corpus": {"name": corpus, "seed": seed},
+        "hook_names": {name: lm.names_of(model, name) for name in names},
         "settings": {
             "hooks": names,
             "context": context,
@@ -528,6 +531,8 @@ def _check_same(folder: Path, manifest: Manifest, hook: str, asked: Json) -> Non
     have = flat({**manifest.source, "dtype": manifest.dtype, "window": manifest.window, "hook": manifest.hook})
     have.setdefault("settings.truncate", "right")  # what stores that do not say had
     for key, value in wanted.items():
+        if key not in have and key.startswith(_NEW):  # a store of an earlier version does not say
+            continue
         if have.get(key) != value:
             raise InputError(
                 f"the store at {folder} was collected with {key} = {have.get(key)!r}, not {value!r}: "

@@ -1,10 +1,9 @@
-"""Forward passes over texts: reading them, or continuing them and watching the new tokens."""
+"""Forward passes over texts: reading them, or continuing them and reading the new tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +47,7 @@ def generate(
     temperature: float,
     seeds: Sequence[int],
 ) -> Iterator[Forwarded]:
-    """Continue prompts and keep the activations of the new tokens, as the cached forward passes compute them.
+    """Continue prompts and keep the activations of the new tokens.
 
     Prompts of one length share a batch, so nothing is padded. What follows a text's EOS is not real.
 
@@ -59,45 +58,17 @@ def generate(
         temperature: of sampling; 0 takes the likeliest token.
         seeds: one for each prompt; a batch draws from its first prompt's.
     """
-    device = lm.model_device(model)
     eos = model.tokenizer.eos_token_id
     for batch in _same_length([len(row) for row in ids], new_tokens, budget):
         prompt = torch.tensor([ids[i] for i in batch])
-        calls: dict[str, list[Tensor]] = {name: [] for name in hooks}
-
-        def watch(name: str, calls: dict[str, list[Tensor]] = calls) -> Any:
-            def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:
-                calls[name].append(tensor.clone())
-                return tensor
-
-            return hook_fn
-
-        # A token's activation is computed when it is read to find the next one: one more than asked for.
-        with (
-            torch.inference_mode(),
-            torch.random.fork_rng([device] if device.type == "cuda" else []),
-            model.hooks(fwd_hooks=[(name, watch(name)) for name in hooks]),
-        ):
-            torch.manual_seed(seeds[batch[0]] % 2**32)  # torch's CPU generator looks at no more bits
-            text = model.generate(
-                prompt.to(device),
-                max_new_tokens=new_tokens + 1,
-                do_sample=temperature > 0,
-                temperature=temperature or 1.0,
-                stop_at_eos=False,
-                return_type="tokens",
-                verbose=False,
-            ).cpu()
-        width = prompt.shape[1] + new_tokens
-        tokens = text[:, :width].clone()
-        new = (torch.arange(width) >= prompt.shape[1]).expand_as(tokens)
+        tokens = lm.generate(model, prompt, new_tokens, temperature=temperature, seed=seeds[batch[0]])
+        new = (torch.arange(tokens.shape[1]) >= prompt.shape[1]).expand_as(tokens)
         is_eos = new & (tokens == (-1 if eos is None else eos))
         mask = is_eos.cumsum(1) - is_eos.long() == 0
-        rows = {
-            name: torch.cat(found, dim=1)[:, :width] if found[0].ndim == 3 else found[0]
-            for name, found in calls.items()
-        }
-        yield Forwarded(batch, tokens, mask, new, rows)
+        # Read in one forward pass, as any other text: a model without a cache runs its hooks on the whole text at each
+        # step, and one with a cache would have to run one step more for the last token.
+        everything = torch.ones_like(mask)
+        yield Forwarded(batch, tokens, mask, new, lm.activations(model, tokens, everything, hooks))
 
 
 def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -145,6 +145,11 @@ class Manifest:
         return xxhash.xxh3_64_hexdigest("".join(shard.documents_hash for shard in self.shards).encode())
 
     @property
+    def hook_names(self) -> list[str]:
+        """All names of the hook point in the language model, those that are known."""
+        return list((self.source.get("hook_names") or {}).get(self.hook) or [self.hook])
+
+    @property
     def identity(self) -> str:
         """Hash of everything that all shards share, and that the shards of no other store do."""
         shared = [self.hook, self.d_in, self.dtype, self.source, self.max_norm, dict(self.labels)]
@@ -162,6 +167,7 @@ class Manifest:
             "weights": self.source.get("weights"),
             "tokenizer": self.source.get("tokenizer"),
             "hook": self.hook,
+            "hook_names": self.hook_names,
             "d_in": self.d_in,
             "rows": self.rows,
             "dtype": self.dtype,

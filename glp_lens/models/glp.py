@@ -213,6 +213,12 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         return next((hook for hook in hooks if layer_of(hook) == self.layer), None)
 
     @property
+    def hook_names(self) -> list[str]:
+        """All names of that hook point in the language model that it was collected from, where they are known."""
+        names = provenance.trained_on(self).get("hook_names") or ()
+        return list(names) if self.hook in names else []
+
+    @property
     def max_norm(self) -> float | None:
         """Norm above which rows did not count in training, being massive activations."""
         return provenance.trained_on(self).get("max_norm")

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from glp_lens import lm
 from glp_lens.activations.batches import window_rows
 from glp_lens.activations.stream import ActivationStream
 from glp_lens.errors import InputError
-from glp_lens.hooks import same_point
 from glp_lens.models.rows import check_rows, massive_rows, mean_and_std
 from glp_lens.training import distributed
 from glp_lens.training.config import TrainConfig
@@ -37,7 +37,7 @@ ClassVectors = dict[float, Tensor]
 """The embedding `(d_condition,)` of each class."""
 
 _MOST_CLASSES = 1000
-_OWN = ("hook", "max_norm", "median_norm", "manifest_hash")
+_OWN = ("hook", "hook_names", "max_norm", "median_norm", "manifest_hash")
 """What is each sibling's own in its provenance."""
 _WINDOW = 8192
 """Rows of a layer that are shuffled together at least, where many layers share the memory for it."""
@@ -295,7 +295,7 @@ class Sources:
                 f"no store of held-out rows at {like.store.hook}, of width {like.store.d_in}: "
                 "collect held-out texts at the same hooks"
             )
-        if not same_point(source.store.hook, like.store.hook):
+        if not lm.same_point(*(s.store.manifest.hook_names for s in (source, like))):
             warnings.warn(
                 f"validation on activations of {source.store.hook}, training on those of {like.store.hook}",
                 stacklevel=2,

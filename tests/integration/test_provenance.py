@@ -37,7 +37,7 @@ def differing(model):
     about = own["model"]
     return own, {
         "at blocks.2": {**own, "hook": OTHER},
-        "folded weights": {**own, "model": {**about, "weight_processing": "folded"}},
+        "centred weights": {**own, "model": {**about, "weight_processing": "centred"}},
         "other weights": {**own, "weights": "0" * 16},
         "on meta-llama/x": {**own, "weights": None, "model": {**about, "name": "meta-llama/x"}},
         "width 23": {**own, "d_in": 23},
@@ -106,7 +106,10 @@ def test_models_move_between_classes_and_number_formats_but_not_weights(tiny_bri
     assert "other weights" in provenance.mismatches(hooked, provenance.here(tuned, HOOK))[0]
     folded = copy.deepcopy(tiny_hooked)
     folded.process_weights_(fold_ln=True)
-    assert "with raw weights (here folded" in provenance.mismatches(hooked, provenance.here(folded, HOOK))[0]
+    assert provenance.mismatches(hooked, provenance.here(folded, HOOK)) == []  # the stream is the same
+    inside = "blocks.1.ln1.hook_normalized"
+    found = provenance.mismatches(provenance.here(tiny_hooked, inside), provenance.here(folded, inside))
+    assert "with raw weights (here folded" in found[0]
 
 
 def test_what_was_collected_and_trained_is_known_and_kept(tiny_bridge, tmp_path):

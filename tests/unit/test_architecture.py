@@ -20,8 +20,8 @@ CLI = Path(importlib.util.find_spec("glp_lens_cli").origin).parent
 LAYERS = [
     "types",
     "errors",
-    "hooks",
     "lm",
+    "hooks",
     "provenance",
     "interface",
     "flow",
@@ -38,14 +38,14 @@ LAYERS = [
 """Parts of the package, each allowed to import the ones before it."""
 
 HOMES = {
-    "transformer_lens": {"lm.py"},
+    "transformer_lens": {"lm/opening.py"},
     "sae_lens": {"models/sae.py"},
     "sklearn.decomposition": {"models/pca.py"},
     "h5py": {"activations/shard.py"},
     "jinja2": {"report/html.py"},
     "matplotlib": {"report/plots.py"},
-    "huggingface_hub": {"lm.py", "hub.py"},
-    "transformers": {"lm.py", "evals/steering/judges.py"},
+    "huggingface_hub": {"lm/opening.py", "hub.py"},
+    "transformers": {"lm/opening.py", "lm/checking.py", "evals/steering/judges.py"},
     "yaml": {"models/released.py"},
     "pyarrow": {"corpus/files.py"},
     "datasets": {"activations/convert/sae_lens.py", "corpus/hub.py"},

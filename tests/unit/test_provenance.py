@@ -31,6 +31,7 @@ def changed(weights="aa", hook=POINT, d_in=576, **model):
         changed("bb", name=f"{HUB} (local folder)", dtype="float32"),
         changed("bb", name="unnamed", dtype="float32"),
         changed(hook="blocks.3.hook_out"),
+        changed("bb", weight_processing="folded"),
         changed(None, None, None, name=None, weight_processing=None),
         {},
         {"hook": POINT, "model": {}},
@@ -47,7 +48,7 @@ def test_the_same_activations_and_unknown_ones_are_accepted_either_way(found):
         (changed(hook="blocks.3.hook_resid_pre"), f"at {POINT} (here blocks.3.hook_resid_pre)"),
         (changed(hook="blocks.3.hook_in"), f"at {POINT} (here blocks.3.hook_in)"),
         (changed(d_in=768), "on width 576 (here 768)"),
-        (changed("bb", weight_processing="folded"), "with raw weights (here folded)"),
+        (changed("bb", weight_processing="centred"), "with raw weights (here centred)"),
         (changed("bb"), "other weights"),
         (changed(name="meta-llama/Llama-3.2-1B"), None),  # the hash says that it is the same after all
         (changed("bb", name="meta-llama/Llama-3.2-1B"), "here meta-llama/Llama-3.2-1B"),
@@ -72,18 +73,36 @@ def test_the_name_of_a_published_sae_is_that_of_the_model():
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
-        ("blocks.1.hook_attn_out", "blocks.1.attn.hook_out", True),
-        ("blocks.1.hook_attn_out", "blocks.1.ln1_post.hook_out", True),  # so in models with a norm after attention
-        ("blocks.1.mlp.hook_post", "blocks.1.mlp.out.hook_in", True),
-        ("blocks.1.mlp.hook_post", "blocks.2.mlp.out.hook_in", False),
+        ("blocks.1.hook_resid_post", "blocks.1.hook_out", True),
+        ("blocks.1.hook_resid_pre", "blocks.1.hook_in", True),
+        ("blocks.1.hook_out", "blocks.2.hook_out", False),
+        # One point in Llama, two in Gemma 2: only a model can tell.
+        ("blocks.1.hook_attn_out", "blocks.1.attn.hook_out", False),
+        ("blocks.1.hook_resid_mid", "blocks.1.ln2.hook_in", False),
         ("blocks.1.hook_resid_post", "blocks.1.ln1.hook_out", False),
-        ("blocks.1.hook_mlp_out", "blocks.1.hook_attn_out", False),
-        ("hook_embed", "embed.hook_out", True),
         ("hook_embed", "blocks.0.hook_resid_post", False),
     ],
 )
-def test_hook_points_have_two_names_on_a_bridge(one, other, same):
+def test_names_are_one_hook_point_only_where_that_is_so_in_every_model(one, other, same):
     assert hooks.same_point(one, other) is hooks.same_point(other, one) is same
+
+
+def test_names_found_in_a_model_make_one_hook_point_there():
+    llama = {**STORE, "hook": "blocks.3.mlp.hook_out", "hook_names": ["blocks.3.hook_mlp_out", "blocks.3.mlp.hook_out"]}
+    gemma = {**STORE, "hook": "blocks.3.mlp.hook_out", "hook_names": ["blocks.3.mlp.hook_out"]}
+    hooked = {**STORE, "hook": "blocks.3.hook_mlp_out", "hook_names": ["blocks.3.hook_mlp_out"]}
+    assert provenance.mismatches(llama, hooked) == provenance.mismatches(hooked, llama) == []
+    assert "here blocks.3.mlp.hook_out" in provenance.mismatches(hooked, gemma)[0]
+
+
+def test_folded_norms_change_other_points_than_the_residual_stream():
+    def at(hook, processing):
+        return {"hook": hook, "model": {**MODEL, "weight_processing": processing}}
+
+    assert provenance.mismatches(at(POINT, "centred"), at(POINT, "folded+centred")) == []
+    assert provenance.mismatches(at(POINT, "folded"), at(POINT, "folded+centred")) != []
+    inside = "blocks.3.attn.hook_z"
+    assert "with raw weights (here folded)" in provenance.mismatches(at(inside, "raw"), at(inside, "folded"))[0]
 
 
 def test_a_check_refuses_in_one_line_and_another_width_always():

@@ -190,7 +190,10 @@ class _Summary:
 
 def _check(model: lm.Model, entries: Sequence[Entry], hook: str, mean: Tensor, *, allow_mismatch: bool) -> list[str]:
     """Refuse what cannot be compared; a line for each mismatch that was accepted."""
-    lm.check_hook(model, hook)
+    if allow_mismatch:
+        lm.check_hook(model, hook)
+    else:
+        lm.check_edit(model, hook)
     labels = [e.label for e in entries]
     if len(set(labels)) < len(labels) or MEAN in labels:
         raise InputError(f"labels must differ, and none may be {MEAN!r}; got {', '.join(labels)}")

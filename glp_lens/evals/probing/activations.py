@@ -54,7 +54,7 @@ class TaskActivations:
 
     Attributes:
         source: `model` (see `lm.describe`), `weights` (their hash), `hooks`, `hook` (the first of them), `context`,
-            `pooling`.
+            `pooling`, `hook_names` (all names of each hook point).
     """
 
     source: Json
@@ -127,6 +127,7 @@ def collect(
         "weights": lm.weights_hash(model),
         "hooks": names,
         "hook": names[0],
+        "hook_names": {name: lm.names_of(model, name) for name in names},
         "context": context,
         "pooling": pooling,
     }
@@ -260,6 +261,7 @@ def _clear(out: Path, names: list[str], batch_size: int) -> None:
 
 def _key(source: Json) -> str:
     """Name of the folder: what is in it, and a hash of all that the activations depend on but the hook point."""
-    facts = {key: value for key, value in source.items() if key not in ("hooks", "hook")}
+    facts = {key: value for key, value in source.items() if key not in ("hooks", "hook", "hook_names")}
+    facts["model"] = {key: value for key, value in source["model"].items() if key != "blocks"}
     digest = xxhash.xxh3_64_hexdigest(json.dumps(facts, sort_keys=True).encode())
     return f"{source['pooling']}-{source['context']}-{digest[:12]}"

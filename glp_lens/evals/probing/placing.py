@@ -14,7 +14,6 @@ from glp_lens.evals.probing.activations import TaskActivations
 from glp_lens.evals.probing.comparing import ALL
 from glp_lens.evals.probing.lines import DENSE
 from glp_lens.evals.probing.tasks import Task
-from glp_lens.hooks import same_point
 from glp_lens.types import Json
 
 
@@ -30,7 +29,8 @@ def place(entries: Sequence[Entry], source: Json) -> list[Entry]:
     bound: dict[tuple[int, str], Any] = {}
     for entry in entries:
         model, own = entry.model, entry.model.hook
-        there = [hook for hook in source["hooks"] if hook and own and same_point(own, hook)]
+        trained = provenance.trained_on(model)
+        there = [hook for hook in source["hooks"] if hook and own and provenance.same_hook(trained, source, hook)]
         hook = entry.hook or next(iter(there), source.get("hook"))
         if hook and own is None:  # one view for all entries of a prior: they share what is encoded
             model = bound.setdefault((id(model), hook), provenance.bound(model, hook))
@@ -68,7 +68,9 @@ def check_provenance(
     """Refuse models that do not fit their activations; a line for each mismatch that was accepted."""
     notes = []
     for hook in hooks(entries, activations):
-        here = {**activations.source, "hook": hook, "d_in": activations.rows(task.name, hook).acts.shape[1]}
+        names = (activations.source.get("hook_names") or {}).get(hook)
+        width = activations.rows(task.name, hook).acts.shape[1]
+        here = {**activations.source, "hook": hook, "hook_names": names, "d_in": width}
         models = {entry.label: entry.model for entry in entries if entry.hook == hook}
         notes += provenance.check_models(models, here, allow_mismatch=allow_mismatch)
     return notes

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from glp_lens import hooks, lm
 from glp_lens.errors import InputError
 from glp_lens.evals.entries import Entry
+from glp_lens.types import HookFunction
 
 PROMPTS = (
     "The first thing I noticed", "When she opened the door", "On the way home we",
@@ -90,17 +91,11 @@ def generate(
                     noise = _row_noise(stacked.to(device))
                     options = entry.options
                 projector: Any = entry.model if entry is not None else None
-                edit = hooks.steer(direction, alpha, projector, "last", noise, allow_mismatch=allow_mismatch, **options)
-            with torch.inference_mode(), model.hooks(fwd_hooks=[(hook, _counted(edit, bar))]):
-                text = model.generate(
-                    tokens.to(device),
-                    max_new_tokens=new_tokens,
-                    do_sample=False,
-                    stop_at_eos=False,
-                    return_type="tokens",
-                    verbose=False,
+                edit = hooks.steer(
+                    direction, alpha, projector, "last", noise, model=model, allow_mismatch=allow_mismatch, **options
                 )
-            out[group] = text[:, tokens.shape[1] :].cpu().reshape(len(group), n_strengths, new_tokens)
+            text = lm.generate(model, tokens, new_tokens, hooks=[(hook, _counted(edit, bar))])
+            out[group] = text[:, tokens.shape[1] :].reshape(len(group), n_strengths, new_tokens)
     return out
 
 
@@ -122,7 +117,7 @@ def _row_noise(
     return row_noise
 
 
-def _counted(edit: hooks.HookFunction | None, bar: tqdm[Any]) -> hooks.HookFunction:
+def _counted(edit: HookFunction | None, bar: tqdm[Any]) -> HookFunction:
     """`edit` (or nothing), with one tick of the bar for each sequence and call."""
 
     def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:

@@ -129,7 +129,10 @@ def run(
     began = time.monotonic()
     prompts = _check_prompts(prompts)
     strengths = _check_strengths(strengths)
-    lm.check_hook(model, hook)
+    if allow_mismatch:
+        lm.check_hook(model, hook)
+    else:
+        lm.check_edit(model, hook)
     if not (np.isfinite(act_norm) and act_norm > 0):
         raise InputError(f"act_norm must be a positive number, got {act_norm}: pass the store's median_norm")
     folder = None if folder is None else Path(folder)

@@ -1,0 +1,59 @@
+"""Open a language model as a TransformerLens model, check it, and run it.
+
+Everything here is duck-typed on what `HookedTransformer` and `TransformerBridge` share, so any model a user has opened
+works too.
+"""
+
+from glp_lens.lm.generating import caches_keys_and_values, generate
+from glp_lens.lm.model import Model, describe, model_device, weight_processing, weights_hash
+from glp_lens.lm.opening import (
+    DEFAULT_MODEL,
+    DTYPES,
+    Backend,
+    cache_folder,
+    check_device,
+    open_model,
+)
+from glp_lens.lm.points import (
+    RESIDUAL,
+    check_edit,
+    check_hook,
+    default_hook,
+    is_mid_stream,
+    names_of,
+    rows_at,
+    same_point,
+)
+from glp_lens.lm.running import Hooks, activations, token_nll
+from glp_lens.lm.tokens import bos_id, chat_ids, pad, to_ids
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "DTYPES",
+    "RESIDUAL",
+    "Backend",
+    "Hooks",
+    "Model",
+    "activations",
+    "bos_id",
+    "cache_folder",
+    "caches_keys_and_values",
+    "chat_ids",
+    "check_device",
+    "check_edit",
+    "check_hook",
+    "default_hook",
+    "describe",
+    "generate",
+    "is_mid_stream",
+    "model_device",
+    "names_of",
+    "open_model",
+    "pad",
+    "rows_at",
+    "same_point",
+    "to_ids",
+    "token_nll",
+    "weight_processing",
+    "weights_hash",
+]

@@ -1,0 +1,139 @@
+"""Whether an opened language model computes what transformers' own model does, tried once and remembered."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from glp_lens.errors import InputError
+from glp_lens.lm.model import Model
+from glp_lens.lm.points import outputs_of_blocks
+
+_VERSION = 1
+_LARGEST = 4 << 30
+"""Bytes of weights up to which models are compared unless told otherwise."""
+_TOLERANCE = 1e-3
+"""Relative difference in float32 that rounding may make; another convention of rotary positions makes one of 0.05."""
+_TOKENS = (2, 12)
+
+
+def refuse_encoder_decoder(folder: str, name: str) -> None:
+    """Raises InputError if a model's folder says that it is an encoder-decoder."""
+    config = _config(folder)
+    if config.get("is_encoder_decoder"):
+        raise InputError(
+            f"model {name!r} is an encoder-decoder ({config.get('model_type')}), whose decoder reads another text than "
+            "its encoder: open a decoder-only model, or an encoder such as BERT"
+        )
+
+
+def due(folder: str, name: str, backend: str, check: bool | None, cache: Path) -> bool:
+    """Whether a model is to be compared now: not if it was before, nor if it is large and nobody asked."""
+    if check is None and (setting := os.environ.get("GLP_LENS_CHECK", "")):
+        if setting not in ("0", "1"):
+            raise InputError(f"GLP_LENS_CHECK must be 0 or 1, got {setting!r}")
+        check = setting == "1"
+    if check is False or _marker(folder, backend, cache).is_file():
+        return False
+    size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+    if check is None and size > _LARGEST:
+        warnings.warn(
+            f"{name} was not compared with transformers' own model, being large ({size / 2**30:.0f} GiB of weights): "
+            "open it with check=True (GLP_LENS_CHECK=1), or with check=False (GLP_LENS_CHECK=0) for no such line",
+            stacklevel=3,
+        )
+        return False
+    return True
+
+
+def compare(model: Model, folder: str, name: str, backend: str, cache: Path) -> None:
+    """Compare logits and the residual stream after each block with those of transformers' own model.
+
+    Args:
+        model: opened from the folder in float32, on the CPU, with raw weights.
+        folder: the model in the Hugging Face layout.
+        name: what the user calls it.
+        backend: the TransformerLens class.
+        cache: folder in which it is remembered that they agree.
+
+    Raises:
+        InputError: they differ.
+    """
+    ids = torch.randint(int(model.cfg.d_vocab), _TOKENS, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        want, logits = _reference(folder, int(model.cfg.n_layers), ids)
+        found = outputs_of_blocks(model, ids, list(want))
+        differences = {f"after block {i}": _difference(found[i], want[i]) for i in want if i in found}
+        differences["of the logits"] = _difference(model(ids, return_type="logits"), logits)
+    # Not `>`: a NaN is a difference too.
+    if wrong := [where for where, difference in differences.items() if not difference <= _TOLERANCE]:
+        raise InputError(
+            f"model {name!r}, opened with backend={backend!r}, computes something else than transformers does: a "
+            f"relative difference {wrong[0]} of {differences[wrong[0]]:.2g}, found with transformer-lens "
+            f"{metadata.version('transformer-lens')} and transformers {metadata.version('transformers')}: use the "
+            "other backend or other versions, or check=False to go on all the same"
+        )
+    marker = _marker(folder, backend, cache)
+    try:
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.write_text(json.dumps({"model": name, "largest difference": max(differences.values())}))
+    except OSError:
+        return  # compared again next time
+
+
+def _reference(folder: str, n_layers: int, ids: Tensor) -> tuple[dict[int, Tensor], Tensor]:
+    """Transformers' own outputs of each block, and logits."""
+    import transformers
+
+    names = _config(folder).get("architectures") or []
+    kind = getattr(transformers, str(names[0]), None) if names else None
+    hf: Any = (kind or transformers.AutoModelForCausalLM).from_pretrained(folder, dtype=torch.float32).eval()
+    lists = [m for m in hf.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == n_layers]
+    found: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Any:
+        def hook(_module: Any, _args: Any, output: Any) -> None:
+            found[layer] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    for layer, block in enumerate(lists[0] if lists else []):
+        block.register_forward_hook(keep(layer))
+    logits = hf(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    return found, logits
+
+
+def _difference(found: Tensor, want: Tensor) -> float:
+    """Distance between two sets of rows over the spread of the second, infinite if the shapes differ."""
+    if found.shape != want.shape:
+        return float("inf")
+    found, want = found.double().flatten(0, -2), want.double().flatten(0, -2)
+    return float((found - want).norm() / (want - want.mean(0)).norm().clamp(min=1e-30))
+
+
+def _marker(folder: str, backend: str, cache: Path) -> Path:
+    """The file that says that these files agree under these versions of the libraries."""
+    root = Path(folder)
+    files = sorted([root / "config.json", *root.glob("*.safetensors")])
+    about: list[object] = [_VERSION, str(root.resolve()), backend]
+    about += [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    about += [metadata.version(package) for package in ("torch", "transformers", "transformer-lens")]
+    return cache / "checked" / f"{xxhash.xxh3_128_hexdigest(json.dumps(about).encode())}.json"
+
+
+def _config(folder: str) -> dict[str, Any]:
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: config.json cannot be read ({error})") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{folder}: config.json holds {type(config).__name__}, expected a JSON object")
+    return config

@@ -1,0 +1,98 @@
+"""What a language model is: its description, its weights, and what was done to them when it was opened."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from glp_lens.lm.points import outputs_of_blocks
+from glp_lens.types import Json
+
+Model = Any
+"""A HookedTransformer or a TransformerBridge."""
+
+_CENTRED = {torch.float32: 1e-4, torch.float64: 1e-4}
+"""Largest share of a row's norm that its mean has in a centred stream; 16-bit formats round to within 1e-2."""
+
+
+def describe(model: Model) -> Json:
+    """What identifies a model's activations: name, class, depth, width, dtype, weight processing and its blocks' name.
+
+    `blocks` is what transformers calls the list of blocks (`transformer.h` in GPT-2), where that is known.
+    """
+    cfg = model.cfg
+    about = {
+        "name": getattr(cfg, "glp_lens_name", None) or getattr(cfg, "model_name", None) or "unnamed",
+        "class": type(model).__name__,
+        "n_layers": int(cfg.n_layers),
+        "d_model": int(cfg.d_model),
+        "dtype": str(next(iter(model.parameters())).dtype).removeprefix("torch."),
+        "weight_processing": weight_processing(model),
+    }
+    blocks = blocks_name(model)
+    return about if blocks is None else {**about, "blocks": blocks}
+
+
+def blocks_name(model: Model) -> str | None:
+    """What transformers calls the list of the model's blocks; None where that is not known."""
+    if name := getattr(model.cfg, "glp_lens_blocks", None):
+        return str(name)
+    mapping = getattr(getattr(model, "adapter", None), "component_mapping", None) or {}
+    return getattr(mapping.get("blocks"), "name", None)
+
+
+def weight_processing(model: Model) -> str:
+    """`raw`, or what was done to the weights: `folded` layer norms, `centred` writing weights, or both.
+
+    TransformerLens keeps no reliable record: a bridge says that it is in compatibility mode when nothing was processed,
+    and nothing when it was. So this looks at what processing leaves behind. Folded norms have no weights of their own
+    left, or the identity. Centred writing weights give a residual stream whose rows have mean 0, up to the rounding of
+    its format; centring is for LayerNorm models, and leaves the stream of others as it is. Folding alone does not
+    change the residual stream.
+    """
+    names = [name for name, found in (("folded", _folded(model)), ("centred", _centred(model))) if found]
+    return "+".join(names) or "raw"
+
+
+def _folded(model: Model) -> bool:
+    if str(getattr(model.cfg, "normalization_type", "")).endswith("Pre"):  # of a HookedTransformer
+        return True
+    if not getattr(model, "_weights_processed", False):
+        return False
+    weights = [getattr(getattr(model.blocks[0], name, None), "weight", None) for name in ("ln1", "ln2")]
+    gains = [weight for weight in weights if isinstance(weight, Tensor)]
+    # An RMS norm that multiplies by 1 + weight has the identity at 0.
+    return bool(gains) and all(bool((gain == 1).all() | (gain == 0).all()) for gain in gains)
+
+
+@torch.no_grad()
+def _centred(model: Model) -> bool:
+    vocabulary = int(model.cfg.d_vocab)
+    ids = torch.arange(16)[None] * max(1, vocabulary // 16) % vocabulary
+    ids = ids[:, : int(getattr(model.cfg, "n_ctx", None) or 16)]
+    stream = outputs_of_blocks(model, ids.to(model_device(model)), [0]).get(0)
+    if stream is None or stream.ndim != 3:
+        return False
+    rows = stream[0].double()
+    width = rows.shape[1]
+    share = rows.sum(1).abs() / (math.sqrt(width) * rows.norm(dim=1).clamp(min=1e-30))
+    # The rows of a stream that was not centred have a share of about 1 / sqrt(width) by chance alone.
+    limit = min(_CENTRED.get(stream.dtype, 1e-2), 0.3 / math.sqrt(width))
+    return float(share.square().mean().sqrt()) < limit
+
+
+def weights_hash(model: Model) -> str:
+    """Hash of all weights, since models of one name can differ in them."""
+    digest = xxhash.xxh3_64()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def model_device(model: Model) -> torch.device:
+    """The device the model's weights are on."""
+    return next(iter(model.parameters())).device

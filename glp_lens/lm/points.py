@@ -1,0 +1,188 @@
+"""Hook points: their names, which names are one point, and whether an edit there reaches the residual stream."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glp_lens.errors import InputError
+from glp_lens.types import HookFunction
+
+RESIDUAL = re.compile(r"blocks\.\d+\.(hook_resid_\w+|hook_attn_out|hook_mlp_out|hook_in|hook_out)")
+"""Hook points of a block with the width of the residual stream."""
+_BLOCK_ENDS = {"hook_in": "hook_resid_pre", "hook_out": "hook_resid_post"}
+"""What a TransformerBridge calls a block's input and output: in every architecture the residual stream around it."""
+_MID = re.compile(r"blocks\.\d+\.(hook_resid_mid|ln2\.hook_in)")
+"""On a HookedTransformer the stream between attention and MLP; on a bridge the input of the norm before the MLP."""
+_HEADS = re.compile(r"hook_(q|k|v|z|rot_q|rot_k)")
+"""Hook points of the attention heads, `(batch, pos, head, d_head)`."""
+
+
+def default_hook(model: Any) -> str:
+    """The residual stream after the middle layer, index `n_layers / 2 - 1`, as in the paper."""
+    return f"blocks.{max(int(model.cfg.n_layers) // 2 - 1, 0)}.hook_resid_post"
+
+
+def check_hook(model: Any, hook: str) -> str:
+    """The hook point's name, refused with near names if the model has none such or keeps it switched off.
+
+    Raises:
+        InputError: no such hook point, or one that the model calls only once a setting is switched on.
+    """
+    points = model.hook_dict
+    if hook in points:
+        reason = getattr(model, "_gated_hook_reason", lambda _: None)(hook)
+        if reason is not None:
+            raise InputError(f"hook point {hook!r} is switched off in this model: call model.set_{reason}(True) first")
+        return hook
+    layers = int(model.cfg.n_layers)
+    asked = re.match(r"blocks\.(\d+)\.", hook)
+    if asked and int(asked[1]) >= layers and re.sub(r"\d+", "0", hook, count=1) in points:
+        raise InputError(f"hook point {hook!r} is not in this model, whose layers are 0 to {layers - 1}")
+    default = default_hook(model)
+    near = difflib.get_close_matches(hook, list(points), n=1)
+    known = near or [name for name in (default, *points) if name in points][:1]
+    raise InputError(f"hook point {hook!r} is not in this model: did you mean {known[0]!r}?")
+
+
+def names_of(model: Any, hook: str) -> list[str]:
+    """All names of a hook point in this model.
+
+    Which names are one point is a fact of the model: where a norm follows the MLP, `mlp.hook_out` and `hook_mlp_out`
+    are two.
+    """
+    points = model.hook_dict
+    return sorted(name for name, point in points.items() if point is points[hook])
+
+
+def same_point(one: str | Iterable[str], other: str | Iterable[str]) -> bool:
+    """Whether two hook points, each given by the names known of it, are one.
+
+    A block's input and output have one name in each class of TransformerLens; other names are one point only where
+    they are in a list of names that `names_of` found.
+    """
+    return not _plain(one).isdisjoint(_plain(other))
+
+
+def _plain(names: str | Iterable[str]) -> set[str]:
+    found = set()
+    for name in [names] if isinstance(names, str) else names:
+        block, _, rest = name.rpartition(".")
+        found.add(f"{block}.{_BLOCK_ENDS.get(rest, rest)}" if re.fullmatch(r"blocks\.\d+", block) else name)
+    return found
+
+
+def stop_layer(hooks: Sequence[str]) -> int | None:
+    """The block after the last of these hook points, where a forward pass may stop; None if one is in no block."""
+    layers = [re.match(r"blocks\.(\d+)\.", name) for name in hooks]
+    return max(int(m.group(1)) for m in layers if m) + 1 if layers and all(layers) else None
+
+
+def is_mid_stream(name: str) -> bool:
+    """Whether an edit at a hook point of this name changes the stream in one class of TransformerLens only."""
+    return _MID.fullmatch(name) is not None
+
+
+def check_edit(model: Any, hook: str) -> None:
+    """Refuse a hook point where an edit does not reach the residual stream, though its name says so.
+
+    On a TransformerBridge `hook_resid_mid` is the input of the norm before the MLP: what is written there reaches the
+    MLP alone. On a HookedTransformer it is the stream.
+
+    Raises:
+        InputError: no such hook point, or an edit there does not reach the stream.
+    """
+    check_hook(model, hook)
+    found = next((name for name in names_of(model, hook) if is_mid_stream(name)), None)
+    if found is not None and not _carries(model, hook, int(found.split(".")[1])):
+        layer = found.split(".")[1]
+        raise InputError(
+            f"an edit at {hook} reaches only the MLP of this {type(model).__name__}, not the residual stream: use "
+            f"blocks.{layer}.hook_resid_pre or hook_resid_post, or open the model as a HookedTransformer"
+        )
+
+
+@torch.no_grad()
+def _carries(model: Any, hook: str, layer: int) -> bool:
+    """Whether very large values written at a hook point are still there after the block."""
+    device = next(iter(model.parameters())).device
+    ids = torch.arange(4, device=device)[None]
+    clean = outputs_of_blocks(model, ids, [layer])[layer]
+    large = 1e3 * float(clean.abs().max())
+
+    def write(tensor: Tensor, *, hook: Any = None) -> Tensor:
+        return torch.linspace(-large, large, tensor.shape[-1]).to(tensor).expand_as(tensor)
+
+    moved = outputs_of_blocks(model, ids, [layer], [(hook, write)])[layer]
+    return float((moved - clean).abs().max()) > 0.1 * large
+
+
+def outputs_of_blocks(
+    model: Any, tokens: Tensor, layers: Sequence[int], edits: Sequence[tuple[str, HookFunction]] = ()
+) -> dict[int, Tensor]:
+    """The residual stream after some blocks, `(batch, pos, d)`, of those that the model calls hooks for."""
+    found: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> HookFunction:
+        def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:
+            found[layer] = tensor
+            return tensor
+
+        return hook_fn
+
+    names = {layer: f"blocks.{layer}.hook_resid_post" for layer in layers}
+    there = [(name, keep(layer)) for layer, name in names.items() if name in model.hook_dict]
+    model.run_with_hooks(
+        tokens,
+        return_type=None,
+        attention_mask=torch.ones_like(tokens),
+        fwd_hooks=[*edits, *there],
+        stop_at_layer=stop_layer([name for name, _ in there]),
+    )
+    return found
+
+
+@contextmanager
+def counted(hooks: Sequence[tuple[str, HookFunction]]) -> Iterator[list[tuple[str, HookFunction]]]:
+    """Hooks that are watched: one that never ran by the end of the call is an error, not a call without an edit.
+
+    Raises:
+        InputError: a hook point that the model lists and did not call.
+    """
+    calls = dict.fromkeys((name for name, _ in hooks), 0)
+
+    def count(name: str, function: HookFunction) -> HookFunction:
+        def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:
+            calls[name] += 1
+            return function(tensor, hook=hook)
+
+        return hook_fn
+
+    yield [(name, count(name, function)) for name, function in hooks]
+    if silent := [name for name, n in calls.items() if n == 0]:
+        raise InputError(f"hook point {silent[0]} never ran: this model lists it and does not call it, "
+                         "choose another one")  # fmt: skip
+
+
+def rows_at(name: str, found: Any, shape: torch.Size) -> Tensor:
+    """What a hook point gave as rows `(batch, pos, d)`, the heads of an attention layer side by side.
+
+    Args:
+        name: the hook point.
+        found: what it gave.
+        shape: `(batch, pos)` of the tokens.
+
+    Raises:
+        InputError: no activations of each token.
+    """
+    heads = _HEADS.fullmatch(name.rpartition(".")[2]) is not None
+    if isinstance(found, Tensor) and found.shape[:2] == shape and (found.ndim == 3 or (found.ndim == 4 and heads)):
+        return found.flatten(2)
+    got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+    raise InputError(f"hook point {name} gives {got}, expected activations (batch, pos, d): choose another one")
