@@ -15,6 +15,9 @@ from glp_lens.types import Json
 
 REMEDY = "use the language model and hook point it was trained on"
 
+_PROCESSING = {"fold_ln": "folded", "center_writing_weights": "centred"}
+"""Arguments of TransformerLens's `from_pretrained_no_processing`, off by default, by their names in
+`lm.weight_processing`."""
 _UNNAMED = ("", "none", "unnamed", "custom")
 _ALIASES = {"gpt2-small": "gpt2"}
 """TransformerLens's own names, as published SAEs give them, where the last part differs from the Hub's."""
@@ -36,6 +39,21 @@ def trained_on(model: _Trained) -> Json:
     store: Json = dict(getattr(model, "provenance", {}).get("store") or {})
     hooks: Json = store.pop("hooks", {})  # what a multi-layer prior knows of each of its hook points
     return {**store, **hooks.get(model.hook or "", {}), "hook": model.hook, "d_in": model.d_in}
+
+
+def weight_processing(opened_with: Mapping[str, object]) -> str:
+    """The weight processing of a language model that was opened with these `model_from_pretrained_kwargs`."""
+    return "+".join(name for key, name in _PROCESSING.items() if opened_with.get(key)) or "raw"
+
+
+def opened_with(trained: Json) -> Json:
+    """What a language model has to be opened with to give activations such as a model was trained on.
+
+    Returns:
+        Arguments of `HookedTransformer.from_pretrained_no_processing`; empty for raw weights, or if not known.
+    """
+    names = str((trained.get("model") or {}).get("weight_processing")).split("+")
+    return {key: True for key, name in _PROCESSING.items() if name in names}
 
 
 def bound(model: Model, hook: str) -> Model:
@@ -114,12 +132,17 @@ def check(subject: str, trained: Json, found: Json, *, remedy: str = REMEDY, all
 
 
 def check_models(models: Mapping[str, _Trained], found: Json, *, allow_mismatch: bool = False) -> list[str]:
-    """`check` for models by label; what was accepted, a sentence each."""
-    notes = [
-        check(f"{label} was trained", trained_on(model), found, allow_mismatch=allow_mismatch)
-        for label, model in models.items()
-    ]
-    return [note for note in notes if note]
+    """`check` for models by label; what was accepted, a sentence each, and what no check of the model at hand can tell.
+
+    The latter are the `cautions` of an autoencoder of sae-lens.
+    """
+    notes = []
+    for label, model in models.items():
+        trained = trained_on(model)
+        accepted = check(f"{label} was trained", trained, found, allow_mismatch=allow_mismatch)
+        notes += [accepted] if accepted else []
+        notes += [f"{label} {caution}" for caution in trained.get("cautions") or []]
+    return notes
 
 
 def check_finetuning(model: _Trained, found: Json, *, allow_mismatch: bool = False) -> str:

@@ -79,6 +79,25 @@ def tiny_bridge(tiny_folder):
     return open_model(str(tiny_folder), backend="bridge")
 
 
+@pytest.fixture(scope="session")
+def open_layernorm(tiny_hooked):
+    """Opens a tiny HookedTransformer with LayerNorm, as `from_pretrained_no_processing` does with these arguments."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    def open_it(name="custom", **processing):
+        cfg = HookedTransformerConfig(
+            n_layers=2, d_model=24, n_ctx=128, d_head=6, n_heads=4, d_mlp=40, act_fn="gelu_new", model_name=name,
+            normalization_type="LN", d_vocab=tiny_hooked.cfg.d_vocab, seed=0, initializer_range=0.3, device="cpu",
+        )  # fmt: skip
+        off = dict.fromkeys(("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False)
+        with torch.random.fork_rng(devices=[]):
+            model = HookedTransformer(cfg, tiny_hooked.tokenizer)
+        model.load_and_process_state_dict(model.state_dict(), **{**off, **processing})
+        return model
+
+    return open_it
+
+
 @pytest.fixture(params=["tiny_hooked", "tiny_bridge"])
 def tiny_model(request):
     """The tiny model, in both classes."""

@@ -9,6 +9,7 @@ import json
 import math
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Generator, Tensor
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Featurizer, Projector, Reconstructor, Scorer
+from glp_lens.models import sae_metadata
 from glp_lens.models.rows import check_rows
 from glp_lens.types import Acts, Features, Json, PerRow
 
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     from glp_lens.activations.stream import ActivationStream
 
 _BLOCK = 4096
-_TO_FOLD = ("expected_average_only_in", "covariance_whitening")
-"""Normalisations that sae-lens applies in training and folds into the weights afterwards, and never at run time."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Health:
 
 
 class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
-    """A sparse autoencoder of any architecture that sae-lens knows.
+    """A sparse autoencoder of any architecture of sae-lens that maps rows one by one.
 
     Attributes:
         sae: the `sae_lens.SAE`, in float32, on raw activations.
@@ -62,20 +62,26 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
     kind: ClassVar[str] = "sae"
 
     def __init__(self, sae: sae_lens.SAE) -> None:
-        """Wrap a `sae_lens.SAE`; rows are flat, also those of one that was trained on the output of each head.
+        """Wrap a `sae_lens.SAE`; rows are flat, also those of one that was trained on the outputs of heads.
+
+        What its metadata say of its use goes into `provenance`, and is checked wherever a model's is.
 
         Raises:
-            InputError: the normalisation of its training is not folded into its weights.
+            InputError: the normalisation of its training is not folded into its weights, or it is no autoencoder of
+                whole rows at one hook point: a transcoder, one of a single head, one that encodes whole sequences.
         """
-        if sae.cfg.normalize_activations in _TO_FOLD:
-            raise InputError(
-                f"this autoencoder expects activations normalised by {sae.cfg.normalize_activations!r}, with numbers "
-                "of its training: fold them into its weights, as sae-lens's save_inference_model does"
-            )
+        sae_metadata.check(sae.cfg)
         self.sae = sae.eval()
         self.sae.turn_off_forward_pass_hook_z_reshaping()
         self.d_in = int(sae.cfg.d_in)
-        self.provenance = {}
+        known = sae_metadata.store(sae.cfg)
+        self.provenance = {"store": known} if known else {}
+        architecture = sae.cfg.architecture()
+        if architecture not in sae_metadata.ROW_WISE and not self._is_row_wise():
+            raise InputError(
+                f"a sparse autoencoder of kind {architecture!r} does not map each row by itself: "
+                f"expected one such as {', '.join(sae_metadata.ROW_WISE)}"
+            )
 
     @classmethod
     def fit(
@@ -197,7 +203,7 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
             device: where to put it.
 
         Raises:
-            InputError: no such folder, release or id, damaged files, or normalisation that is not folded.
+            InputError: no such folder, release or id, damaged files, or what cannot be wrapped.
         """
         sae_lens = _import_sae_lens()
         try:
@@ -212,12 +218,24 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
                 f"and {sae_id!r}: {reason}"
             ) from None
         model = cls(sae)
-        metadata = sae.cfg.metadata
+        known = sae_metadata.store(sae.cfg)
+        for caution in known.get("cautions", []):
+            warnings.warn(f"the autoencoder {sae_id or path_or_release} {caution}", stacklevel=2)
         model.provenance = {
             "source": {"sae_lens": str(path_or_release), "sae_id": sae_id},
-            "store": {"hook": metadata.hook_name, "model": {"name": metadata.model_name}, "d_in": model.d_in},
+            "store": known,
             "training": {"parameters": sum(p.numel() for p in sae.parameters())},
         }
+        return model
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, revision: str | None = None) -> Self:
+        """As of any model; one of sae-lens that an earlier version saved learns what its metadata say of its use."""
+        model = super().from_pretrained(folder, revision=revision)
+        if known := sae_metadata.store(model.sae.cfg):
+            kept = model.provenance.get("store") or {}
+            about = {**known["model"], **(kept.get("model") or {})}
+            model.provenance = {**model.provenance, "store": {**known, **kept, "model": about}}
         return model
 
     @property
@@ -233,7 +251,8 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
     @torch.no_grad()
     def reconstruct(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Acts:
         """The rows decoded from their latents."""
-        return self.sae(check_rows(x, self.d_in).to(self.sae.W_dec.device)).to(x.device)
+        # Not by calling it, which with sae-lens's use_error_term gives the rows back as they were.
+        return self.sae.decode(self.sae.encode(check_rows(x, self.d_in).to(self.sae.W_dec.device))).to(x.device)
 
     def project(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Acts:
         """The same as `reconstruct`."""
@@ -268,6 +287,16 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
             fvu=error / spread if spread > 0 else math.nan,
             n=len(x),
         )
+
+    def _is_row_wise(self) -> bool:
+        """Whether a row comes out alike alone and beside a longer one; asked of architectures not known here."""
+        row = torch.randn(1, self.d_in, generator=torch.Generator().manual_seed(0))
+        both = torch.cat([row, 10 * row])
+        try:
+            pairs = [(f(row), f(both)[:1]) for f in (self.encode, self.reconstruct)]
+        except Exception:  # one that expects a sequence fails in a way of its own
+            return False
+        return pairs[1][0].shape == row.shape and all(torch.allclose(a, b, 1e-3, 1e-3) for a, b in pairs)
 
     def _config(self) -> Json:
         # sae-lens's own description, on the CPU whatever the device now; through JSON so that it is plain.

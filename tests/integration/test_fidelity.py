@@ -10,6 +10,7 @@ from glp_lens.errors import InputError
 from glp_lens.evals import fidelity
 from glp_lens.evals.entries import Entry
 from glp_lens.interface import Reconstructor
+from glp_lens.models.sae import SAE
 
 HOOK = "blocks.1.hook_resid_post"
 D = 24
@@ -55,7 +56,7 @@ def pick(results, model, metric):
     return frame[(frame.model == model) & (frame.metric == metric)].iloc[0]
 
 
-def by_hand(model, texts, function, context):
+def by_hand(model, texts, function, context, hook=HOOK):
     """Token-weighted NLL with every row but BOS passed through `function`, one document at a time."""
     nll = []
     for text in texts:
@@ -64,7 +65,7 @@ def by_hand(model, texts, function, context):
         def hook_fn(tensor, *, hook=None):
             return torch.cat([tensor[:, :1], function(tensor[:, 1:])], 1)
 
-        logits = model.run_with_hooks(tokens, return_type="logits", fwd_hooks=[(HOOK, hook_fn)])
+        logits = model.run_with_hooks(tokens, return_type="logits", fwd_hooks=[(hook, hook_fn)])
         log_p = logits[0, :-1].double().log_softmax(-1)
         nll += (-log_p[torch.arange(tokens.shape[1] - 1), tokens[0, 1:]])[1:].tolist()
     return np.mean(nll), len(nll)
@@ -87,6 +88,54 @@ def test_numbers_equal_a_loop_over_documents(tiny_model, texts, mean):
     assert pick(results, "whole", "loss_recovered").value == pytest.approx(1, abs=1e-4)
     assert pick(results, "half", "loss_recovered").value == pytest.approx((floor - half) / (floor - clean), abs=1e-3)
     assert pick(results, "half", "delta_nll").n == len(texts)
+
+
+def test_heads_are_replaced_side_by_side(tiny_model, texts, mean):
+    hook, weight = "blocks.1.attn.hook_z", torch.linspace(0.2, 0.9, D)  # another one for each number of each head
+
+    class Weigh(Shrink):
+        def reconstruct(self, x, **options):
+            return weight * x
+
+    results = fidelity.run(
+        tiny_model, [Entry("weigh", Weigh(mean, hook=hook))], texts, hook, mean=mean, context=17, batch_size=4
+    )
+    clean, n = by_hand(tiny_model, texts, lambda x: x, 17, hook)
+    weighed, _ = by_hand(tiny_model, texts, lambda x: x * weight.reshape(4, 6), 17, hook)
+    assert results.data["tokens"] == n
+    assert abs(weighed - clean) > 1e-3
+    assert pick(results, "weigh", "delta_nll").value == pytest.approx(weighed - clean, abs=1e-4)
+
+
+@pytest.mark.parametrize("point", ["attn.hook_pattern", "ln1.hook_scale"])
+def test_a_hook_point_without_such_rows_is_refused(tiny_model, texts, mean, point):
+    hook = f"blocks.1.{point}"
+    with pytest.raises(InputError, match="with 24 numbers a token"):
+        fidelity.run(tiny_model, [Entry("whole", Shrink(mean, hook=hook))], texts, hook, mean=mean)
+
+
+@pytest.mark.filterwarnings(r"ignore:\s*This SAE has non-empty")
+def test_an_autoencoder_of_centred_weights_is_refused_on_raw_ones(open_layernorm, texts, tmp_path):
+    """As gpt2-small-res-jb asks: its rows have mean zero in each layer, which those of the raw weights have not."""
+    import sae_lens
+
+    raw, centred = open_layernorm(), open_layernorm(center_writing_weights=True)
+    autoencoder = sae_lens.StandardSAE(sae_lens.StandardSAEConfig(d_in=D, d_sae=2 * D))
+    with torch.no_grad():  # exact on rows of mean zero, and on no others
+        plane = torch.eye(D) - 1 / D
+        autoencoder.W_enc.copy_(torch.cat([plane, -plane], 1))
+        autoencoder.W_dec.copy_(autoencoder.W_enc.T)
+    asked = {"center_writing_weights": True}
+    vars(autoencoder.cfg.metadata).update(hook_name=HOOK, model_name="custom", model_from_pretrained_kwargs=asked)
+    autoencoder.save_model(tmp_path)
+    entries = [Entry("sae", SAE.from_sae_lens(tmp_path))]
+    results = fidelity.run(centred, entries, texts, HOOK, mean=torch.zeros(D))
+    assert pick(results, "sae", "fvu").value < 1e-6
+    with pytest.raises(InputError, match=r"with centred weights \(here raw\)"):
+        fidelity.run(raw, entries, texts, HOOK, mean=torch.zeros(D))
+    wrong = fidelity.run(raw, entries, texts, HOOK, mean=torch.zeros(D), allow_mismatch=True)
+    assert pick(wrong, "sae", "fvu").value > 0.01
+    assert "with centred weights (here raw)" in wrong.failures[0]
 
 
 def test_standardised_fvu_divides_each_dimension_by_its_variance(tiny_bridge, texts, mean):

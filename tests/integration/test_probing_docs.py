@@ -13,7 +13,9 @@ from glp_lens_cli import app
 
 import glp_lens as gl
 from glp_lens.activations import write_store
+from glp_lens.errors import InputError
 from glp_lens.evals import probing
+from glp_lens.evals.entries import Entry
 from tests.conftest import tiny_texts
 
 TEXT = (Path(__file__).parents[2] / "docs" / "probing.md").read_text()
@@ -63,3 +65,26 @@ def test_the_example_of_another_harness(names):
     (call,) = called
     assert (call.arguments["model_name"], call.arguments["hook_name"]) == ("gpt2", HOOK)
     assert call.arguments["sae"].encode(torch.zeros(3, 24)).shape == (3, 40)
+
+
+@pytest.mark.filterwarnings(r"ignore:\s*This SAE has non-empty")
+def test_the_example_of_a_published_autoencoder(open_layernorm, monkeypatch):
+    import sae_lens
+    import transformer_lens
+
+    own = sae_lens.StandardSAE(sae_lens.StandardSAEConfig(d_in=24, d_sae=29))
+    asked = {"center_writing_weights": True}
+    vars(own.cfg.metadata).update(hook_name=HOOK, model_name="gpt2-small", model_from_pretrained_kwargs=asked)
+    monkeypatch.setattr(sae_lens.SAE, "from_pretrained", lambda *_, **__: own)
+    tasks = [probing.build("small", tiny_texts(60), [i % 2 for i in range(60)], range(40), range(40, 60))]
+
+    def run(open_it):
+        loader = SimpleNamespace(from_pretrained_no_processing=open_it)
+        monkeypatch.setattr(transformer_lens, "HookedTransformer", loader)
+        given = {"gl": gl, "probing": probing, "Entry": Entry, "tasks": tasks}
+        exec(compile(blocks("python")[2].replace(', cache="cache"', ""), "docs/probing.md", "exec"), given)
+        return given["results"]
+
+    assert set(run(open_layernorm).config["entries"]) == {"sae"}
+    with pytest.raises(InputError, match=r"with centred weights \(here raw\)"):
+        run(lambda name, **_: open_layernorm(name))

@@ -1,5 +1,6 @@
 """Our sparse probes against sae-probes' own harness, and our models inside it and inside SAEBench's."""
 
+import copy
 import json
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from tests.conftest import tiny_texts
 from tests.unit.memory_store import MemoryStore
 
 HOOK = "blocks.2.hook_resid_post"
+HEADS = "blocks.2.attn.hook_z"
 TASKS = ("95_toxic_is", "41_truthqa_tf")
 KS = (1, 2, 16)
 BATCH = 128
@@ -68,14 +70,15 @@ def run(data, tmp_path_factory):
     (cache / "model_activations_tiny").mkdir()
     for name, (x, _) in data.items():
         torch.save(x, cache / "model_activations_tiny" / f"{name}_{HOOK}.pt")
+        torch.save(x.reshape(-1, 4, 6), cache / "model_activations_tiny" / f"{name}_{HEADS}.pt")
 
-    def evaluate(peer, ks, **options):
+    def evaluate(peer, ks, hook=HOOK, **options):
         out = tmp_path_factory.mktemp("results")
         run_sae_evals(
-            peer, "tiny", HOOK, "l2", "normal", ks=list(ks), results_path=out, model_cache_path=cache,
+            peer, "tiny", hook, "l2", "normal", ks=list(ks), results_path=out, model_cache_path=cache,
             datasets=list(TASKS), device="cpu", **options,
         )  # fmt: skip
-        files = {name: out / "sae_probes_tiny" / "normal_setting" / f"{name}_{HOOK}_l2.json" for name in TASKS}
+        files = {name: out / "sae_probes_tiny" / "normal_setting" / f"{name}_{hook}_l2.json" for name in TASKS}
         return {(name, line["k"]): line for name, file in files.items() for line in json.loads(file.read_text())}
 
     return evaluate
@@ -131,6 +134,49 @@ def test_our_models_run_in_the_harness_of_sae_probes(models, data, run, kind):
     options = {"sigma": 0.3} if kind == "glp" else {}
     peer = as_sae(models[kind], hook_name=HOOK, model_name="tiny", **options)
     assert_same(run(peer, KS), ours(data, peer.encode, KS))
+
+
+@pytest.mark.parametrize("kind", ["sae", "pca"])
+def test_the_outputs_of_heads_may_come_head_by_head(models, data, run, kind):
+    model = models[kind]
+    if kind == "sae":
+        own = copy.deepcopy(model.sae)
+        own.cfg.reshape_activations, own.cfg.metadata.hook_name = "hook_z", HEADS
+        own.turn_on_forward_pass_hook_z_reshaping()
+        model = SAE(own)
+    peer = as_sae(model, hook_name=HEADS, model_name="tiny")
+    assert_same(run(peer, KS, hook=HEADS), ours(data, models[kind].encode, KS))
+    flat = data[TASKS[0]][0][:42]
+    with torch.no_grad():
+        features = peer.encode(flat.reshape(7, 6, 4, 6))
+    torch.testing.assert_close(features.flatten(0, 1), models[kind].encode(flat))
+    assert torch.equal(model.encode(flat), models[kind].encode(flat))  # which goes on with flat rows
+    if kind == "sae":
+        decoded = peer.decode(features).detach()
+        assert decoded.shape == (7, 6, 4, 6)
+        torch.testing.assert_close(decoded.reshape(42, 24), model.reconstruct(flat))
+
+
+def test_an_autoencoder_keeps_what_its_metadata_say(models):
+    own = copy.deepcopy(models["sae"].sae)
+    said = {"hook_name": HOOK, "model_name": "gpt2-small", "prepend_bos": False, "context_size": 64,
+            "neuronpedia_id": "x", "seqpos_slice": [1, None],
+            "model_from_pretrained_kwargs": {"center_writing_weights": True, "dtype": "float32"}}  # fmt: skip
+    vars(own.cfg.metadata).update(said)
+    with pytest.warns(UserWarning, match="opened with center_writing_weights, and harnesses open it without"):
+        metadata = as_sae(SAE(own)).cfg.metadata
+    assert {key: metadata[key] for key in said} == said
+    assert vars(own.cfg.metadata).items() >= said.items()
+    silent = as_sae(models["sae"], hook_name=HOOK, model_name="tiny").cfg.metadata
+    assert (silent.prepend_bos, silent.model_from_pretrained_kwargs) == (True, {})
+
+
+def test_a_peer_says_which_weights_its_model_was_trained_on(data):
+    raw = Raw(data[TASKS[0]][0])
+    raw.provenance = {"store": {"hook": HOOK, "model": {"name": "tiny", "weight_processing": "folded+centred"}}}
+    with pytest.warns(UserWarning, match="opened with fold_ln, center_writing_weights"):
+        cfg = as_sae(raw).cfg
+    assert cfg.metadata.model_from_pretrained_kwargs == {"fold_ln": True, "center_writing_weights": True}
 
 
 @pytest.fixture

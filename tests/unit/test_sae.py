@@ -1,11 +1,13 @@
 """The sparse autoencoder: sae-lens's trainer on our rows, its files, its health on data with a known code."""
 
+import json
 import math
 import sys
 
 import pytest
 import torch
 
+from glp_lens import provenance
 from glp_lens.errors import InputError
 from glp_lens.models.sae import SAE
 from tests.unit.memory_store import MemoryStore
@@ -117,6 +119,9 @@ def textbook(architecture, w, y, centred):
     if architecture == "topk":
         top = pre.topk(ACTIVE, dim=1)
         return torch.zeros_like(pre).scatter_(1, top.indices, top.values.relu())
+    if architecture == "abstopk":
+        top = pre.abs().topk(ACTIVE, dim=1).indices
+        return torch.zeros_like(pre).scatter_(1, top, pre.gather(1, top))
     return pre * (pre > w["threshold"]) if architecture == "jumprelu" else pre.relu()
 
 
@@ -124,8 +129,9 @@ def published(architecture, *, centred=True, **options):
     """An autoencoder of sae-lens with random weights."""
     import sae_lens
 
-    name = {"standard": "Standard", "gated": "Gated", "topk": "TopK", "jumprelu": "JumpReLU"}[architecture]
-    options |= {"k": ACTIVE} if architecture == "topk" else {}
+    name = {"standard": "Standard", "gated": "Gated", "topk": "TopK", "abstopk": "AbsTopK", "jumprelu": "JumpReLU"}
+    name = name[architecture]
+    options |= {"k": ACTIVE} if "topk" in architecture else {}
     config = getattr(sae_lens, f"{name}SAEConfig")(d_in=D, d_sae=27, apply_b_dec_to_input=centred, **options)
     sae = getattr(sae_lens, f"{name}SAE")(config)
     generator = torch.Generator().manual_seed(4)
@@ -136,7 +142,7 @@ def published(architecture, *, centred=True, **options):
     return sae
 
 
-ARCHITECTURES = ["standard", "topk", "jumprelu", "gated"]
+ARCHITECTURES = ["standard", "topk", "abstopk", "jumprelu", "gated"]
 
 
 @pytest.mark.parametrize("centred", [True, False])
@@ -195,6 +201,149 @@ def test_rows_of_head_outputs_are_flat(tmp_path):
     assert model.reconstruct(y).shape == (31, D)
     model.save_pretrained(tmp_path)
     assert torch.equal(SAE.from_pretrained(tmp_path).reconstruct(y), model.reconstruct(y))
+
+
+def saved(folder, architecture="standard", **metadata):
+    """A folder of sae-lens with an autoencoder of these metadata."""
+    sae = published(architecture)
+    for key, value in metadata.items():
+        setattr(sae.cfg.metadata, key, value)
+    sae.save_model(folder)
+    return folder
+
+
+POINT = {"model_name": "gpt2-small", "hook_name": "blocks.8.hook_resid_pre"}
+
+
+@pytest.mark.filterwarnings(r"ignore:\s*This SAE has non-empty")
+@pytest.mark.parametrize(
+    ("asked", "processing"),
+    [
+        ({"center_writing_weights": True}, "centred"),
+        ({"center_writing_weights": True, "fold_ln": True, "center_unembed": True}, "folded+centred"),
+        ({"fold_ln": True, "center_writing_weights": False}, "folded"),
+        ({"center_writing_weights": False}, "raw"),
+        ({"center_unembed": True, "fold_value_biases": True, "dtype": "bfloat16"}, "raw"),  # neither moves the stream
+        ({}, "raw"),
+        (None, None),
+    ],
+)
+def test_the_weights_that_its_language_model_was_opened_with_are_known(asked, processing, tmp_path):
+    folder = saved(tmp_path / "sae", **POINT, model_from_pretrained_kwargs=asked)
+    model = SAE.from_sae_lens(folder)
+    SAE.from_sae_lens(folder).save_pretrained(tmp_path / "ours")
+    for found in (model, SAE(model.sae), SAE.from_pretrained(tmp_path / "ours")):
+        trained = provenance.trained_on(found)
+        assert trained["model"].get("weight_processing") == processing
+        for here in ("raw", "folded", "centred", "folded+centred"):
+            at = {"hook": POINT["hook_name"], "d_in": D, "model": {"name": "gpt2", "weight_processing": here}}
+            refused = [f"with {processing} weights (here {here})"] if processing not in (None, here) else []
+            assert provenance.mismatches(trained, at) == refused
+
+
+@pytest.mark.filterwarnings(r"ignore:\s*This SAE has non-empty")
+def test_one_that_an_earlier_version_saved_learns_it(tmp_path, model):
+    old = SAE.from_sae_lens(saved(tmp_path / "sae", **POINT, model_from_pretrained_kwargs={"fold_ln": True}))
+    place = {"hook": "blocks.8.hook_resid_pre", "model": {"name": "gpt2-small"}, "d_in": D}
+    for old.provenance in ({"source": {"sae_lens": "x"}, "store": place}, {}):
+        again = SAE.from_pretrained(old.save_pretrained(tmp_path / "ours"))
+        assert again.provenance["store"]["model"] == {"name": "gpt2-small", "weight_processing": "folded"}
+        assert again.hook == place["hook"]
+    own = SAE.from_pretrained(model.save_pretrained(tmp_path / "own"))
+    assert own.provenance == json.loads(json.dumps(model.provenance))  # of its store alone
+
+
+def test_a_published_release_says_what_it_was_trained_on(monkeypatch):
+    import sae_lens
+
+    sae = published("jumprelu")
+    about = {"context_size": 64, "prepend_bos": False, "seqpos_slice": [5, -5], "exclude_special_tokens": [0, 2],
+             "dataset_path": "some/texts", "hook_head_index": None, "neuronpedia_id": "gpt2-small/8",
+             "hook_name_out": POINT["hook_name"],
+             "model_from_pretrained_kwargs": {"checkpoint_index": 0, "revision": None}}  # fmt: skip
+    vars(sae.cfg.metadata).update(POINT, **about)
+    monkeypatch.setattr(sae_lens.SAE, "from_pretrained", lambda release, sae_id, device: sae)
+    with pytest.warns(UserWarning, match="the autoencoder") as heard:
+        model = SAE.from_sae_lens("release", "blocks.8")
+    cautions = [
+        "was trained on checkpoint_index 0 of its language model: open the model so",
+        "was trained on texts without a BOS in front, here each has one",
+    ]
+    assert [str(w.message) for w in heard] == [f"the autoencoder blocks.8 {caution}" for caution in cautions]
+    store = model.provenance["store"]
+    assert store["model"] == {"name": "gpt2-small (checkpoint_index 0)", "weight_processing": "raw"}
+    assert (store["hook"], store["context"], store["corpus"]) == ("blocks.8.hook_resid_pre", 64, {"name": "some/texts"})
+    assert (store["prepend_bos"], store["positions"], store["excluded_tokens"]) == (False, [5, -5], [0, 2])
+    here = {"hook": POINT["hook_name"], "model": {"name": "openai-community/gpt2", "weight_processing": "raw"}}
+    assert provenance.check_models({"sae": model}, here) == [f"sae {caution}" for caution in cautions]
+    other = {"model": {"name": "openai-community/gpt2 (revision 607a30d)"}}
+    assert "here revision 607a30d" in provenance.mismatches(provenance.trained_on(model), other)[0]
+
+
+@pytest.mark.parametrize("d_out", [D, 2 * D])
+@pytest.mark.parametrize("kind", ["Transcoder", "SkipTranscoder", "JumpReLUTranscoder", "JumpReLUSkipTranscoder"])
+def test_a_transcoder_is_no_autoencoder(kind, d_out, tmp_path):
+    import sae_lens
+
+    cfg = getattr(sae_lens, f"{kind}Config")(d_in=D, d_sae=27, d_out=d_out, apply_b_dec_to_input=False)
+    cfg.metadata.hook_name, cfg.metadata.hook_name_out = "blocks.1.ln2.hook_normalized", "blocks.1.hook_mlp_out"
+    getattr(sae_lens, kind)(cfg).save_model(tmp_path)
+    with pytest.raises(InputError, match=r"transcoder, from blocks\.1\.ln2.* to blocks\.1\.hook_mlp_out") as error:
+        SAE.from_sae_lens(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings(r"ignore:\s*This SAE has non-empty")
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ({"hook_name": "blocks.1.hook_resid_mid", "hook_name_out": "blocks.1.hook_mlp_out"}, "transcoder"),
+        ({"hook_name": "blocks.1.attn.hook_z", "hook_head_index": 0}, "head 0 of blocks.1.attn.hook_z only"),
+        ({"hook_name": "blocks.1.attn.hook_v", "model_from_pretrained_kwargs": {"fold_value_biases": True}}, "fold_v"),
+    ],
+)
+def test_what_the_metadata_ask_for_and_cannot_be_done_is_refused(metadata, words, tmp_path):
+    with pytest.raises(InputError, match=words) as error:
+        SAE.from_sae_lens(saved(tmp_path, **metadata))
+    assert "\n" not in str(error.value)
+
+
+def test_what_does_not_map_row_by_row_is_refused():
+    import sae_lens
+
+    temporal = sae_lens.TemporalSAEConfig(d_in=D, d_sae=16, n_heads=2, bottleneck_factor=4, kval_topk=3)
+    batch = sae_lens.BatchTopKTrainingSAEConfig(d_in=D, d_sae=27, k=2)
+    for sae in (sae_lens.TemporalSAE(temporal), sae_lens.BatchTopKTrainingSAE(batch)):
+        with pytest.raises(InputError, match=f"of kind '{sae.cfg.architecture()}' does not map each row by itself"):
+            SAE(sae)
+    pursuit = SAE(sae_lens.MatchingPursuitSAE(sae_lens.MatchingPursuitSAEConfig(d_in=D, d_sae=27, max_iterations=4)))
+    y = rows(31, seed=2) / 30
+    one_by_one = torch.cat([pursuit.encode(row[None]) for row in y])
+    torch.testing.assert_close(pursuit.encode(y), one_by_one, rtol=1e-3, atol=1e-3)
+
+
+def test_an_architecture_of_ones_own_is_taken_if_it_maps_row_by_row():
+    import sae_lens
+
+    class Config(sae_lens.StandardSAEConfig):
+        @classmethod
+        def architecture(cls):
+            return "mine"
+
+    sae, y = sae_lens.StandardSAE(Config(d_in=D, d_sae=27)), rows(31)
+    assert torch.equal(SAE(sae).encode(y), sae.encode(y).detach())
+    sae.encode = lambda x: (x @ sae.W_enc).softmax(0)
+    with pytest.raises(InputError, match="'mine'"):
+        SAE(sae)
+
+
+def test_reconstructs_also_where_sae_lens_would_add_its_error_back():
+    sae, y = published("standard"), rows(31, seed=2) / 30
+    expected = SAE(sae).reconstruct(y)
+    with pytest.warns(DeprecationWarning, match="use_error_term"):
+        sae.use_error_term = True
+    assert torch.equal(SAE(sae).reconstruct(y), expected)
+    assert not torch.allclose(expected, y, atol=0.1)
 
 
 @pytest.mark.parametrize("place", [("nowhere",), ("no-such-release", "no-such-id")])

@@ -45,6 +45,8 @@ def import_sae_lens(
     """A store of the rows of SAELens's cached activations, in their order.
 
     `doc_id` is the number of the sequence and `position` the place in it, unless the folder has columns of these names.
+    Such a folder does not say how the language model was opened (`model_from_pretrained_kwargs`), whether sequences
+    began with a BOS (`prepend_bos`) or which part of them was kept (`seqpos_slice`): nothing checks it.
 
     Args:
         folder: what CacheActivationsRunner or `Dataset.save_to_disk` wrote.

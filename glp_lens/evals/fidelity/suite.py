@@ -126,7 +126,7 @@ def run(
     with tqdm(total=total, desc="fidelity", unit="tok", unit_scale=True, mininterval=2) as bar:
         for start in range(0, len(ids), batch_size):
             batch, nll = _clean_pass(
-                model, ids[start : start + batch_size], first=start, hook=hook, limit=limit, seed=seed
+                model, ids[start : start + batch_size], first=start, hook=hook, width=len(mean), limit=limit, seed=seed
             )
             size = int(batch.mask.sum())
             clean.append(nll)
@@ -222,7 +222,7 @@ def _scales(mean: Tensor, std: Tensor | None) -> Tensor:
 
 
 def _clean_pass(
-    model: lm.Model, ids: list[list[int]], *, first: int, hook: str, limit: float | None, seed: int
+    model: lm.Model, ids: list[list[int]], *, first: int, hook: str, width: int, limit: float | None, seed: int
 ) -> tuple[_Batch, np.ndarray]:
     """The batch with its activations, and the clean NLL of each token predicted from a replaced position."""
     tokens, mask = lm.pad(ids)
@@ -233,7 +233,7 @@ def _clean_pass(
         return tensor
 
     nll = lm.token_nll(model, tokens, mask, [(hook, grab)])
-    stream = found[0]
+    stream = _rows_by_token(found[0], mask, width, hook)
     usual = mask.clone()
     usual[:, 0] = False
     inner = usual[:, :-1] & mask[:, 1:]
@@ -246,6 +246,16 @@ def _clean_pass(
     owners = np.broadcast_to(np.arange(first, first + len(ids))[:, None], tuple(mask.shape))
     batch = _Batch(tokens, mask, stream, owners, _widen(inner), usual, noise[usual])
     return batch, nll[inner].double().numpy()
+
+
+def _rows_by_token(tensor: Tensor, mask: Tensor, width: int, hook: str) -> Tensor:
+    """`(batch, pos, width)`: of a hook point with heads `(batch, pos, n_heads, d_head)`, all heads side by side."""
+    if tensor.shape[:2] != mask.shape or tensor.shape[2:].numel() != width:
+        raise InputError(
+            f"hook point {hook} gives shape {tuple(tensor.shape)}, expected (batch, pos, ...) with {width} numbers a "
+            "token: use the hook point that the mean is of"
+        )
+    return tensor.flatten(2)
 
 
 def _widen(inner: Tensor) -> Tensor:

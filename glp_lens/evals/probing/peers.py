@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from dataclasses import asdict, dataclass, field
 from types import SimpleNamespace
 from typing import Any, Self
@@ -95,11 +96,13 @@ class Peer(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """Features `(..., n_features)` of activations `(..., d_in)`.
+        """Features `(..., n_features)` of activations `(..., d_in)`, or of heads `(..., n_heads, d_in / n_heads)`.
 
         Raises:
             InputError: another width, or values that are not finite.
         """
+        if x.ndim > 2 and x.shape[-1] < self.cfg.d_in == x.shape[-2:].numel():
+            x = x.flatten(-2)
         rows = x.reshape(-1, x.shape[-1]).float()
         noise = row_noise(rows, self._noise_seed) if self.model.stochastic else None
         return self._result(self.model.encode(rows, noise=noise, **self._options), x)
@@ -134,6 +137,9 @@ def as_sae(
 ) -> nn.Module:
     """A model with features as a peer of sae-lens's autoencoders; of one of those, a copy of itself.
 
+    An autoencoder keeps what its own metadata say. A harness that opens the language model itself, as sae-probes and
+    SAEBench do, opens it with raw weights: for a model trained on others there is a warning.
+
     A harness feeds rows in batches of its own, so a GLP's noise is made from each row: see `row_noise`. SAEBench
     encodes every token of a batch of texts at once: lower its `sae_batch_size` for a model with many features.
 
@@ -156,24 +162,49 @@ def as_sae(
     name = model_name or (trained.get("model") or {}).get("name")
     if name is None:
         raise InputError("this model does not know its language model: pass model_name=, as the harness calls it")
-    use: Json = {
-        "model_name": name,
-        "hook_name": hook,
-        "hook_layer": int(layer[1]),
-        "context_size": trained.get("context"),
-    }
-    if isinstance(own := getattr(model, "sae", None), nn.Module):
+    weights = provenance.opened_with(trained)
+    if weights:
+        warnings.warn(
+            f"this {model.kind} was trained on a language model opened with {', '.join(weights)}, and harnesses open "
+            "it without: give them activations of your own",
+            stacklevel=2,
+        )
+    use: Json = {"model_name": name, "hook_name": hook, "hook_layer": int(layer[1])}
+    context = trained.get("context")
+    own: Any = getattr(model, "sae", None)
+    if own is not None:
         if options:
             raise InputError(f"a sparse autoencoder takes no options, got {', '.join(options)}")
-        peer: Any = copy.deepcopy(own)  # harnesses cast it and write into its settings
-        vars(peer.cfg.metadata).update(use, prepend_bos=True)
-        return peer
+        use["model_name"] = model_name or own.cfg.metadata.model_name or name
+        return _copy(own, use, {"context_size": context, "prepend_bos": True, "model_from_pretrained_kwargs": weights})
     cfg = PeerConfig(
-        d_in=model.d_in, d_sae=model.n_features, architecture=model.kind, dtype="float32", device="cpu", **use
+        d_in=model.d_in,
+        d_sae=model.n_features,
+        architecture=model.kind,
+        dtype="float32",
+        device="cpu",
+        context_size=context,
+        **use,
     )
-    cfg.metadata = SimpleNamespace(**use, prepend_bos=cfg.prepend_bos, hook_head_index=None)
+    cfg.metadata = SimpleNamespace(
+        **use,
+        context_size=context,
+        prepend_bos=cfg.prepend_bos,
+        hook_head_index=None,
+        model_from_pretrained_kwargs=weights,
+    )
     kind = DecodingPeer if isinstance(model, Decoder) else Peer
     return kind(bound, cfg, noise_seed=noise_seed, options=options).eval()
+
+
+def _copy(own: Any, use: Json, defaults: Json) -> nn.Module:
+    """A `sae_lens.SAE` for a harness, which may cast it and change its settings; `defaults` are for what is unknown."""
+    peer = copy.deepcopy(own)
+    metadata = vars(peer.cfg.metadata)
+    metadata.update(use, **{key: value for key, value in defaults.items() if metadata.get(key) is None})
+    if peer.cfg.reshape_activations == "hook_z" and use["hook_name"].endswith("_z"):
+        peer.turn_on_forward_pass_hook_z_reshaping()  # harnesses pass the heads apart; in our own wrapper it is off
+    return peer
 
 
 def row_noise(rows: Acts, seed: int = 0) -> Acts:
