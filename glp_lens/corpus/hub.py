@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -58,14 +59,14 @@ def from_hub(
 
 def _read_documents(rows: Iterator[dict[str, Any]], columns: Columns, name: str) -> Iterator[Document]:
     empty = True
-    while True:
+    for number in itertools.count(1):
         try:
             row = next(rows)
         except StopIteration:
             break
         except Exception as error:
             raise _unreadable(name, error) from None
-        for document in columns.documents(row, name, f"dataset {name}"):
+        for document in columns.documents(row, name, f"dataset {name}, row {number}"):
             empty = False
             yield document
     if empty:

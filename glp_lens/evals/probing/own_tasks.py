@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
 from glp_lens.activations import ActivationStore
-from glp_lens.corpus.files import TABLES, read_rows
+from glp_lens.corpus.files import is_table, read_rows
 from glp_lens.errors import InputError
 from glp_lens.evals.probing.activations import TaskActivations
 from glp_lens.evals.probing.tasks import Indices, Task, all_names, build, folds, load, names
@@ -58,7 +58,7 @@ def open_tasks(
     known: dict[str, None] = {}
     files: dict[str, str] = {}
     for spec in given:
-        if Path(spec).suffix not in TABLES:
+        if not is_table(spec):
             known |= dict.fromkeys(names(spec))
             continue
         name, equals, path = spec.partition("=")
