@@ -14,11 +14,11 @@ from typing import Any
 
 from glp_lens.corpus.documents import Document
 from glp_lens.corpus.rows import TEXT, Columns
-from glp_lens.corpus.tables import Row, json_lines, read_csv, read_json, read_jsonl, read_parquet
+from glp_lens.corpus.tables import TABLES, Row, json_lines, kind_of, table_rows
 from glp_lens.errors import InputError
 
 STDIN = Path("-")
-_TABLES = {".csv": read_csv, ".tsv": read_csv, ".json": read_json, ".jsonl": read_jsonl, ".parquet": read_parquet}
+_KINDS = (".txt", *TABLES)
 
 
 def from_files(
@@ -54,14 +54,9 @@ def from_files(
     skipped: Counter[str] = Counter()
     files = [file for path in _as_paths(paths) for file in _find(path, skipped)]
     if skipped:
-        read = Counter("stdin" if file == STDIN else _kind(file) for file in files)
+        read = Counter("stdin" if file == STDIN else kind_of(file) for file in files)
         warnings.warn(f"read {_counted(read, 'files')}, skipped {_counted(skipped)}", stacklevel=2)
     return _read_documents(files, columns)
-
-
-def is_table(path: str | Path) -> bool:
-    """Whether a name is that of a file with columns."""
-    return _kind(Path(path)) in _TABLES
 
 
 def read_rows(path: str | Path, text: str, others: Sequence[str] = ()) -> Iterator[Mapping[str, Any]]:
@@ -71,10 +66,10 @@ def read_rows(path: str | Path, text: str, others: Sequence[str] = ()) -> Iterat
         InputError: no such file, one of another kind or that cannot be read, a column is missing.
     """
     file, columns = Path(path), Columns.of(text, others, None)
-    if not file.is_file() or not is_table(file):
-        raise InputError(f"expected a file of kind {', '.join(_TABLES)}, got {path}: name one that exists")
+    if not file.is_file() or kind_of(file) not in TABLES:
+        raise InputError(f"expected a file of kind {', '.join(TABLES)}, got {path}: name one that exists")
     with _reading(str(file)):
-        for place, row in _TABLES[_kind(file)](file, columns):
+        for place, row in _rows(file, columns):
             columns.names(row, place)
             yield row
 
@@ -94,10 +89,6 @@ def _as_paths(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     return [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
 
 
-def _kind(file: Path) -> str:
-    return file.suffix.lower()
-
-
 def _counted(kinds: Mapping[str, int], noun: str = "") -> str:
     """For example `12 files (.csv 2, .txt 10)`."""
     number = f"{sum(kinds.values())} {noun}".rstrip()
@@ -106,7 +97,7 @@ def _counted(kinds: Mapping[str, int], noun: str = "") -> str:
 
 def _find(path: Path, skipped: Counter[str]) -> list[Path]:
     """The file itself, or the text files of a folder, sorted; `skipped` counts what else is there."""
-    kinds = ", ".join(_READERS)
+    kinds = ", ".join(_KINDS)
     if path == STDIN:
         return [path]
     if path.is_dir():
@@ -120,7 +111,7 @@ def _find(path: Path, skipped: Counter[str]) -> list[Path]:
         return files
     if not path.is_file():
         raise InputError(f"text file {path} does not exist")
-    if _kind(path) not in _READERS:
+    if kind_of(path) not in _KINDS:
         raise InputError(f"cannot read {path}: expected a file of kind {kinds}")
     return [path]
 
@@ -133,10 +124,10 @@ def _search(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
             skipped["linked folders"] += 1
         elif entry.is_dir():
             yield from _search(entry, skipped)
-        elif _kind(entry) in _READERS:
+        elif kind_of(entry) in _KINDS:
             yield entry
         else:
-            skipped[_kind(entry) or "no ending"] += 1
+            skipped[kind_of(entry) or "no ending"] += 1
 
 
 def _read_documents(files: list[Path], columns: Columns) -> Iterator[Document]:
@@ -145,7 +136,7 @@ def _read_documents(files: list[Path], columns: Columns) -> Iterator[Document]:
         is_stdin = file == STDIN
         source = "stdin" if is_stdin else file.name
         with _reading(source if is_stdin else str(file)):
-            for place, row in _read_stdin(columns) if is_stdin else _READERS[_kind(file)](file, columns):
+            for place, row in _read_stdin(columns) if is_stdin else _rows(file, columns):
                 for document in columns.documents(row, source, place):
                     empty = False
                     yield document
@@ -180,8 +171,9 @@ def _is_other_json(line: str) -> bool:
         return line == "[" or line.startswith("[{")
 
 
-def _read_txt(file: Path, columns: Columns) -> Iterator[Row]:
-    yield str(file), {columns.text: file.read_text(encoding="utf-8-sig")}
-
-
-_READERS = {".txt": _read_txt, **_TABLES}
+def _rows(file: Path, columns: Columns) -> Iterator[Row]:
+    if kind_of(file) == ".txt":
+        yield str(file), {columns.text: file.read_text(encoding="utf-8-sig")}
+    else:
+        with file.open("rb") as opened:
+            yield from table_rows(opened, str(file), columns)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from glp_lens.corpus.rows import Columns
 from glp_lens.errors import InputError
@@ -16,37 +17,59 @@ if TYPE_CHECKING:
 
 Row = tuple[str, Mapping[str, Any]]
 """Where a row stands, for messages, and its columns."""
+TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+"""Kinds of files that have columns."""
 _SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 _LONGEST = 2**31 - 1
 """Characters of a csv field: the most that every platform allows. The csv module's own limit is 131,072."""
 
 
-def read_csv(file: Path, columns: Columns) -> Iterator[Row]:
-    """Rows of a csv file, or of a tsv file, whose separator is the tab. All values are text, an empty one too.
+def table_rows(opened: BinaryIO, source: str, columns: Columns) -> Iterator[Row]:
+    """Rows of an opened file, whose kind is the ending of its name. All values of csv and tsv files are text.
+
+    A json file holds an array of objects, a single one, or one a line.
 
     Raises:
-        InputError: a column is missing, a row has more or fewer fields than the header, or its quotes are wrong.
+        InputError: a column is missing; a row of a csv file has more or fewer fields than the header, or wrong quotes;
+            json or jsonl that holds anything but objects.
     """
-    separator = "\t" if file.suffix.lower() == ".tsv" else ","
+    kind = kind_of(source)
+    if kind == ".parquet":
+        yield from _parquet_rows(opened, source, columns)
+        return
+    text = io.TextIOWrapper(opened, encoding="utf-8-sig", newline="")
+    if kind == ".jsonl":
+        yield from json_lines(text, source)
+    elif kind == ".json":
+        yield from _json_rows(text.read(), source)
+    else:
+        yield from _csv_rows(text, source, columns, "\t" if kind == ".tsv" else ",")
+
+
+def kind_of(file: str | Path) -> str:
+    """The ending of a file's name, in small letters."""
+    return PurePath(file).suffix.lower()
+
+
+def _csv_rows(lines: Iterable[str], source: str, columns: Columns, separator: str) -> Iterator[Row]:
     csv.field_size_limit(_LONGEST)
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        records = _records(csv.reader(lines, delimiter=separator, strict=True), str(file))
-        place, header = next(records, (str(file), []))
-        if not header:
-            raise InputError(f"cannot read {file}: it is empty, expected a line with the names of its columns")
-        if len(header) == 1 and header != [columns.text]:
-            _check_separator(header[0], separator, place)
-        fields = [(name, header.index(name)) for name in columns.names(header, str(file))]
-        for place, record in records:
-            if len(record) != len(header):
-                raise _miscounted(place, record, len(header), _SEPARATORS[separator])
-            yield place, {name: record[i] for name, i in fields}
+    records = _records(csv.reader(lines, delimiter=separator, strict=True), source)
+    place, header = next(records, (source, []))
+    if not header:
+        raise InputError(f"cannot read {source}: it is empty, expected a line with the names of its columns")
+    if len(header) == 1 and header != [columns.text]:
+        _check_separator(header[0], separator, place)
+    fields = [(name, header.index(name)) for name in columns.names(header, source)]
+    for place, record in records:
+        if len(record) != len(header):
+            raise _miscounted(place, record, len(header), _SEPARATORS[separator])
+        yield place, {name: record[i] for name, i in fields}
 
 
-def _records(reader: _csv._reader, file: str) -> Iterator[tuple[str, list[str]]]:
+def _records(reader: _csv._reader, source: str) -> Iterator[tuple[str, list[str]]]:
     """Rows that are not blank, each with the line that it begins in."""
     while True:
-        place = f"{file}, line {reader.line_num + 1}"
+        place = f"{source}, line {reader.line_num + 1}"
         try:
             record = next(reader)
         except StopIteration:
@@ -79,32 +102,19 @@ def _miscounted(place: str, record: list[str], expected: int, separator: str) ->
     return InputError(f"{place}: expected as many fields as the header has, {expected}, got {len(record)}: {advice}")
 
 
-def read_json(file: Path, columns: Columns) -> Iterator[Row]:
-    """Objects of a json file, which holds an array of them, a single one, or one a line.
-
-    Raises:
-        InputError: it holds anything else.
-    """
+def _json_rows(text: str, source: str) -> Iterator[Row]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, RecursionError) as error:
-        if not isinstance(error, json.JSONDecodeError) or error.msg != "Extra data":
-            raise InputError(f"{file} is no JSON: {error}") from None
-        yield from read_jsonl(file, columns)
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise InputError(f"{source} is no JSON: {error}") from None
+        yield from json_lines(io.StringIO(text), source)
         return
+    except RecursionError as error:
+        raise InputError(f"{source} is no JSON: {error}") from None
     for number, row in enumerate(found if isinstance(found, list) else [found], start=1):
-        place = f"{file}, row {number}"
+        place = f"{source}, row {number}"
         yield place, _object(row, place)
-
-
-def read_jsonl(file: Path, _columns: Columns) -> Iterator[Row]:
-    """Objects of a jsonl file.
-
-    Raises:
-        InputError: see `json_lines`.
-    """
-    with file.open(encoding="utf-8-sig") as lines:
-        yield from json_lines(lines, str(file))
 
 
 def json_lines(lines: Iterable[str], source: str) -> Iterator[Row]:
@@ -130,17 +140,12 @@ def _object(row: Any, place: str) -> Mapping[str, Any]:
     return row
 
 
-def read_parquet(file: Path, columns: Columns) -> Iterator[Row]:
-    """Rows of a parquet file.
-
-    Raises:
-        InputError: a column is missing.
-    """
+def _parquet_rows(opened: BinaryIO, source: str, columns: Columns) -> Iterator[Row]:
     from pyarrow import parquet  # type: ignore[import-untyped]
 
-    table = parquet.ParquetFile(file)
-    names = columns.names(table.schema_arrow.names, str(file))
+    table = parquet.ParquetFile(opened)
+    names = columns.names(table.schema_arrow.names, source)
     number = 0
     for batch in table.iter_batches(batch_size=1000, columns=names):
         for number, row in enumerate(batch.to_pylist(), start=number + 1):
-            yield f"{file}, row {number}", row
+            yield f"{source}, row {number}", row

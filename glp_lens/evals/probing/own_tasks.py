@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
 from glp_lens.activations import ActivationStore
-from glp_lens.corpus.files import is_table, read_rows
+from glp_lens.corpus.files import read_rows
+from glp_lens.corpus.tables import TABLES, kind_of
 from glp_lens.errors import InputError
 from glp_lens.evals.probing.activations import TaskActivations
 from glp_lens.evals.probing.tasks import Indices, Task, all_names, build, folds, load, names
@@ -58,7 +59,7 @@ def open_tasks(
     known: dict[str, None] = {}
     files: dict[str, str] = {}
     for spec in given:
-        if not is_table(spec):
+        if kind_of(spec) not in TABLES:
             known |= dict.fromkeys(names(spec))
             continue
         name, equals, path = spec.partition("=")
@@ -133,6 +134,11 @@ def from_file(
         texts.append(value)
         for column, values in marks.items():
             values.append(_cell(row, column, place))
+        if isinstance(marks[label][-1], list | dict):
+            raise InputError(
+                f"{place}: expected one class in {label!r}, got {str(marks[label][-1])[:40]} of type "
+                f"{type(marks[label][-1]).__name__}: write one value a row"
+            )
     labels, classes = _binary(marks[label], f"column {label!r} of {path}", positive)
     together = [str(value) for value in marks[group]] if group else [value.strip() for value in texts]
     groups, _ = pd.factorize(np.array(together, dtype=object))
@@ -220,34 +226,69 @@ def _is_test(values: Sequence[Any], path: str) -> NDArray[np.bool_]:
 
 
 def _binary(values: ArrayLike, place: str, positive: object) -> tuple[Indices, tuple[str, str]]:
-    """Labels `(n,)` 0 and 1, and what they stand for. Numbers, also where they are text, are compared as numbers."""
+    """Labels `(n,)` 0 and 1, and what they stand for."""
     codes, found = pd.factorize(np.asarray(values, dtype=object))
-    try:
-        keys: list[Any] = [float(value) for value in found]
-    except (TypeError, ValueError):
-        keys = [_written(value) for value in found]
-    titles = {key: _written(value) for key, value in zip(keys, found, strict=True)}
-    if len(titles) < 2:
-        only = f"only the value {next(iter(titles.values()))!r}" if titles else "no values"
+    titles = [_written(value) for value in found]
+    _check_spaces(found, titles, place)
+    numbers = _as_numbers(dict(zip(titles, found, strict=True)))
+    order = sorted(set(titles), key=numbers.get if numbers else None)
+    if len(order) < 2:
+        only = f"only the value {order[0]!r}" if order else "no values"
         raise InputError(f"{place} holds {only}, expected two classes: add rows of each class")
     if positive is None:
-        if len(titles) > 2:
+        if len(order) > 2:
             raise InputError(
-                f"{place} holds {len(titles)} values ({', '.join(sorted(titles.values())[:5])}), expected two: "
+                f"{place} holds {len(order)} values ({', '.join(order[:5])}), expected two: "
                 "choose one as positive, against the rest"
             )
-        high = max(titles)
+        high = order[-1]
     else:
-        matches = [key for key, title in titles.items() if _written(positive) in (title, _written(key))]
+        wanted = _written(positive)
+        number = _as_numbers({wanted: positive}).get(wanted)
+        matches = [title for title in order if title == wanted or (numbers and numbers[title] == number)]
         if not matches:
             raise InputError(
-                f"{place} holds the values {', '.join(sorted(titles.values())[:5])}: expected the positive value "
-                f"{_written(positive)!r} among them"
+                f"{place} holds the values {', '.join(order[:5])}: expected the positive value {wanted!r} among them"
             )
         high = matches[0]
-    rest = [title for key, title in titles.items() if key != high]
-    is_high = np.array([key == high for key in keys])
-    return is_high[codes].astype(np.int64), (rest[0] if len(rest) == 1 else f"not {titles[high]}", titles[high])
+    rest = [title for title in order if title != high]
+    is_high = np.array([title == high for title in titles])
+    return is_high[codes].astype(np.int64), (rest[0] if len(rest) == 1 else f"not {high}", high)
+
+
+def _as_numbers(values: Mapping[str, Any]) -> dict[str, int | float]:
+    """The number that each value is, also where it is text, by its title; nothing unless they are different numbers.
+
+    So codes that write one number in two ways, such as `01` and `1` or `1E5` and `100000`, stay different texts.
+    """
+    try:
+        numbers = {title: _number(value) for title, value in values.items()}
+    except (TypeError, ValueError):
+        return {}
+    return numbers if len(set(numbers.values())) == len(numbers) else {}
+
+
+def _number(value: Any) -> int | float:
+    """A number, or text that is one; whole numbers are exact."""
+    if isinstance(value, int):
+        return value
+    try:
+        return int(value) if isinstance(value, str) else float(value)
+    except ValueError:
+        number = float(value)
+    if math.isnan(number):
+        raise ValueError("nan is text")
+    return number
+
+
+def _check_spaces(values: Sequence[Any], titles: Sequence[str], place: str) -> None:
+    """Refuses texts that only the white space around them tells apart."""
+    seen: dict[str, str] = {}
+    for value, title in zip(values, titles, strict=True):
+        if isinstance(value, str) and seen.setdefault(title, value) != value:
+            raise InputError(
+                f"{place} holds {seen[title]!r} and {value!r}, which differ in white space alone: write them alike"
+            )
 
 
 def _written(value: object) -> str:
