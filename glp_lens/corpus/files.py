@@ -151,16 +151,16 @@ def _read_stdin(columns: Columns) -> Iterator[Row]:
         if (line := next(lines, None)) is None:
             return
         head.append(line)
-    lines = itertools.chain(head, lines)
+    every = itertools.chain(head, lines)
     if head[-1].lstrip().startswith("{"):
-        yield from json_lines(lines, "stdin")
+        yield from json_lines(every, "stdin")
     elif _is_other_json(head[-1].strip()):
         raise InputError(
             f"stdin, line {len(head)}: expected a JSON object a line or plain text, got other JSON, "
-            f"{head[-1].strip()[:40]!r}: write each text as {{\"text\": ...}} on a line of its own"
+            f'{head[-1].strip()[:40]!r}: write each text as {{"text": ...}} on a line of its own'
         )
     else:
-        yield from (("stdin", {columns.text: line}) for line in lines)
+        yield from (("stdin", {columns.text: line}) for line in every)
 
 
 def _is_other_json(line: str) -> bool:

@@ -35,7 +35,7 @@ def from_hub(
     No code of the dataset is run. A conversation, a list of messages with `role` and `content`, is never cut.
 
     Args:
-        name: a dataset, such as `stanfordnlp/imdb`, or a local folder of jsonl, csv or parquet files.
+        name: a dataset, such as `stanfordnlp/imdb`, or a local folder of jsonl, csv, tsv or parquet files.
         split: the dataset's own split; the held-out split of this library is made of any of them.
         config: the dataset's configuration, if it has several.
         text_column: column that holds the text or the messages; where there is no `text`, it is `messages`.

@@ -7,13 +7,10 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from glp_lens.corpus.rows import Columns
 from glp_lens.errors import InputError
-
-if TYPE_CHECKING:
-    import _csv
 
 Row = tuple[str, Mapping[str, Any]]
 """Where a row stands, for messages, and its columns."""
@@ -53,7 +50,7 @@ def kind_of(file: str | Path) -> str:
 
 def _csv_rows(lines: Iterable[str], source: str, columns: Columns, separator: str) -> Iterator[Row]:
     csv.field_size_limit(_LONGEST)
-    records = _records(csv.reader(lines, delimiter=separator, strict=True), source)
+    records = _records(lines, source, separator)
     place, header = next(records, (source, []))
     if not header:
         raise InputError(f"cannot read {source}: it is empty, expected a line with the names of its columns")
@@ -66,8 +63,9 @@ def _csv_rows(lines: Iterable[str], source: str, columns: Columns, separator: st
         yield place, {name: record[i] for name, i in fields}
 
 
-def _records(reader: _csv._reader, source: str) -> Iterator[tuple[str, list[str]]]:
+def _records(lines: Iterable[str], source: str, separator: str) -> Iterator[tuple[str, list[str]]]:
     """Rows that are not blank, each with the line that it begins in."""
+    reader = csv.reader(lines, delimiter=separator, strict=True)
     while True:
         place = f"{source}, line {reader.line_num + 1}"
         try:
@@ -87,8 +85,8 @@ def _check_separator(header: str, separator: str, place: str) -> None:
     for other, name in _SEPARATORS.items():
         if other != separator and other in header:
             raise InputError(
-                f"{place}: expected columns separated by a {_SEPARATORS[separator]}, got the one column {header!r} with "
-                f"a {name}: use commas in .csv files and tabs in .tsv files"
+                f"{place}: expected a {_SEPARATORS[separator]} between columns, got the one column {header!r} with a "
+                f"{name}: use commas in .csv files and tabs in .tsv files"
             )
 
 
@@ -145,7 +143,6 @@ def _parquet_rows(opened: BinaryIO, source: str, columns: Columns) -> Iterator[R
 
     table = parquet.ParquetFile(opened)
     names = columns.names(table.schema_arrow.names, source)
-    number = 0
-    for batch in table.iter_batches(batch_size=1000, columns=names):
-        for number, row in enumerate(batch.to_pylist(), start=number + 1):
-            yield f"{source}, row {number}", row
+    batches = table.iter_batches(batch_size=1000, columns=names)
+    for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
+        yield f"{source}, row {number}", row

@@ -41,7 +41,7 @@ def open_tasks(
     """Tasks by name or file, as a command line gives them.
 
     Args:
-        specs: each a shell pattern of sae-probes names, `all` of them, a csv, jsonl or parquet file, or
+        specs: each a shell pattern of sae-probes names, `all` of them, a csv, tsv, jsonl, json or parquet file, or
             `name=file`. Without any, the default tasks; see `tasks.names`.
         max_train: use at most so many train texts of each task.
         max_test: likewise for test texts.
@@ -101,12 +101,13 @@ def from_file(
     max_test: int | None = None,
     seed: int = 0,
 ) -> Task:
-    """A task from the rows of a csv, jsonl or parquet file.
+    """A task from the rows of a csv, tsv, jsonl, json or parquet file.
 
     Args:
         path: the file.
         text: column of the texts.
-        label: column of the classes: text, booleans or numbers. Class 1 is the value that sorts last.
+        label: column of the classes: text, booleans or numbers. Different texts are different classes. Class 1
+            is the value that sorts last, as a number if all are different numbers, also where they are text.
         group: column of what belongs together, such as an author or a document: not parted between train and test,
             nor between folds. By default equal texts belong together.
         split: column with the values `train` and `test`, which is then the official split even where it parts groups.
@@ -119,8 +120,9 @@ def from_file(
         seed: of the split and of the order of the rows.
 
     Raises:
-        InputError: a file or column that is missing; a row without text, label, group or split, by its number; other
-            than two classes; too few rows; a bad name.
+        InputError: a file or column that is missing; a row without text, label, group or split, or with a list of
+            labels, by its number; other than two classes; labels that only white space tells apart; too few rows; a
+            bad name.
     """
     name = _checked_name(Path(path).stem if name is None else name)
     texts: list[str] = []
@@ -231,7 +233,7 @@ def _binary(values: ArrayLike, place: str, positive: object) -> tuple[Indices, t
     titles = [_written(value) for value in found]
     _check_spaces(found, titles, place)
     numbers = _as_numbers(dict(zip(titles, found, strict=True)))
-    order = sorted(set(titles), key=numbers.get if numbers else None)
+    order = sorted(set(titles), key=lambda title: numbers.get(title, title))
     if len(order) < 2:
         only = f"only the value {order[0]!r}" if order else "no values"
         raise InputError(f"{place} holds {only}, expected two classes: add rows of each class")
