@@ -122,4 +122,7 @@ def _unreadable(name: str, error: Exception) -> InputError:
     if isinstance(error, InputError):
         return error
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-    return InputError(f"cannot read dataset {name}: {reason}; check its name, configuration, split, the columns of its files, and the network")
+    return InputError(
+        f"cannot read dataset {name}: {reason}; check its name, configuration, split, the columns of its files, and "
+        "the network"
+    )

@@ -138,7 +138,7 @@ MISTAKES = [
     # collect: texts
     ("collect --texts {f}/none.txt", "none.txt does not exist"),
     ("collect --texts {f}/empty", "holds no text files"),
-    ("collect --texts {f}/texts.pdf", "expected a file of kind .txt, .jsonl, .csv, .parquet"),
+    ("collect --texts {f}/texts.pdf", "expected a file of kind .txt, .csv, .tsv, .jsonl, .json, .parquet"),
     ("collect --texts {f}/blank.txt", "every document is empty"),
     ("collect --texts {f}/latin.txt", "cannot read"),
     ("collect --texts {f}/column.csv", "has no text in 'text', found title, body"),
