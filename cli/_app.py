@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import isfinite
@@ -34,7 +35,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: typer.Context) -> Any:
         """Read the options of a command and run it."""
-        with _mistakes_told():
+        with _mistakes_told(), warnings_told():
             return super().invoke(ctx)
 
 
@@ -57,6 +58,23 @@ def _mistakes_told() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.secho("interrupted: run the same command again to go on", err=True)
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def warnings_told() -> Iterator[None]:
+    """A warning is told in one line too, without the place in the code; those for programmers keep it."""
+    usual = warnings.formatwarning
+
+    def told(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
+        if category is not UserWarning:
+            return usual(message, category, *place, **line)
+        return f"warning: {' '.join(str(message).split())}\n"
+
+    warnings.formatwarning = told
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _fail(message: str) -> None:

@@ -41,7 +41,7 @@ def collect(
         str,
         typer.Option(
             "--texts",
-            help="txt, jsonl, csv or parquet files or folders of them, '-' for standard input, or "
+            help="txt, jsonl, json, csv, tsv or parquet files or folders of them, '-' for standard input, or "
             "hf:NAME[:CONFIG[:SPLIT]] for a dataset of the Hub, separated by commas; by default the packaged corpus.",
             rich_help_panel=_DATA,
         ),

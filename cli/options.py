@@ -54,7 +54,7 @@ Texts = Annotated[
     str,
     typer.Option(
         "--texts",
-        help="Training texts: txt, jsonl, csv or parquet files or folders of them, separated by commas; "
+        help="Training texts: txt, jsonl, json, csv, tsv or parquet files or folders of them, separated by commas; "
         "by default the packaged corpus.",
         rich_help_panel="Data",
     ),

@@ -23,8 +23,8 @@ Tasks = Annotated[
     str,
     typer.Option(
         "--tasks",
-        help="Names or patterns of sae-probes' 113 tasks ('162_agnews_1,8*'), 'all' of them, or your own csv, jsonl or "
-        "parquet files, separated by commas. By default one task from each of many families.",
+        help="Names or patterns of sae-probes' 113 tasks ('162_agnews_1,8*'), 'all' of them, or your own csv, tsv, "
+        "jsonl, json or parquet files, separated by commas. By default one task from each of many families.",
         rich_help_panel=_TASKS,
     ),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from glp_lens.activations.batches import Batches
 from glp_lens.activations.store import ActivationStore
+from glp_lens.errors import InputError
 from glp_lens.types import Acts, Json
 
 
@@ -26,7 +28,7 @@ class StoreDataset(IterableDataset[Acts]):
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | ActivationStore,
         batch_size: int,
         *,
         rank: int | None = None,
@@ -37,15 +39,21 @@ class StoreDataset(IterableDataset[Acts]):
         """Only the path is kept: each process opens the store for itself.
 
         Args:
-            path: the store's folder.
+            path: the store's folder, or the opened store.
             batch_size: rows of a batch, for each process of a distributed training.
             rank: which of these processes this is; by default as in `torch.distributed`, if that is initialised.
             world_size: how many there are; by default likewise.
             start_batch: number of batches to leave out in front.
             options: `seed`, `epochs`, `drop_last`, `normalize` and what else `ActivationStore.batches` takes.
+
+        Raises:
+            InputError: neither a folder nor a store.
         """
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.path = Path(path)
+        folder = path.path if isinstance(path, ActivationStore) else path
+        if not isinstance(folder, str | PathLike):
+            raise InputError(f"expected an activation store or its folder, got {type(path).__name__}")
+        self.path = Path(folder)
         self.start_batch = start_batch
         self._options = {
             "batch_size": batch_size,

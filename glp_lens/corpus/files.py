@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +14,11 @@ from typing import Any
 
 from glp_lens.corpus.documents import Document
 from glp_lens.corpus.rows import TEXT, Columns
+from glp_lens.corpus.tables import TABLES, Row, json_lines, kind_of, table_rows
 from glp_lens.errors import InputError
 
 STDIN = Path("-")
-TABLES = (".csv", ".jsonl", ".parquet")
-"""Kinds of files that have columns."""
-Row = tuple[str, Mapping[str, Any]]
-"""Where a row stands, for messages, and its columns."""
+_KINDS = (".txt", *TABLES)
 
 
 def from_files(
@@ -28,14 +28,16 @@ def from_files(
     piece: int | None = 600,
     labels: str | Sequence[str] = (),
 ) -> Iterator[Document]:
-    """Documents of text files: one a txt file, one a row of jsonl, csv or parquet, one a line of standard input.
+    """Documents of text files: one a txt file, one a row of a table, one a line of standard input.
 
-    A row whose text column holds a list of messages with `role` and `content` is a conversation, and is never
-    cut. Rows are read as they are asked for.
+    Tables are csv, tsv, jsonl, json (an array of objects, or jsonl) and parquet files. A row whose text column holds
+    a list of messages with `role` and `content` is a conversation, and is never cut. Rows are read as they are asked
+    for.
 
     Args:
-        paths: files, or folders that are searched for files of these kinds, in sorted order; `-` is standard
-            input: one document a line, or jsonl if the first line starts with a brace.
+        paths: files, or folders that are searched for files of these kinds, in sorted order, but not in what is
+            hidden: a warning counts what is skipped. `-` is standard input: one document a line, or jsonl if the
+            first line that is not blank starts with a brace.
         text_column: column or JSON key that holds the text or the messages; where there is no `text`, it is
             `messages`. Empty texts are left out.
         piece: longer texts become several documents of at most this many characters, cut at white space, so
@@ -45,24 +47,29 @@ def from_files(
 
     Raises:
         InputError: a path does not exist or is of another kind; while reading: a file that cannot be read, a
-            row without the columns, a label that is no number, or no text at all.
+            row without the columns or with more or fewer fields than the header, a label that is no number, or no
+            text at all.
     """
     columns = Columns.of(text_column, labels, piece)
-    files = [file for path in _as_paths(paths) for file in _find(path)]
+    skipped: Counter[str] = Counter()
+    files = [file for path in _as_paths(paths) for file in _find(path, skipped)]
+    if skipped:
+        read = Counter("stdin" if file == STDIN else kind_of(file) for file in files)
+        warnings.warn(f"read {_counted(read, 'files')}, skipped {_counted(skipped)}", stacklevel=2)
     return _read_documents(files, columns)
 
 
 def read_rows(path: str | Path, text: str, others: Sequence[str] = ()) -> Iterator[Mapping[str, Any]]:
-    """Rows of a csv, jsonl or parquet file, each with these columns. All values of a csv file are text.
+    """Rows of a csv, tsv, jsonl, json or parquet file, each with these columns. All values of csv and tsv are text.
 
     Raises:
         InputError: no such file, one of another kind or that cannot be read, a column is missing.
     """
     file, columns = Path(path), Columns.of(text, others, None)
-    if not file.is_file() or file.suffix not in TABLES:
+    if not file.is_file() or kind_of(file) not in TABLES:
         raise InputError(f"expected a file of kind {', '.join(TABLES)}, got {path}: name one that exists")
     with _reading(str(file)):
-        for place, row in _READERS[file.suffix](file, columns):
+        for place, row in _rows(file, columns):
             columns.names(row, place)
             yield row
 
@@ -82,20 +89,45 @@ def _as_paths(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     return [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
 
 
-def _find(path: Path) -> list[Path]:
-    kinds = ", ".join(_READERS)
+def _counted(kinds: Mapping[str, int], noun: str = "") -> str:
+    """For example `12 files (.csv 2, .txt 10)`."""
+    number = f"{sum(kinds.values())} {noun}".rstrip()
+    return f"{number} ({', '.join(f'{kind} {n}' for kind, n in sorted(kinds.items()))})"
+
+
+def _find(path: Path, skipped: Counter[str]) -> list[Path]:
+    """The file itself, or the text files of a folder, sorted; `skipped` counts what else is there."""
+    kinds = ", ".join(_KINDS)
     if path == STDIN:
         return [path]
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in _READERS and file.is_file())
+        here: Counter[str] = Counter()
+        with _reading(f"folder {path}"):
+            files = sorted(_search(path, here))
         if not files:
-            raise InputError(f"folder {path} holds no text files: expected {kinds}")
+            found = f", found {_counted(here)}" if here else ""
+            raise InputError(f"folder {path} holds no text files{found}: expected {kinds}")
+        skipped += here
         return files
     if not path.is_file():
         raise InputError(f"text file {path} does not exist")
-    if path.suffix not in _READERS:
+    if kind_of(path) not in _KINDS:
         raise InputError(f"cannot read {path}: expected a file of kind {kinds}")
     return [path]
+
+
+def _search(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
+    for entry in folder.iterdir():
+        if entry.name.startswith("."):
+            skipped["hidden"] += 1
+        elif entry.is_dir() and entry.is_symlink():  # it may lead back here
+            skipped["linked folders"] += 1
+        elif entry.is_dir():
+            yield from _search(entry, skipped)
+        elif kind_of(entry) in _KINDS:
+            yield entry
+        else:
+            skipped[kind_of(entry) or "no ending"] += 1
 
 
 def _read_documents(files: list[Path], columns: Columns) -> Iterator[Document]:
@@ -104,7 +136,7 @@ def _read_documents(files: list[Path], columns: Columns) -> Iterator[Document]:
         is_stdin = file == STDIN
         source = "stdin" if is_stdin else file.name
         with _reading(source if is_stdin else str(file)):
-            for place, row in _read_stdin(columns) if is_stdin else _READERS[file.suffix](file, columns):
+            for place, row in _read_stdin(columns) if is_stdin else _rows(file, columns):
                 for document in columns.documents(row, source, place):
                     empty = False
                     yield document
@@ -113,51 +145,35 @@ def _read_documents(files: list[Path], columns: Columns) -> Iterator[Document]:
 
 
 def _read_stdin(columns: Columns) -> Iterator[Row]:
-    first = next(sys.stdin, "")
-    lines = itertools.chain([first], sys.stdin)
-    if first.lstrip().startswith("{"):
-        yield from _json_rows(lines, "stdin")
+    lines = (line.removeprefix("\ufeff") for line in sys.stdin)  # byte order marks, also of files that were joined
+    head: list[str] = []
+    while not head or not head[-1].strip():
+        if (line := next(lines, None)) is None:
+            return
+        head.append(line)
+    every = itertools.chain(head, lines)
+    if head[-1].lstrip().startswith("{"):
+        yield from json_lines(every, "stdin")
+    elif _is_other_json(head[-1].strip()):
+        raise InputError(
+            f"stdin, line {len(head)}: expected a JSON object a line or plain text, got other JSON, "
+            f'{head[-1].strip()[:40]!r}: write each text as {{"text": ...}} on a line of its own'
+        )
     else:
-        yield from (("stdin", {columns.text: line}) for line in lines)
+        yield from (("stdin", {columns.text: line}) for line in every)
 
 
-def _read_txt(file: Path, columns: Columns) -> Iterator[Row]:
-    yield str(file), {columns.text: file.read_text(encoding="utf-8")}
+def _is_other_json(line: str) -> bool:
+    """Whether a line is a JSON array or string, or begins an array of several lines."""
+    try:
+        return isinstance(json.loads(line), list | str)
+    except (ValueError, RecursionError):
+        return line == "[" or line.startswith("[{")
 
 
-def _read_jsonl(file: Path, _columns: Columns) -> Iterator[Row]:
-    with file.open(encoding="utf-8") as lines:
-        yield from _json_rows(lines, str(file))
-
-
-def _json_rows(lines: Iterable[str], place: str) -> Iterator[Row]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise InputError(f"{place}, line {number} is no JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{place}, line {number}: expected a JSON object, got {type(row).__name__}")
-        yield f"{place}, line {number}", row
-
-
-def _read_csv(file: Path, columns: Columns) -> Iterator[Row]:
-    import pandas as pd
-
-    for table in pd.read_csv(file, chunksize=1000, dtype=str, keep_default_na=False):
-        names = columns.names(table.columns, str(file))
-        yield from ((str(file), row) for row in table[names].to_dict("records"))
-
-
-def _read_parquet(file: Path, columns: Columns) -> Iterator[Row]:
-    from pyarrow import parquet  # type: ignore[import-untyped]
-
-    table = parquet.ParquetFile(file)
-    names = columns.names(table.schema_arrow.names, str(file))
-    for batch in table.iter_batches(batch_size=1000, columns=names):
-        yield from ((str(file), row) for row in batch.to_pylist())
-
-
-_READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+def _rows(file: Path, columns: Columns) -> Iterator[Row]:
+    if kind_of(file) == ".txt":
+        yield str(file), {columns.text: file.read_text(encoding="utf-8-sig")}
+    else:
+        with file.open("rb") as opened:
+            yield from table_rows(opened, str(file), columns)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from glp_lens.corpus.documents import Document, shuffled
 from glp_lens.corpus.rows import TEXT, Columns
+from glp_lens.corpus.tables import Row, kind_of, table_rows
 from glp_lens.errors import InputError
+
+if TYPE_CHECKING:
+    import datasets
+
+_OPTIONS = {".csv": {}, ".tsv": {"sep": "\t"}, ".jsonl": {}, ".parquet": {}}
+"""Kinds of files that are read as `from_files` reads them, and how `datasets` is set to read each by itself."""
 
 
 def from_hub(
@@ -27,7 +35,7 @@ def from_hub(
     No code of the dataset is run. A conversation, a list of messages with `role` and `content`, is never cut.
 
     Args:
-        name: a dataset, such as `stanfordnlp/imdb`, or a local folder of jsonl, csv or parquet files.
+        name: a dataset, such as `stanfordnlp/imdb`, or a local folder of jsonl, csv, tsv or parquet files.
         split: the dataset's own split; the held-out split of this library is made of any of them.
         config: the dataset's configuration, if it has several.
         text_column: column that holds the text or the messages; where there is no `text`, it is `messages`.
@@ -47,25 +55,62 @@ def from_hub(
     import datasets
 
     try:
-        rows = datasets.load_dataset(name, config, split=split, revision=revision, streaming=True)
-        if rows.column_names is not None:  # unread columns, of images say, are not decoded
-            rows = rows.select_columns(columns.names(rows.column_names, f"dataset {name}"))
+        builder = datasets.load_dataset_builder(name, config, revision=revision)
+        files = _plain_files(builder, split)
+        streamed = builder.as_streaming_dataset(split=split)
+        if not files and streamed.column_names is not None:  # unread columns, of images say, are not decoded
+            streamed = streamed.select_columns(columns.names(streamed.column_names, f"dataset {name}"))
     except Exception as error:
         raise _unreadable(name, error) from None
-    documents = _read_documents(iter(rows), columns, name)
+    rows = _rows_of_files(files, columns, builder) if files else _rows_of_dataset(streamed, name)
+    documents = _read_documents(rows, columns, name)
     return shuffled(documents, shuffle_buffer, seed) if shuffle_buffer else documents
 
 
-def _read_documents(rows: Iterator[dict[str, Any]], columns: Columns, name: str) -> Iterator[Document]:
+def _plain_files(builder: datasets.DatasetBuilder, split: str) -> list[str]:
+    """Files of a split, where they are tables without declared types or options of reading; else none.
+
+    `datasets` would cast all rows to the types of the first ones (5 to true). In csv files it also takes the first
+    field of a row that is too long for an index, `NA` for nothing, and a null character for the end of a text.
+    """
+    import datasets
+
+    found = builder.config.data_files or {}
+    names = list(map(str, found)) if split == "all" else split.split("+")
+    files = [file for name in names if name in found for file in found[name]]
+    kinds = {kind_of(file) for file in files}
+    if len(kinds) != 1 or not kinds <= _OPTIONS.keys() or builder.info.features is not None:
+        return []
+    shared = {field.name: getattr(builder.config, field.name) for field in dataclasses.fields(datasets.BuilderConfig)}
+    plain = type(builder.config)(**shared, **_OPTIONS[kinds.pop()])
+    return files if builder.config == plain else []
+
+
+def _rows_of_files(files: list[str], columns: Columns, builder: datasets.DatasetBuilder) -> Iterator[Row]:
+    import datasets
+    from datasets.utils.file_utils import xopen
+
+    access = datasets.DownloadConfig(token=builder.token, storage_options=builder.storage_options)
+    for file in files:
+        with xopen(file, "rb", download_config=access) as opened:
+            yield from table_rows(opened, file, columns)
+
+
+def _rows_of_dataset(rows: datasets.IterableDataset, name: str) -> Iterator[Row]:
+    for number, row in enumerate(rows, start=1):
+        yield f"dataset {name}, row {number}", row
+
+
+def _read_documents(rows: Iterator[Row], columns: Columns, name: str) -> Iterator[Document]:
     empty = True
     while True:
         try:
-            row = next(rows)
+            place, row = next(rows)
         except StopIteration:
             break
         except Exception as error:
             raise _unreadable(name, error) from None
-        for document in columns.documents(row, name, f"dataset {name}"):
+        for document in columns.documents(row, name, place):
             empty = False
             yield document
     if empty:
@@ -77,4 +122,7 @@ def _unreadable(name: str, error: Exception) -> InputError:
     if isinstance(error, InputError):
         return error
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-    return InputError(f"cannot read dataset {name}: {reason}; check its name, configuration, split, and the network")
+    return InputError(
+        f"cannot read dataset {name}: {reason}; check its name, configuration, split, the columns of its files, and "
+        "the network"
+    )

@@ -49,16 +49,18 @@ class Columns:
             place: the table, for the message.
 
         Raises:
-            InputError: it lacks one.
+            InputError: it lacks one, or has two of that name.
         """
         found = list(found)
         use_messages = self.text == TEXT and TEXT not in found and MESSAGES in found
         text = MESSAGES if use_messages else self.text
         if text not in found:
-            raise _no_text(place, text, found)
-        for label in self.labels:
-            if label not in found:
-                raise InputError(f"{place} has no column {label!r}, found {', '.join(found)}: name one of them")
+            raise InputError(f"{place} has no text in {text!r}, found {', '.join(found)}: name the text column")
+        for name in (text, *self.labels):
+            if name not in found:
+                raise InputError(f"{place} has no column {name!r}, found {', '.join(found)}: name one of them")
+            if found.count(name) > 1:
+                raise InputError(f"{place} has {found.count(name)} columns {name!r}: rename all but one")
         return [text, *self.labels]
 
     def documents(self, row: Mapping[str, Any], source: str, place: str) -> Iterator[Document]:
@@ -79,7 +81,10 @@ class Columns:
             whole = beginning(value) if len(parts) > 1 else ""
             yield from (Document.of(part, source, labels=labels, whole=whole) for part in parts)
         elif value is not None:
-            raise _no_text(place, column, row)
+            raise InputError(
+                f"{place}: expected text or messages in {column!r}, got {str(value)[:40]!r} of type "
+                f"{type(value).__name__}: name the text column"
+            )
 
 
 def pieces(text: str, size: int | None) -> list[str]:
@@ -105,7 +110,8 @@ def _messages(value: list[Any], column: str, place: str) -> list[tuple[str, str]
 
 
 def _number(value: Any, name: str, place: str) -> int | float:
-    for kind in (int, float) if isinstance(value, str) else ():  # a csv file holds text only
+    # A csv file holds text only. Python takes 1_2 for 12.
+    for kind in (int, float) if isinstance(value, str) and "_" not in value else ():
         try:
             value = kind(value)
             break
@@ -117,7 +123,3 @@ def _number(value: Any, name: str, place: str) -> int | float:
     if isinstance(value, float) and math.isfinite(value):
         return value
     raise InputError(f"{place}: label {name!r} must be a number, got {str(value)[:40]!r}: name a column of numbers")
-
-
-def _no_text(place: str, column: str, found: Iterable[str]) -> InputError:
-    return InputError(f"{place} has no text in {column!r}, found {', '.join(map(str, found))}: name the text column")

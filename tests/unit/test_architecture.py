@@ -47,7 +47,7 @@ HOMES = {
     "huggingface_hub": {"lm/opening.py", "hub.py"},
     "transformers": {"lm/opening.py", "lm/checking.py", "evals/steering/judges.py"},
     "yaml": {"models/released.py"},
-    "pyarrow": {"corpus/files.py"},
+    "pyarrow": {"corpus/tables.py"},
     "datasets": {"activations/convert/sae_lens.py", "corpus/hub.py"},
     "ray": {"activations/cluster.py"},
     "trackio": {"training/loggers.py"},

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import typer
 import yaml
 from glp_lens_cli import app
+from glp_lens_cli._app import warnings_told
 from typer.testing import CliRunner
 
 import glp_lens.pipeline
@@ -136,7 +138,7 @@ MISTAKES = [
     # collect: texts
     ("collect --texts {f}/none.txt", "none.txt does not exist"),
     ("collect --texts {f}/empty", "holds no text files"),
-    ("collect --texts {f}/texts.pdf", "expected a file of kind .txt, .jsonl, .csv, .parquet"),
+    ("collect --texts {f}/texts.pdf", "expected a file of kind .txt, .csv, .tsv, .jsonl, .json, .parquet"),
     ("collect --texts {f}/blank.txt", "every document is empty"),
     ("collect --texts {f}/latin.txt", "cannot read"),
     ("collect --texts {f}/column.csv", "has no text in 'text', found title, body"),
@@ -488,3 +490,12 @@ def test_store_verify_prints_one_line(files):
     assert re.fullmatch(
         r"ok: 300 rows in 1 shards, [\d,]+ bytes: .*store\n", run(f"store verify {files.text}/store").stdout
     )
+
+
+def test_a_warning_is_one_line_and_one_for_programmers_keeps_its_place():
+    place = ("file.py", 3)
+    usual = warnings.formatwarning
+    with warnings_told():
+        assert warnings.formatwarning(UserWarning("read\n 2 files"), UserWarning, *place) == "warning: read 2 files\n"
+        assert warnings.formatwarning("old", FutureWarning, *place).startswith("file.py:3: FutureWarning: old")
+    assert warnings.formatwarning is usual

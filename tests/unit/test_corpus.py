@@ -1,12 +1,17 @@
 """The corpus: the official split is sae-probes' own, and no text that it tests on is in the corpus."""
 
 import collections
+import csv
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from glp_lens import corpus
+from glp_lens.corpus.files import read_rows
 from glp_lens.corpus.probing import _cap
 from glp_lens.errors import InputError
 
@@ -103,8 +108,6 @@ TEXTS = ["the cat sat", 'on, the "mat"', "größe 猫"]
 
 
 def _write(folder, kind):
-    import pandas as pd
-
     table = pd.DataFrame({"label": [0, 1, 2], "body": TEXTS})
     path = folder / f"texts.{kind}"
     if kind == "jsonl":
@@ -132,7 +135,86 @@ def test_a_folder_is_searched_and_txt_is_one_document_a_file(tmp_path):
     (tmp_path / "sub" / "a.txt").write_text("one\n\ntwo\n")
     (tmp_path / "b.txt").write_text("  \n")
     (tmp_path / "notes.pdf").write_text("not this")
-    assert [d.text for d in corpus.from_files([tmp_path])] == ["one\n\ntwo"]
+    with pytest.warns(UserWarning, match=r"read 2 files \(.txt 2\), skipped 1 \(.pdf 1\)"):
+        assert [d.text for d in corpus.from_files([tmp_path])] == ["one\n\ntwo"]
+
+
+def test_a_folder_is_read_but_for_what_is_hidden_or_of_another_kind(tmp_path):
+    folder = tmp_path / ".data"  # a hidden folder may be named
+    for place in (".ipynb_checkpoints", "sub/.cache", "sub/deep"):
+        (folder / place).mkdir(parents=True)
+    for name, content in {
+        "a.txt": "one",
+        "B.TXT": "two",
+        "sub/c.CSV": "text\nthree\n",
+        "sub/d.tsv": "text\tlabel\nfour, five\t1\n",
+        "sub/deep/e.json": '[{"text": "six"}, {"text": "seven"}]',
+        "f.JSONL": '{"text": "eight"}\n',
+        ".ipynb_checkpoints/a.txt": "hidden",
+        "sub/.cache/old.txt": "hidden",
+        "sub/._a.txt": "hidden",
+        "g.md": "other",
+        "LICENSE": "other",
+    }.items():
+        (folder / name).write_text(content)
+    (folder / "sub/deep/up").symlink_to(folder)
+    told = (
+        r"read 6 files \(.csv 1, .json 1, .jsonl 1, .tsv 1, .txt 2\), "
+        r"skipped 6 \(.md 1, hidden 3, linked folders 1, no ending 1\)$"
+    )
+    with pytest.warns(UserWarning, match=told):
+        found = {d.text for d in corpus.from_files(folder)}
+    assert found == {"one", "two", "three", "four, five", "six", "seven", "eight"}
+    with pytest.raises(InputError, match=r"holds no text files, found 1 \(hidden 1\)"):
+        corpus.from_files(_only_hidden(tmp_path))
+
+
+def _only_hidden(folder):
+    (folder / "sub").mkdir()
+    (folder / "sub/.a.txt").write_text("hidden")
+    return folder / "sub"
+
+
+def test_a_folder_of_which_nothing_is_skipped_is_no_warning(tmp_path, recwarn):
+    (tmp_path / "a.txt").write_text("one")
+    assert len(list(corpus.from_files(tmp_path))) == 1
+    assert not recwarn.list
+
+
+@given(texts=st.lists(st.text(st.characters(codec="utf-8"), max_size=12), min_size=1), tabs=st.booleans())
+def test_what_pandas_writes_as_csv_is_read_to_the_letter(tmp_path_factory, texts, tabs):
+    """Quotes, separators, line ends of all kinds and null characters inside of texts."""
+    path = tmp_path_factory.mktemp("csv") / ("texts.tsv" if tabs else "texts.csv")
+    table = pd.DataFrame({"label": range(len(texts)), "text": texts})
+    table.to_csv(path, index=False, quoting=csv.QUOTE_ALL, sep="\t" if tabs else ",")
+    rows = list(read_rows(path, "text", ["label"]))
+    assert rows == [{"text": text, "label": str(i)} for i, text in enumerate(texts)]
+
+
+def test_a_text_of_any_length_is_one_field(tmp_path):
+    text = "word, " * 50_000 + "end"
+    pd.DataFrame({"text": [text]}).to_csv(tmp_path / "long.csv", index=False)
+    assert [d.text for d in corpus.from_files(tmp_path, piece=None)] == [text]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", "a river"),
+        ("a.csv", "text,label\na river,1\n"),
+        ("a.csv", '\r\n"text","label"\r\n"a river","1"\r\n'),
+        ("a.tsv", "text\tlabel\na river\t1\n"),
+        ("a.jsonl", '{"text": "a river"}\n'),
+        ("a.jsonl", '\n \n{"text": "a river"}\n'),
+        ("a.json", '{"text": "a river"}\n'),
+        ("a.json", '\n[{\n"text": "a river"\n}]'),
+        ("a.json", '{"text": "a river"}\n\n{"text": ""}\n'),
+    ],
+)
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_byte_order_marks_and_blank_lines_are_no_text(tmp_path, name, content, mark):
+    (tmp_path / name).write_bytes((mark + content).encode())
+    assert [d.text for d in corpus.from_files(tmp_path)] == ["a river"]
 
 
 def test_long_texts_are_cut_at_white_space_and_lose_nothing(tmp_path):
@@ -149,9 +231,27 @@ def test_long_texts_are_cut_at_white_space_and_lose_nothing(tmp_path):
     ("name", "content", "message"),
     [
         ("a.jsonl", '{"text": "x"}\nnot json\n', "line 2 is no JSON"),
-        ("a.jsonl", '{"text": 3}\n', "found text"),
+        ("a.jsonl", '{"text": 3}\n', r"line 1: expected text or messages in 'text', got '3' of type int"),
         ("a.jsonl", "[1]\n", "expected a JSON object"),
+        ("a.json", "[1]\n", "row 1: expected a JSON object, got int"),
+        ("a.json", '[{"text": "a"},\n', "is no JSON: .*line 2"),
+        ("a.json", "[" * 100_000, "is no JSON"),
         ("a.csv", "", "cannot read"),
+        (
+            "a.csv",
+            "text\nHello, my friend\nWell, no\n",
+            "line 2: expected as many fields as the header has, 1, got 2: put",
+        ),
+        ("a.csv", "text,source\nhello, friend,web\na,b\n", "line 2: .*, 2, got 3: put a text that holds a comma"),
+        ("a.csv", 'text\n"two\nlines"\n\nA river\nHello, you\n', "line 6: .*, 1, got 2"),
+        ("a.csv", "text,label\na,1,\nb,0,\n", "line 2: .*, 2, got 3: leave out the comma at the end"),
+        ("a.csv", "id,text,label\n1,A river\n2,The sea,1\n", "line 2: .*, 3, got 2: fill in"),
+        ("a.csv", 'text,source\n"She said \\"go, now\\"",web\n', "line 2: a quoted text must end before a separator"),
+        ("a.csv", 'text,source\na,b\n"never ends,web\n', "line 3: a quoted text must end"),
+        ("a.csv", "text;label\nA river;1\n", "line 1: expected a comma between columns, .* with a semicolon"),
+        ("a.csv", "text,text\na,b\n", "has 2 columns 'text'"),
+        ("a.tsv", "text\tlabel\na\tb\tc\n", "line 2: .*, 2, got 3: put a text that holds a tab"),
+        ("a.tsv", "text,label\na,b\n", "line 1: expected a tab between columns, .* with a comma"),
         ("a.parquet", "text", "cannot read"),
         ("a.txt", " \n", "every document is empty"),
         ("a.txt", b"\xff\xfe\xff", "cannot read"),

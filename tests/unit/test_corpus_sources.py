@@ -102,7 +102,10 @@ def test_messages_are_read_only_where_no_text_column_is_named(tmp_path):
         ({"text": ["a"], "y": [None]}, {"labels": "y"}, "label 'y' must be a number, got 'None'"),
         ({"text": ["a"], "y": [1]}, {"labels": ["y", "z"]}, "no column 'z', found text, y"),
         ({"text": ["a"]}, {"text_column": "body"}, "no text in 'body', found text: name the text column"),
-        ({"text": [3]}, {}, "no text in 'text', found text"),
+        ({"text": [3]}, {}, "expected text or messages in 'text', got '3' of type int: name the text column"),
+        ({"text": ["a"], "y": ["1_2"]}, {"labels": "y"}, "label 'y' must be a number, got '1_2'"),
+        ({"text": ["a"], "y": [[0, 1]]}, {"labels": "y"}, r"label 'y' must be a number, got '\[0, 1\]'"),
+        ({"text": ["a"], "y": [{"z": 1}]}, {"labels": "y"}, "label 'y' must be a number, got"),
         ({"text": [" ", ""]}, {}, "every document is empty"),
         ({"text": [[{"from": "user", "value": "a\nb"}]]}, {}, "expected messages with a role and a content"),
         ({"text": [[{"role": "user", "content": [1]}]]}, {}, "expected messages with a role and a content"),
@@ -140,6 +143,10 @@ def test_large_tables_are_read_as_asked(tmp_path, kind, monkeypatch):
         ('one line\n\n{"text": "no json"}\n', ["one line", '{"text": "no json"}']),
         ('{"text": "a"}\n\n{"text": "b\\nc"}\n', ["a", "b\nc"]),
         ("größe 猫", ["größe 猫"]),
+        ('\ufeff{"text": "a"}\n', ["a"]),
+        ('\n \n{"text": "a"}\n\ufeff{"text": "b"}\n', ["a", "b"]),
+        ("\n\ufeffa\nb\n", ["a", "b"]),
+        ('[music]\n"Well", he said\n', ["[music]", '"Well", he said']),
     ],
 )
 def test_standard_input_is_lines_or_jsonl(monkeypatch, typed, texts):
@@ -155,6 +162,12 @@ def test_standard_input_is_lines_or_jsonl(monkeypatch, typed, texts):
     ("typed", "options", "message"),
     [
         ("", {}, "no text in -"),
+        ("\n \n", {}, "no text in -"),
+        ('\n["a"]\n["b"]\n', {}, r"stdin, line 2: expected a JSON object a line or plain text, got other JSON, .*a"),
+        ('[\n{"text": "a"}\n]\n', {}, "stdin, line 1: expected a JSON object a line"),
+        ('[{"text": "a"},\n{"text": "b"}]\n', {}, "stdin, line 1: expected a JSON object a line"),
+        ('"a text"\n"b"\n', {}, "stdin, line 1: expected a JSON object a line"),
+        ('\n\n{"text": "a"}\nb\n', {}, "stdin, line 4 is no JSON"),
         ('{"text": "a"}\nb\n', {}, "stdin, line 2 is no JSON"),
         ('{"text": "a"}\n', {"labels": "y"}, "stdin, line 1 has no column 'y'"),
         ("a\n", {"labels": "y"}, "stdin has no column 'y'"),
@@ -168,6 +181,99 @@ def test_bad_input_on_stdin_is_one_clear_line(monkeypatch, typed, options, messa
     with pytest.raises(InputError, match=message) as caught:
         list(corpus.from_files("-", **options))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize(
+    ("kind", "columns", "message"),
+    [
+        (
+            "jsonl",
+            {"messages": [CHAT[0], [{"role": "user", "content": None}]]},
+            "texts.jsonl, line 2: expected messages",
+        ),
+        (
+            "parquet",
+            {"messages": [CHAT[0], [{"role": "user", "content": None}]]},
+            "texts.parquet, row 2: expected mess",
+        ),
+        (
+            "parquet",
+            {"text": [0.5, 1.5]},
+            "texts.parquet, row 1: expected text or messages in 'text', got '0.5' of type fl",
+        ),
+        ("csv", {"text": ["a\nb", "c"], "y": ["1", "x"]}, "texts.csv, line 4: label 'y' must be a number, got 'x'"),
+        ("parquet", {"text": ["a", "b"], "y": [1, None]}, "texts.parquet, row 2: label 'y' must be a number"),
+    ],
+)
+def test_the_row_of_a_mistake_is_named(tmp_path, read, kind, columns, message):
+    write(tmp_path, kind, columns)
+    with pytest.raises(InputError, match=message):
+        list(read(tmp_path / f"texts.{kind}", labels=[name for name in columns if name == "y"]))
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize(
+    ("parts", "labels", "expected"),
+    [
+        ([{"text": None}, {"text": "sea"}], "", [("sea", ())]),
+        ([{"text": "sun", "y": 1}, {"text": "sea", "y": 0, "url": "x"}], "y", [("sun", 1), ("sea", 0)]),
+        ([{"text": "sun", "y": True}, {"text": "sea", "y": 5}], "y", [("sun", 1), ("sea", 5)]),
+        ([{"text": "sun", "y": 1}, {"text": "sea", "y": 0.5}], "y", [("sun", 1), ("sea", 0.5)]),
+        ([{"text": "sun", "y": 2**53 + 1}, {"text": "sea", "y": 0.5}], "y", [("sun", 2**53 + 1), ("sea", 0.5)]),
+        ([{"text": "sun"}, {"text": 3}], "", "expected text or messages in 'text', got '3' of type int"),
+        ([{"text": "sun"}, {"body": "sea"}], "", "b.*has no text in 'text', found body"),
+        ([{"text": "sun", "y": 1}, {"text": "sea"}], "y", "b.*has no column 'y', found text"),
+        ([{"text": "NA", "y": 1}, {"text": "null", "y": 2}], "y", [("NA", 1), ("null", 2)]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_files_whose_columns_differ_are_read_as_they_are(tmp_path, read, parts, labels, expected, kind):
+    """`datasets` casts all rows to the types of the first ones."""
+    for name, row in zip("ab", parts, strict=True):
+        write(tmp_path, kind, {column: [value] for column, value in row.items()}, name)
+    files = [tmp_path / f"a.{kind}", tmp_path / f"b.{kind}"]
+    found = read(files[0], labels=labels or ()) if read is not corpus.from_files else read(files, labels=labels or ())
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=expected):
+            list(found)
+    else:
+        assert [(d.text, d.labels and d.labels[0][1]) for d in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text,source\nhello, friend,web\na,b\n", "line 2: expected as many fields as the header has, 2, got 3"),
+        ("text\nhello, friend\nwell, no\n", "line 2: expected as many fields as the header has, 1, got 2"),
+        ("text\nNA\nA river\x00 runs\nnull\n1\n", ["NA", "A river\x00 runs", "null", "1"]),
+    ],
+)
+def test_csv_files_of_a_dataset_are_read_as_files_are(tmp_path, content, message):
+    (tmp_path / "a.csv").write_text(content)
+    if isinstance(message, list):
+        assert [d.text for d in corpus.from_hub(str(tmp_path))] == message
+    else:
+        with pytest.raises(InputError, match=message):
+            list(corpus.from_hub(str(tmp_path)))
+
+
+def test_declared_types_and_options_of_a_dataset_are_honoured(tmp_path):
+    """Its card names classes in one case, the separator in the other."""
+    card = "---\ndataset_info:\n  features:\n  - {name: text, dtype: string}\n  - name: y\n    dtype:\n"
+    card += "      class_label:\n        names: {'0': neg, '1': pos}\n---\n"
+    (tmp_path / "typed").mkdir()
+    write(tmp_path / "typed", "jsonl", {"text": ["a", "b"], "y": ["pos", "neg"]})
+    (tmp_path / "typed/README.md").write_text(card)
+    found = list(corpus.from_hub(str(tmp_path / "typed"), labels="y"))
+    assert [(d.text, d.labels) for d in found] == [("a", (("y", 1),)), ("b", (("y", 0),))]
+    (tmp_path / "semicolons").mkdir()
+    (tmp_path / "semicolons/a.csv").write_text("text;y\na, b;1\n")
+    (tmp_path / "semicolons/README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files: a.csv\n  sep: ';'\n---\n"
+    )
+    (found,) = corpus.from_hub(str(tmp_path / "semicolons"), labels="y")
+    assert (found.text, found.labels) == ("a, b", (("y", 1),))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -211,6 +211,91 @@ def test_a_nan_in_jsonl_is_a_missing_label_and_a_number_is_no_text(tmp_path):
         from_file(tmp_path / "none.csv")
 
 
+def labelled(folder, *values, kind=".jsonl"):
+    """A file of texts whose labels are these values in turn."""
+    rows = [{"text": f"text {i}", "label": values[i % len(values)]} for i in range(80)]
+    path = folder / f"own{kind}"
+    if kind == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif kind == ".parquet":
+        pd.DataFrame(rows).to_parquet(path)
+    else:
+        pd.DataFrame(rows).to_csv(path, index=False, sep="\t" if kind.lower() == ".tsv" else ",")
+    return path
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    ("value", "told"), [([0, 1], r"\[0, 1\] of type list"), ({"name": "a"}, "{'name': 'a'} of type dict")]
+)
+def test_lists_and_objects_are_no_classes(tmp_path, kind, value, told):
+    with pytest.raises(InputError, match=f"own{kind}, row 1: expected one class in 'label', got {told}: write one"):
+        from_file(labelled(tmp_path, value, kind=kind))
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        ("9", "10"),
+        ("-inf", "inf"),
+        ("0.5", "1E5"),
+        ("01", "1"),
+        ("100000", "1E5"),
+        ("9007199254740992", "9007199254740993"),
+        ("1", "nan"),
+        ("NaN", "nan"),
+        ("NA", "None"),
+        ("Yes", "yes"),
+        ("null", "true"),
+        ("1000", "1_000"),
+    ],
+)
+@pytest.mark.parametrize("kind", [".jsonl", ".parquet", ".csv", ".TSV"])
+def test_two_spellings_are_two_classes_in_any_order_of_rows(tmp_path, low, high, kind):
+    for values in ((low, high), (high, low)):
+        task = from_file(labelled(tmp_path, *values, kind=kind))
+        assert task.classes == (low, high)
+        for text, label in zip(task.texts, task.labels, strict=True):
+            assert values[int(text.split()[1]) % 2] == task.classes[label]
+        flipped = from_file(labelled(tmp_path, *values, kind=kind), positive=low)
+        assert flipped.classes == (high, low)
+        assert flipped.labels.sum() == 40
+
+
+def test_whole_numbers_that_floats_cannot_tell_apart_are_two_classes(tmp_path):
+    task = from_file(labelled(tmp_path, 2**53 + 1, 2**53))
+    assert task.classes == (str(2**53), str(2**53 + 1))
+    assert task.labels.sum() == 40
+
+
+def test_a_positive_number_may_be_written_otherwise(tmp_path):
+    path = labelled(tmp_path, "0.0", "1.0", "2.0")
+    assert from_file(path, positive="1").classes == ("not 1.0", "1.0")
+    assert from_file(path, positive=2).labels.sum() == 26
+    path = labelled(tmp_path, "1", "01", "2")
+    assert from_file(path, positive="01").labels.sum() == 27
+    with pytest.raises(InputError, match="expected the positive value '1.0' among them"):
+        from_file(path, positive="1.0")
+
+
+def test_spellings_that_only_white_space_tells_apart_are_refused(tmp_path):
+    with pytest.raises(InputError, match="holds 'yes' and 'yes ', which differ in white space alone: write them alike"):
+        from_file(labelled(tmp_path, "no", "yes", "yes "))
+    assert from_file(labelled(tmp_path, " no", " yes")).classes == ("no", "yes")
+
+
+def test_scores_are_no_classes(tmp_path):
+    with pytest.raises(InputError, match=r"holds 80 values \(0, 0.0125, 0.025, .*\), expected two: choose one"):
+        from_file(labelled(tmp_path, *(i / 80 for i in range(80))))
+
+
+def test_a_csv_row_with_an_unquoted_comma_is_named(path):
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:3], "Well, yes," + lines[3], *lines[4:]]))
+    with pytest.raises(InputError, match="reviews.csv, line 4: expected as many fields as the header has, 7, got 9"):
+        from_file(path)
+
+
 def test_groups_that_are_too_few_for_folds(path, table):
     table.assign(author=np.arange(N) % 5).to_csv(path, index=False)
     with pytest.raises(InputError, match="task 'reviews': 5 folds with both classes in each"):
@@ -226,6 +311,8 @@ def test_tasks_by_name_and_by_file(path, table):
     (stars,) = open_tasks(str(path), label="stars", positive="4", group="author")
     assert stars.classes == ("not 4", "4")
     assert stars.own_groups
+    table.to_csv(path.with_suffix(".TSV"), index=False, sep="\t")
+    assert same(found[2], open_tasks(str(path.with_suffix(".TSV")), max_train=51, max_test=24)[0])
     with pytest.raises(InputError, match="did you mean '162_agnews_1'"):
         open_tasks("162_agnew_1")
     with pytest.raises(InputError, match="two tasks have the name 'reviews'"):

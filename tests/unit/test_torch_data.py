@@ -37,6 +37,14 @@ def test_a_loader_gives_the_plain_order(path, workers, options):
     assert indices(loader) == plain(path, seed=3, **options)
 
 
+def test_an_opened_store_is_as_good_as_its_folder(path):
+    dataset = StoreDataset(ActivationStore.open(path), 50, epochs=1)
+    assert len(pickle.dumps(dataset)) < 1000
+    assert indices(DataLoader(dataset, batch_size=None, num_workers=2)) == plain(path, epochs=1)
+    with pytest.raises(InputError, match="expected an activation store or its folder, got Tensor"):
+        StoreDataset(torch.zeros(3, 2), 50)
+
+
 def test_spawned_workers_open_the_store_for_themselves(path):
     dataset = StoreDataset(path, 50, epochs=1, normalize=(torch.full((D,), 500.0), torch.full((D,), 250.0)))
     assert len(pickle.dumps(dataset)) < 5000

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
 from glp_lens.activations import ActivationStore
-from glp_lens.corpus.files import TABLES, read_rows
+from glp_lens.corpus.files import read_rows
+from glp_lens.corpus.tables import TABLES, kind_of
 from glp_lens.errors import InputError
 from glp_lens.evals.probing.activations import TaskActivations
 from glp_lens.evals.probing.tasks import Indices, Task, all_names, build, folds, load, names
@@ -40,7 +41,7 @@ def open_tasks(
     """Tasks by name or file, as a command line gives them.
 
     Args:
-        specs: each a shell pattern of sae-probes names, `all` of them, a csv, jsonl or parquet file, or
+        specs: each a shell pattern of sae-probes names, `all` of them, a csv, tsv, jsonl, json or parquet file, or
             `name=file`. Without any, the default tasks; see `tasks.names`.
         max_train: use at most so many train texts of each task.
         max_test: likewise for test texts.
@@ -58,7 +59,7 @@ def open_tasks(
     known: dict[str, None] = {}
     files: dict[str, str] = {}
     for spec in given:
-        if Path(spec).suffix not in TABLES:
+        if kind_of(spec) not in TABLES:
             known |= dict.fromkeys(names(spec))
             continue
         name, equals, path = spec.partition("=")
@@ -100,12 +101,13 @@ def from_file(
     max_test: int | None = None,
     seed: int = 0,
 ) -> Task:
-    """A task from the rows of a csv, jsonl or parquet file.
+    """A task from the rows of a csv, tsv, jsonl, json or parquet file.
 
     Args:
         path: the file.
         text: column of the texts.
-        label: column of the classes: text, booleans or numbers. Class 1 is the value that sorts last.
+        label: column of the classes: text, booleans or numbers. Different texts are different classes. Class 1
+            is the value that sorts last, as a number if all are different numbers, also where they are text.
         group: column of what belongs together, such as an author or a document: not parted between train and test,
             nor between folds. By default equal texts belong together.
         split: column with the values `train` and `test`, which is then the official split even where it parts groups.
@@ -118,8 +120,9 @@ def from_file(
         seed: of the split and of the order of the rows.
 
     Raises:
-        InputError: a file or column that is missing; a row without text, label, group or split, by its number; other
-            than two classes; too few rows; a bad name.
+        InputError: a file or column that is missing; a row without text, label, group or split, or with a list of
+            labels, by its number; other than two classes; labels that only white space tells apart; too few rows; a
+            bad name.
     """
     name = _checked_name(Path(path).stem if name is None else name)
     texts: list[str] = []
@@ -133,6 +136,11 @@ def from_file(
         texts.append(value)
         for column, values in marks.items():
             values.append(_cell(row, column, place))
+        if isinstance(marks[label][-1], list | dict):
+            raise InputError(
+                f"{place}: expected one class in {label!r}, got {str(marks[label][-1])[:40]} of type "
+                f"{type(marks[label][-1]).__name__}: write one value a row"
+            )
     labels, classes = _binary(marks[label], f"column {label!r} of {path}", positive)
     together = [str(value) for value in marks[group]] if group else [value.strip() for value in texts]
     groups, _ = pd.factorize(np.array(together, dtype=object))
@@ -220,34 +228,69 @@ def _is_test(values: Sequence[Any], path: str) -> NDArray[np.bool_]:
 
 
 def _binary(values: ArrayLike, place: str, positive: object) -> tuple[Indices, tuple[str, str]]:
-    """Labels `(n,)` 0 and 1, and what they stand for. Numbers, also where they are text, are compared as numbers."""
+    """Labels `(n,)` 0 and 1, and what they stand for."""
     codes, found = pd.factorize(np.asarray(values, dtype=object))
-    try:
-        keys: list[Any] = [float(value) for value in found]
-    except (TypeError, ValueError):
-        keys = [_written(value) for value in found]
-    titles = {key: _written(value) for key, value in zip(keys, found, strict=True)}
-    if len(titles) < 2:
-        only = f"only the value {next(iter(titles.values()))!r}" if titles else "no values"
+    titles = [_written(value) for value in found]
+    _check_spaces(found, titles, place)
+    numbers = _as_numbers(dict(zip(titles, found, strict=True)))
+    order = sorted(set(titles), key=lambda title: numbers.get(title, title))
+    if len(order) < 2:
+        only = f"only the value {order[0]!r}" if order else "no values"
         raise InputError(f"{place} holds {only}, expected two classes: add rows of each class")
     if positive is None:
-        if len(titles) > 2:
+        if len(order) > 2:
             raise InputError(
-                f"{place} holds {len(titles)} values ({', '.join(sorted(titles.values())[:5])}), expected two: "
+                f"{place} holds {len(order)} values ({', '.join(order[:5])}), expected two: "
                 "choose one as positive, against the rest"
             )
-        high = max(titles)
+        high = order[-1]
     else:
-        matches = [key for key, title in titles.items() if _written(positive) in (title, _written(key))]
+        wanted = _written(positive)
+        number = _as_numbers({wanted: positive}).get(wanted)
+        matches = [title for title in order if title == wanted or (numbers and numbers[title] == number)]
         if not matches:
             raise InputError(
-                f"{place} holds the values {', '.join(sorted(titles.values())[:5])}: expected the positive value "
-                f"{_written(positive)!r} among them"
+                f"{place} holds the values {', '.join(order[:5])}: expected the positive value {wanted!r} among them"
             )
         high = matches[0]
-    rest = [title for key, title in titles.items() if key != high]
-    is_high = np.array([key == high for key in keys])
-    return is_high[codes].astype(np.int64), (rest[0] if len(rest) == 1 else f"not {titles[high]}", titles[high])
+    rest = [title for title in order if title != high]
+    is_high = np.array([title == high for title in titles])
+    return is_high[codes].astype(np.int64), (rest[0] if len(rest) == 1 else f"not {high}", high)
+
+
+def _as_numbers(values: Mapping[str, Any]) -> dict[str, int | float]:
+    """The number that each value is, also where it is text, by its title; nothing unless they are different numbers.
+
+    So codes that write one number in two ways, such as `01` and `1` or `1E5` and `100000`, stay different texts.
+    """
+    try:
+        numbers = {title: _number(value) for title, value in values.items()}
+    except (TypeError, ValueError):
+        return {}
+    return numbers if len(set(numbers.values())) == len(numbers) else {}
+
+
+def _number(value: Any) -> int | float:
+    """A number, or text that is one; whole numbers are exact."""
+    if isinstance(value, int):
+        return value
+    try:
+        return int(value) if isinstance(value, str) else float(value)
+    except ValueError:
+        number = float(value)
+    if math.isnan(number):
+        raise ValueError("nan is text")
+    return number
+
+
+def _check_spaces(values: Sequence[Any], titles: Sequence[str], place: str) -> None:
+    """Refuses texts that only the white space around them tells apart."""
+    seen: dict[str, str] = {}
+    for value, title in zip(values, titles, strict=True):
+        if isinstance(value, str) and seen.setdefault(title, value) != value:
+            raise InputError(
+                f"{place} holds {seen[title]!r} and {value!r}, which differ in white space alone: write them alike"
+            )
 
 
 def _written(value: object) -> str:
