@@ -78,7 +78,7 @@ def read(folder: Path, checkpoint: str) -> tuple[Json, dict[str, Tensor], Tensor
         InputError: files missing or not in the released format.
     """
     try:
-        config = yaml.load((folder / CONFIG).read_text(encoding="utf-8"), _PlainLoader)
+        config = _PlainLoader((folder / CONFIG).read_text(encoding="utf-8")).get_single_data()
         denoiser = dict(config["glp_kwargs"]["denoiser_config"])
         normalizer = dict(config["glp_kwargs"].get("normalizer_config") or {})
         trace = dict(config["glp_kwargs"].get("tracedict_config") or {})
