@@ -250,7 +250,8 @@ def _provenance(config: Json, trace: Json) -> Json:
     names = [f"{prefix}.{layer}" if prefix else str(layer) for layer in layers] if isinstance(layers, list) else []
     blocks = [re.fullmatch(r"(?:(\w+(?:\.\w+)*)\.)?(\d+)", name) for name in names]
     end = {"output": "hook_resid_post", "input": "hook_resid_pre"}.get(str(trace.get("retain", "output")))
-    origin: Json = {"model": {"name": config.get("model_name"), "weight_processing": "raw"}}
+    name = config.get("model_name")
+    origin: Json = {"model": {"name": name if isinstance(name, str) else None, "weight_processing": "raw"}}
     if len(lists := {block[1] for block in blocks if block}) == 1 and None not in lists:
         origin["model"]["blocks"] = lists.pop()
     hooks: list[Any] = [f"blocks.{block[2]}.{end}" for block in blocks if block and end]

@@ -320,8 +320,11 @@ def test_a_tagged_value_is_the_plain_one(tmp_path):
     shutil.copytree(GOLDEN / "single_layer", tmp_path / "glp")
     config = (tmp_path / "glp" / "config.yaml").read_text()
     config = config.replace("d_mlp: 96", "d_mlp: !!int 96").replace("layers: [7]", "layers: !!python/tuple [7]")
+    config = config.replace("model_name: example/llm", "model_name: !!python/object/apply:pathlib.PosixPath [a, llm]")
     (tmp_path / "glp" / "config.yaml").write_text(config)
-    assert GLP.from_pretrained(tmp_path / "glp").hook == "blocks.7.hook_resid_post"
+    glp = GLP.from_pretrained(tmp_path / "glp")
+    assert glp.hook == "blocks.7.hook_resid_post"
+    assert glp.provenance["store"]["model"]["name"] is None
 
 
 @pytest.mark.parametrize(
