@@ -21,6 +21,12 @@ def push(
     form: Annotated[
         str, typer.Option("--format", help="own, or released: a GLP as the released GLP code reads it.")
     ] = "own",
+    layer_prefix: Annotated[
+        str | None,
+        typer.Option(
+            "--layer-prefix", help="Of released: transformers' name of the list of blocks; by default as recorded."
+        ),
+    ] = None,
     license: Annotated[str | None, typer.Option("--license", help="For the model card, for example mit.")] = None,
     message: Annotated[str | None, typer.Option("--message", help="Of the commit.")] = None,
     config: o.Config = None,
@@ -30,6 +36,7 @@ def push(
 
     hub.check_id(repository)
     commit = models.load(folder).push_to_hub(
-        repository, private=private, revision=revision, commit_message=message, license=license, format=form
-    )
+        repository, private=private, revision=revision, commit_message=message, license=license, format=form,
+        layer_prefix=layer_prefix,
+    )  # fmt: skip
     typer.echo(f"pushed {folder}: {commit}")

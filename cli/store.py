@@ -250,20 +250,28 @@ def import_(
 
 @app.command()
 def export(
-    folder: Folder,
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of a store; of several layers for memmaps.", show_default=False)
+    ],
     out: Annotated[Path, typer.Argument(help="New folder, or .npy or .safetensors file.", show_default=False)],
     form: Annotated[str, typer.Option("--to", help="memmaps (released GLP code), sae-lens or arrays.")],
     context: Annotated[
         int | None, typer.Option("--context", min=1, help="Of sae-lens: rows of a sequence; by default 128.")
     ] = None,
 ) -> None:
-    """Write the rows of a store for another program."""
+    """Write the rows of a store for another program; as memmaps, also those of the stores of several layers."""
     from glp_lens.activations import ActivationStore, convert
+    from glp_lens.activations.describe import stores_in
     from glp_lens.errors import InputError
 
     _check_form("--to", form)
     if context is not None and form != "sae-lens":
         raise InputError(f"--context is no option of --to {form}: leave it out")
+    if form == "memmaps" and (folders := stores_in(folder)) != [folder]:
+        stores = [ActivationStore.open(path) for path in folders]
+        convert.export_memmap_layers(stores, out)
+        typer.echo(f"{sum(map(len, stores)):,} rows of {len(stores)} layers as {FORMS[form][0]}: {out}")
+        return
     store = ActivationStore.open(folder)
     left = 0
     if form == "memmaps":

@@ -101,7 +101,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
+        save_file(_apart(tensors), temporary, metadata)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # safetensors writes files that nobody else can read
@@ -111,6 +111,17 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         raise InputError(f"cannot write {path} ({error}): free space or choose another folder") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, no two in one memory, which safetensors refuses."""
+    apart: dict[int, Tensor] = {}
+    named = {}
+    for name, given in tensors.items():
+        tensor = given.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        named[name] = tensor.clone() if place in apart else apart.setdefault(place, tensor)
+    return named
 
 
 def check_provenance(value: Any, where: str) -> Json:
@@ -224,6 +235,7 @@ class ActivationModel(ABC):
         commit_message: str | None = None,
         license: str | None = None,
         format: str = "own",
+        layer_prefix: str | None = None,
     ) -> str:
         """Publish the model with a model card in a Hub repository, in place of one pushed there before.
 
@@ -234,19 +246,24 @@ class ActivationModel(ABC):
             token: by default that of `hf auth login` or HF_TOKEN.
             license: for the card, a name of the Hub's list such as `mit`.
             format: `own`; for a GLP also `released`, which the released GLP code reads.
+            layer_prefix: of `released`, as in `GLP.save_released`.
 
         Returns:
             Address of the commit.
 
         Raises:
-            InputError: malformed id, unknown format, no network, or no right to write.
+            InputError: malformed id, a format that is unknown or has no place for the model, no network, or no right
+                to write.
         """
         hub.check_id(repo_id)
         writers = self._writers()
         if format not in writers:
             raise InputError(f"format of a {self.kind} must be one of {', '.join(writers)}, got {format!r}")
+        if layer_prefix is not None and format != "released":
+            raise InputError(f"layer_prefix is of the released format, got format {format!r}: leave it out")
+        options = {} if layer_prefix is None else {"layer_prefix": layer_prefix}
         with tempfile.TemporaryDirectory() as folder:
-            writers[format](Path(folder))
+            writers[format](Path(folder), **options)
             card = hub.card(self._about(), repo_id, license=license, released=format == "released")
             (Path(folder) / "README.md").write_text(card, encoding="utf-8")
             return hub.push(
@@ -257,10 +274,10 @@ class ActivationModel(ABC):
                 token=token,
                 message=commit_message or f"Upload {self.kind} with glp-lens",
                 # Files of the other format would be what is loaded.
-                replaced=["*.safetensors", "config.json", "config.yaml", "rep_statistics.pt"],
+                replaced=["*.safetensors", "config.json", "config.yaml", "rep_statistics.pt", "final"],
             )
 
-    def _writers(self) -> dict[str, Callable[[Path], Path]]:
+    def _writers(self) -> dict[str, Callable[..., Path]]:
         """What writes the model to a folder, by the name of the format."""
         return {"own": self.save_pretrained}
 

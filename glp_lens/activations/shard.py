@@ -3,8 +3,9 @@
 `/x (n, d_in)` is contiguous and unfiltered (bfloat16 as uint16 bits), beside the columns `/token_id`, `/doc_id`,
 `/position`, `/norm` and the caller's own, `/block_xxh3` with a checksum for every 256 rows of `/x`, and `/stats`.
 The root's attributes say which store and which documents the rows belong to, and hold a hash of all else, so that a
-shard proves by itself that it is whole. All that HDF5 needs to find the rows lies in the first 64 KiB, with `/stats`
-right behind, and the manifest has a hash of that much: HDF5 can crash or hang on damaged bytes, so it gets none.
+shard proves by itself that it is whole. All that HDF5 needs to find the rows lies in the first 64 KiB, or in more with
+many label columns, and `/stats` right behind. The manifest has a hash of that much: HDF5 can crash or hang on damaged
+bytes, so it gets none.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ from glp_lens.types import Acts
 HASH_BLOCK: Final = 256
 """Rows of `/x` under one checksum in `/block_xxh3`."""
 _CHUNK = 4 << 20
-_HEAD = 64 << 10
+_DESCRIPTIONS = 32 << 10
+_LABEL_DESCRIPTION = 1 << 10
+"""More than what describes a label column takes, 0.7 KiB with the longest name; 40 fit without more room."""
 _Spec = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 
@@ -98,10 +101,10 @@ def write_shard(
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with no_space(folder):
-            _write_hdf5(temporary, data, attributes, manifest.dtype)
+            _write_hdf5(temporary, data, attributes, manifest)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            shard = _listed(temporary, index, len(x), manifest.d_in, source)
+            shard = _listed(temporary, index, len(x), manifest, source)
             os.replace(temporary, path)
             sync_folder(folder)
     finally:
@@ -143,7 +146,7 @@ def open_shard(folder: Path, shard: Shard, manifest: Manifest) -> tuple[dict[str
         size = path.stat().st_size
         if size != shard.bytes:
             raise Damaged(f"it has {size} bytes, expected {shard.bytes}")
-        if head_hash(path, manifest.d_in) != shard.head_xxh3:
+        if not _as_written(path, shard, manifest):
             raise Damaged("its beginning is not what was written")
         with h5py.File(path, "r", locking=False) as file:
             return _layout(file, shard.index, shard.rows, manifest, size)
@@ -163,6 +166,8 @@ def adopt_shard(folder: Path, index: int, manifest: Manifest) -> Shard:
             raise Damaged("/x is missing or lies in another file")
         rows = int(x.shape[0])
         _layout(file, index, rows, manifest, size)
+        if file["stats/count"].id.get_offset() < _descriptions(manifest):  # which is right behind them
+            raise Damaged("an earlier release wrote it, with descriptions among its rows")
         names = _row_datasets(rows, manifest) | _stat_datasets(manifest.d_in)
         data = {name: file[name][()] for name in names}
         blocks_match = np.array_equal(_block_hashes(data["x"]), data["block_xxh3"])
@@ -171,11 +176,22 @@ def adopt_shard(folder: Path, index: int, manifest: Manifest) -> Shard:
         source = Source(
             int(file.attrs["documents"]), str(file.attrs["documents_hash"]), json.loads(file.attrs["excluded"])
         )
-    return _listed(path, index, rows, manifest.d_in, source)
+    return _listed(path, index, rows, manifest, source)
 
 
-def _listed(path: Path, index: int, rows: int, d: int, source: Source) -> Shard:
-    hashes = (*file_hash(path), head_hash(path, d))
+def _as_written(path: Path, shard: Shard, manifest: Manifest) -> bool:
+    """Whether all that HDF5 would parse of a shard is what was written.
+
+    With many label columns earlier releases left descriptions among the rows: then all of the file is compared.
+    """
+    if head_hash(path, manifest) == shard.head_xxh3:
+        return True
+    many = _descriptions(manifest) > _DESCRIPTIONS
+    return many and file_hash(path) == (shard.bytes, shard.xxh3_128)
+
+
+def _listed(path: Path, index: int, rows: int, manifest: Manifest, source: Source) -> Shard:
+    hashes = (*file_hash(path), head_hash(path, manifest))
     return Shard(index, rows, *hashes, source.documents, source.documents_hash, source.excluded)
 
 
@@ -270,14 +286,19 @@ def _content_hash(data: Mapping[str, np.ndarray], attributes: Mapping[str, Any])
     return digest.hexdigest()
 
 
-def _write_hdf5(path: Path, data: Mapping[str, np.ndarray], attributes: Mapping[str, Any], dtype: str) -> None:
+def _descriptions(manifest: Manifest) -> int:
+    """Bytes at the beginning of a shard that are kept for HDF5's descriptions, of which each column has its own."""
+    return _DESCRIPTIONS + _LABEL_DESCRIPTION * max(0, len(manifest.labels) - 40)
+
+
+def _write_hdf5(path: Path, data: Mapping[str, np.ndarray], attributes: Mapping[str, Any], manifest: Manifest) -> None:
     """Lay all datasets out, reserve their space on disk, then fill them."""
     path.unlink(missing_ok=True)
     # HDF5 does not survive a full disk, so there must be room before it writes the first byte.
-    _reserve(path, _HEAD + sum(values.nbytes + 4096 for values in data.values()))
+    _reserve(path, 2 * _descriptions(manifest) + sum(values.nbytes + 4096 for values in data.values()))
     # Rows begin at a page boundary, so that blocks can be read straight into buffers; all descriptions lie together at
     # the beginning, and no lock is needed for a file that nobody knows of.
-    layout = {"alignment_threshold": 65536, "alignment_interval": 4096, "meta_block_size": _HEAD // 2}
+    layout = {"alignment_threshold": 65536, "alignment_interval": 4096, "meta_block_size": _descriptions(manifest)}
     with h5py.File(path, "w", locking=False, **layout) as file:
         file.attrs.update(attributes)
         how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -288,7 +309,7 @@ def _write_hdf5(path: Path, data: Mapping[str, np.ndarray], attributes: Mapping[
             name: file.create_dataset(name, values.shape, values.dtype, dcpl=how.copy())
             for name, values in sorted(data.items(), key=lambda item: not item[0].startswith("stats/"))
         }
-        sets["x"].attrs["dtype"] = dtype
+        sets["x"].attrs["dtype"] = manifest.dtype
         file.flush()
         _reserve(path, max(item.id.get_offset() + item.id.get_storage_size() for item in sets.values()))
         for name, values in data.items():
@@ -305,14 +326,16 @@ def _reserve(path: Path, size: int) -> None:
             os.close(descriptor)
 
 
-def head_hash(path: Path, d: int) -> str:
-    """xxh3-64, in hexadecimal, of a shard's beginning: 64 KiB and the size of its statistics.
+def head_hash(path: Path, manifest: Manifest) -> str:
+    """xxh3-64, in hexadecimal, of a shard's beginning: 64 KiB, or more with many label columns, and its statistics.
 
     Raises:
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
-        return xxhash.xxh3_64_hexdigest(file.read(_HEAD + 8 * (4 * d + 2)))
+        return xxhash.xxh3_64_hexdigest(
+            file.read(_DESCRIPTIONS + _descriptions(manifest) + 8 * (4 * manifest.d_in + 2))
+        )
 
 
 def file_hash(path: Path, progress: Callable[[int], Any] | None = None) -> tuple[int, str]:

@@ -488,26 +488,25 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         config, tensors, mean, var, origin = released.read(path, checkpoint)
         return cls(Denoiser.filled(config, tensors, str(path)), mean, var, origin)
 
-    def save_released(
-        self, folder: str | Path, checkpoint: str = "final", *, layer_prefix: str = "model.layers"
-    ) -> Path:
+    def save_released(self, folder: str | Path, checkpoint: str = "final", *, layer_prefix: str | None = None) -> Path:
         """Write the prior in the format of the released GLPs, which their code reads too; the curve is left out.
 
         Args:
             checkpoint: `final`, or the name of an intermediate one (`epoch_0012`) of the same prior.
             layer_prefix: what the list of blocks is called in the language model as transformers has it:
-                `model.layers` in most, `transformer.h` in GPT-2.
+                `model.layers` in most, `transformer.h` in GPT-2; by default as recorded when collecting. Of stores
+                that do not say, `model.layers`, with a warning.
 
         Raises:
-            InputError: conditioned on a vector, trained on processed weights or at a hook point that is not the input
-                or output of a block, or a folder that holds a model in the other format.
+            InputError: conditioned on a vector or on the only layer, trained on processed weights or at a hook point
+                that is not the input or output of a block, or a folder that holds a model in the other format.
         """
         tensors = {name: t for name, t in self._tensors().items() if name.startswith("model.")}
         name, shape = released.check_checkpoint(checkpoint), self.denoiser.config.to_json()
         released.write(Path(folder), name, shape, tensors, self.mean, self.var, self.provenance, layer_prefix)
         return Path(folder)
 
-    def _writers(self) -> dict[str, Callable[[Path], Path]]:
+    def _writers(self) -> dict[str, Callable[..., Path]]:
         return {**super()._writers(), "released": self.save_released}
 
     def _config(self) -> Json:

@@ -2,13 +2,16 @@
 
 What the released code takes from it: `glp_kwargs` of the YAML, after `rep_statistic` at the top is replaced by the
 folder's own path and all `${...}` are filled in; mean and variance of each dimension, `(d)` or `(layers, d)`; and
-weights by the names of its modules, in `final.safetensors` or `checkpoints/epoch_XXXX.safetensors`.
+weights by the names of its modules, in `final.safetensors` or `checkpoints/epoch_XXXX.safetensors`. It takes a name for
+a Hub id unless there is an entry of the checkpoint's bare name in that folder (`final`), so one is written.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,28 @@ CONFIG = "config.yaml"
 STATISTICS = "rep_statistics.pt"
 _CHECKPOINT = re.compile(r"[A-Za-z0-9_-]+")
 _SHAPE = ("d_input", "d_model", "d_mlp", "n_layers", "multi_layer_n_layers")
+_NORMALIZER = ("rep_statistic",)
+_ENTRY = "The released GLP code looks for this file before it asks the Hub. The weights are in {}.\n"
 _BLOCK_ENDS = {"hook_resid_post": "output", "hook_out": "output", "hook_resid_pre": "input", "hook_in": "input"}
 """Hook points that are the output or input of a whole block, which is a module under every architecture."""
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML as plain values: of what a tag asks to be made, only the mapping, list or text that is written there.
+
+    The released training script writes its output folder with the tag of a Python object.
+    """
+
+
+def _untagged(loader: yaml.SafeLoader, tag: str, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return loader.construct_scalar(node)  # type: ignore[arg-type]
+
+
+_PlainLoader.add_multi_constructor("", _untagged)
 
 
 def check_checkpoint(name: str) -> str:
@@ -55,23 +78,37 @@ def read(folder: Path, checkpoint: str) -> tuple[Json, dict[str, Tensor], Tensor
         InputError: files missing or not in the released format.
     """
     try:
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        config = _PlainLoader((folder / CONFIG).read_text(encoding="utf-8")).get_single_data()
         denoiser = dict(config["glp_kwargs"]["denoiser_config"])
+        normalizer = dict(config["glp_kwargs"].get("normalizer_config") or {})
         trace = dict(config["glp_kwargs"].get("tracedict_config") or {})
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder / CONFIG} is not the config of a released GLP ({error!r})") from None
-    weights = folder / f"{checkpoint}.safetensors"
-    if checkpoint != "final" and not weights.is_file():
-        weights = folder / "checkpoints" / f"{checkpoint}.safetensors"
+    except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        line = " ".join(repr(error).split())[:300]
+        raise InputError(f"{folder / CONFIG} is not the config of a released GLP ({line})") from None
+    if strange := [*(denoiser.keys() - set(_SHAPE)), *(normalizer.keys() - set(_NORMALIZER))]:
+        raise InputError(
+            f"{folder / CONFIG} sets {strange[0]!r}, which the released code does not know and refuses too"
+        )
+    weights = _weights_of(folder, checkpoint)
     if not weights.is_file():
         there = sorted(path.stem for path in _weights(folder))
         known = f": there are {', '.join(there)}" if there else ""
         raise InputError(f"checkpoint {checkpoint!r} is not in {folder}{known}")
     mean, var = _statistics(folder / STATISTICS)
-    shape = {name: denoiser[name] for name in _SHAPE if name in denoiser}
-    if shape.get("multi_layer_n_layers") is None and mean.ndim == 2 and len(mean) == 1:
+    depth = denoiser.get("multi_layer_n_layers")
+    if depth is None and mean.ndim == 2 and len(mean) == 1:
         mean, var = mean[0], var[0]
-    return shape, read_tensors(weights), mean, var, _provenance(config, trace)
+    if depth == 1 and "glp_lens" not in config:
+        raise InputError(f"{folder / CONFIG} has multi_layer_n_layers 1, for which the released code gives NaN")
+    return denoiser, read_tensors(weights), mean, var, _provenance(config, trace)
+
+
+def _weights_of(folder: Path, checkpoint: str) -> Path:
+    """Where the weights of a checkpoint are, or belong: the released code saves those named by steps beside `final`."""
+    beside = folder / f"{checkpoint}.safetensors"
+    if checkpoint == "final" or beside.is_file():
+        return beside
+    return folder / "checkpoints" / beside.name
 
 
 def _weights(folder: Path) -> list[Path]:
@@ -102,7 +139,7 @@ def write(
     mean: Tensor,
     var: Tensor,
     provenance: Json,
-    layer_prefix: str,
+    layer_prefix: str | None,
 ) -> None:
     """Write a checkpoint that the released code reads, beside others of the same prior.
 
@@ -110,52 +147,77 @@ def write(
         denoiser: shape of the network.
         tensors: its weights, with `model.` before each name.
         provenance: kept under a key of its own, which the released code passes over.
-        layer_prefix: what the list of blocks is called in the language model as transformers has it.
+        layer_prefix: what the list of blocks is called in the language model as transformers has it; by default the
+            name that was recorded when its activations were collected.
 
     Raises:
-        InputError: a prior that the format has no place for, or a folder with a model in the other format or with
-            checkpoints of another prior.
+        InputError: a prior that the format has no place for, a prefix that is no name of a module, or a folder with a
+            model in the other format or with checkpoints of another prior.
     """
     if denoiser.get("d_condition") is not None:
         raise InputError(
             "the released format has no place for a prior conditioned on a vector: use save_pretrained, or train "
             "without a condition"
         )
+    if denoiser.get("multi_layer_n_layers") == 1:
+        raise InputError(
+            "the released code divides by the number of layers minus one, and gives NaN for a prior of one layer that "
+            "is conditioned on it: use save_pretrained, or fit it without lm_layers"
+        )
     store = provenance.get("store") or {}
-    processing = (store.get("model") or {}).get("weight_processing")
+    model = store.get("model") or {}
+    processing = model.get("weight_processing")
     if processing not in (None, "raw"):
         raise InputError(
             f"the released format is for the language model's raw weights, this prior was trained with {processing} "
             "ones: use save_pretrained"
         )
-    if (folder / OWN_CONFIG).exists():
+    weights = _weights_of(folder, checkpoint)
+    if any((place / OWN_CONFIG).exists() for place in (folder, folder / "checkpoints" / checkpoint)):
         raise InputError(f"{folder} holds a model in this library's own format: choose another folder")
     kwargs: Json = {
         "normalizer_config": {"rep_statistic": "${rep_statistic}"},
         "denoiser_config": {name: denoiser.get(name) for name in _SHAPE},
     }
     if hooks := [store["hook"]] if store.get("hook") else list(store.get("hooks") or ()):
-        kwargs["tracedict_config"] = _trace(hooks, layer_prefix)
+        kwargs["tracedict_config"] = _trace(hooks, model.get("blocks") if layer_prefix is None else layer_prefix)
+    name = str(model.get("name") or "").partition(" (")[0]
     config = {
-        "model_name": str((store.get("model") or {}).get("name") or "").partition(" (")[0],
+        "model_name": "" if "${" in name else name,  # it would be filled in
         "rep_statistic": STATISTICS,
         "glp_kwargs": kwargs,
-        "glp_lens": {"provenance": provenance, "versions": versions()},
+        "glp_lens": {"provenance": _sealed(provenance), "versions": versions()},
     }
+    var = _divisible(var.detach().cpu())
     statistics = io.BytesIO()
-    torch.save({"mean": mean.detach().cpu().clone(), "var": var.detach().cpu().clone()}, statistics)
-    weights = folder / ("final.safetensors" if checkpoint == "final" else f"checkpoints/{checkpoint}.safetensors")
+    torch.save({"mean": mean.detach().cpu().clone(), "var": var.clone()}, statistics)
     others = [path for path in _weights(folder) if path != weights]
     if others and (folder / STATISTICS).exists():
-        pairs = zip(_statistics(folder / STATISTICS), (mean.cpu(), var.cpu()), strict=True)
+        old_mean, old_var = _statistics(folder / STATISTICS)
+        pairs = (old_mean, mean.cpu()), (_divisible(old_var), var)
         if not all(old.numel() == new.numel() and old.allclose(new.view_as(old), equal_nan=True) for old, new in pairs):
             raise InputError(f"{folder} holds {others[0].name} of a prior of other data: choose another folder")
     write_tensors(weights, tensors)
     write_atomic(folder / STATISTICS, statistics.getvalue())
-    write_atomic(folder / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_atomic(folder / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=float("inf")))
+    if not (entry := weights.with_suffix("")).exists():
+        write_atomic(entry, _ENTRY.format(weights.name))
 
 
-def _trace(hooks: list[str], layer_prefix: str) -> Json:
+def _divisible(var: Tensor) -> Tensor:
+    """Variances to divide by, as the released code does: what nothing varied in stays as it is, as in this library."""
+    return torch.where(var == 0, 1.0, var)
+
+
+def _sealed(provenance: Json) -> str:
+    """Provenance as a text of JSON without `$`, which the released code's YAML reader leaves as it is.
+
+    It fills in `${...}` in any text, and one that it cannot parse, even escaped, makes the whole file unreadable.
+    """
+    return json.dumps(provenance).replace("$", r"\u0024")
+
+
+def _trace(hooks: list[str], layer_prefix: str | None) -> Json:
     """Hook points as modules of the language model in transformers, and which end of them is meant."""
     found = [re.fullmatch(r"blocks\.(\d+)\.(\w+)", hook) for hook in hooks]
     ends = {_BLOCK_ENDS.get(match[2]) if match else None for match in found}
@@ -164,20 +226,35 @@ def _trace(hooks: list[str], layer_prefix: str) -> Json:
             "the released format has the inputs or the outputs of whole blocks, such as blocks.7.hook_resid_post, got "
             f"{', '.join(hooks)}: use save_pretrained"
         )
+    if layer_prefix is None:
+        layer_prefix = "model.layers"
+        warnings.warn(
+            "the store does not say what transformers calls the language model's blocks: 'model.layers' is written; "
+            "pass layer_prefix if it is another name, such as 'transformer.h' for GPT-2",
+            stacklevel=4,
+        )
+    if not re.fullmatch(r"\w+(\.\w+)*", layer_prefix):
+        raise InputError(f"layer_prefix must be the name of a module, such as 'transformer.h', got {layer_prefix!r}")
     return {"layer_prefix": layer_prefix, "layers": [int(match[1]) for match in found if match], "retain": ends.pop()}
 
 
 def _provenance(config: Json, trace: Json) -> Json:
     """What this library wrote down, or else what the config says of the data in the terms of a store's provenance."""
     own = config.get("glp_lens")
-    if isinstance(own, dict) and own.get("provenance"):
-        return check_provenance(own.get("provenance"), CONFIG)
+    if isinstance(own, dict) and (said := own.get("provenance")):
+        try:
+            return check_provenance(json.loads(said) if isinstance(said, str) else said, CONFIG)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{CONFIG} is damaged: its provenance is no JSON ({error})") from None
     prefix, layers = trace.get("layer_prefix"), trace.get("layers") or []
     names = [f"{prefix}.{layer}" if prefix else str(layer) for layer in layers] if isinstance(layers, list) else []
-    blocks = [re.fullmatch(r"(?:\w+\.)*(\d+)", name) for name in names]
+    blocks = [re.fullmatch(r"(?:(\w+(?:\.\w+)*)\.)?(\d+)", name) for name in names]
     end = {"output": "hook_resid_post", "input": "hook_resid_pre"}.get(str(trace.get("retain", "output")))
-    origin: Json = {"model": {"name": config.get("model_name"), "weight_processing": "raw"}}
-    hooks: list[Any] = [f"blocks.{block[1]}.{end}" for block in blocks if block and end]
+    name = config.get("model_name")
+    origin: Json = {"model": {"name": name if isinstance(name, str) else None, "weight_processing": "raw"}}
+    if len(lists := {block[1] for block in blocks if block}) == 1 and None not in lists:
+        origin["model"]["blocks"] = lists.pop()
+    hooks: list[Any] = [f"blocks.{block[2]}.{end}" for block in blocks if block and end]
     if len(hooks) == len(names) == 1:
         origin["hook"] = hooks[0]
     elif hooks and len(hooks) == len(names):

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -284,6 +285,19 @@ def test_all_layers_of_memmaps(tmp_path, store):
         said(f"export {store.path} {tmp_path}/maps/layer_{layer:02d} --to memmaps")
     said(f"import {tmp_path}/maps {tmp_path}/out --from memmaps --hook 'blocks.{{layer}}.hook_resid_post'")
     assert ActivationStore.open(tmp_path / "out" / "blocks.12.hook_resid_post").hook == "blocks.12.hook_resid_post"
+
+
+def test_stores_of_several_layers_become_one_folder_of_memmaps(tmp_path, x):
+    for layer in (0, 2):
+        hook = f"blocks.{layer}.hook_resid_post"
+        write_store(tmp_path / "acts" / hook, x + layer, hook=hook)
+    line = said(f"export {tmp_path}/acts {tmp_path}/maps --to memmaps")
+    assert line == f"{2 * N} rows of 2 layers as folder of the released GLP code: {tmp_path}/maps\n"
+    mean = torch.load(tmp_path / "maps" / "rep_statistics.pt", weights_only=True)["mean"]
+    torch.testing.assert_close(mean[[0, 2]], torch.stack([x.mean(0), x.mean(0) + 2]))
+    assert "2 stores, open one of" in told(f"export {tmp_path}/acts {tmp_path}/x.npy --to arrays")
+    shutil.rmtree(tmp_path / "acts" / "blocks.0.hook_resid_post")
+    assert "expected stores of several layers" in told(f"export {tmp_path}/acts {tmp_path}/y --to memmaps")
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Import from and export to other formats, against readers and writers that are not ours."""
 
 import json
+import os
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from glp_lens.activations import write_store
 from glp_lens.activations.convert import (
     export_arrays,
+    export_memmap_layers,
     export_memmaps,
     export_sae_lens,
     import_arrays,
@@ -102,6 +105,124 @@ def test_the_released_reader_finds_exported_rows_and_statistics(store, tmp_path)
     statistics = torch.load(tmp_path / "glp" / "rep_statistics.pt", weights_only=True)
     torch.testing.assert_close(statistics["mean"], store.rows().double().mean(0).float())
     torch.testing.assert_close(statistics["var"], store.rows().double().var(0, correction=0).float())
+
+
+def test_what_nothing_varied_in_can_be_divided_by(tmp_path):
+    """The released trainer divides by the square root of the variance: 0 would be NaN there."""
+    x = rows(dtype="bfloat16")
+    x[:, 2] = 0.3
+    export_memmaps(write_store(tmp_path / "store", x, hook=HOOK, dtype="bfloat16"), tmp_path / "glp")
+    statistics = torch.load(tmp_path / "glp" / "rep_statistics.pt", weights_only=True)
+    z = (released_read(tmp_path / "glp") - statistics["mean"]) / statistics["var"].sqrt()
+    assert torch.equal(z[:, 2], torch.zeros(ROWS))
+    torch.testing.assert_close(z.var(0, correction=0)[[0, 1, 3, 4, 5, 6]], torch.ones(6))
+
+
+LAYERS = {layer: f"blocks.{layer}.hook_resid_post" for layer in (1, 3, 12)}
+
+
+def layer_stores(folder, depth=None):
+    source = {"model": {"name": "org/tiny"} | ({"n_layers": depth} if depth else {})}
+    return {
+        hook: write_store(folder / hook, rows(90 + n, n) * n + n, hook=hook, source=source)
+        for n, hook in LAYERS.items()
+    }
+
+
+def released_layers(folder):
+    """`(layer, normalised rows)` as the released trainer makes them of all folders that it is given."""
+    statistics = torch.load(folder / "rep_statistics.pt", weights_only=True)
+    for path in sorted(folder.glob("layer_*")):
+        layer = int(re.search(r"layer_(\d+)", str(path))[1])
+        yield layer, (released_read(path) - statistics["mean"][layer]) / torch.sqrt(statistics["var"][layer])
+
+
+@pytest.mark.parametrize(("depth", "count"), [(None, 13), (16, 16)])
+def test_the_released_trainer_finds_each_layers_statistics_by_its_number(depth, count, tmp_path):
+    stores = layer_stores(tmp_path / "acts", depth)
+    export_memmap_layers(dict(reversed(stores.items())), tmp_path / "glp")
+
+    found = dict(released_layers(tmp_path / "glp"))
+    assert list(found) == [1, 3, 12]
+    for layer, z in found.items():
+        x = stores[LAYERS[layer]].rows().double()
+        want = (x - x.mean(0)) / x.std(0, correction=0)
+        torch.testing.assert_close(z, want.float())
+    statistics = torch.load(tmp_path / "glp" / "rep_statistics.pt", weights_only=True)
+    for values in statistics.values():
+        assert values.shape == (count, WIDTH)
+        assert values.dtype == torch.float32
+        assert values.isfinite().all(1).nonzero().flatten().tolist() == [1, 3, 12]
+        assert values.isnan().any(1).sum() == count - 3
+    back = import_memmap_layers(tmp_path / "glp", tmp_path / "back")
+    assert all(torch.equal(back[hook].rows(), stores[hook].rows()) for hook in stores)
+
+
+def test_stores_that_are_not_several_layers_are_refused(tmp_path):
+    one, two, three = layer_stores(tmp_path / "acts").values()
+    pre = write_store(tmp_path / "pre", rows(9), hook="blocks.5.hook_resid_pre")
+    plain = write_store(tmp_path / "plain", rows(9), hook="embeddings")
+    wide = write_store(tmp_path / "wide", torch.ones(3, 9), hook="blocks.5.hook_resid_post")
+    other = write_store(
+        tmp_path / "other", rows(9), hook="blocks.5.hook_resid_post", source={"model": {"name": "org/other"}}
+    )
+    for stores, words in (
+        ([], "got none"),
+        ([one], "several layers at one hook point, .* got blocks.1.hook_resid_post"),
+        ([one, one], "several layers at one hook point"),
+        ([one, pre], "several layers at one hook point"),
+        ([plain, one], "several layers at one hook point"),
+        ([one, wide], "expected stores of one width"),
+        ([one, other], "expected stores of one language model"),
+    ):
+        with pytest.raises(InputError, match=words) as caught:
+            export_memmap_layers(stores, tmp_path / "glp")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="takes the first layer_N in a path as the layer"):
+        export_memmap_layers([two, three], tmp_path / "layer_7" / "glp")
+    assert not (tmp_path / "glp").exists()
+
+
+def test_only_the_bytes_of_rows_are_hashed(tmp_path):
+    """The producer's files are mostly unused: 64 GiB of it would take minutes to read."""
+    import xxhash
+
+    x = rows(dtype="bfloat16")
+    released_write(tmp_path / "glp", x)
+    index, data = np.load(tmp_path / "glp" / "data_indices.npy"), sorted((tmp_path / "glp").glob("data_0*.npy"))
+    want = xxhash.xxh3_128((tmp_path / "glp" / "data_indices.npy").read_bytes())
+    for number, file in enumerate(data):
+        want.update(file.read_bytes()[: 2 * int(index[index[:, 0] == number, 2].max())])
+
+    def imported(name):
+        store = import_memmaps(tmp_path / "glp", tmp_path / name, hook=HOOK)
+        assert torch.equal(exact(store).view(torch.int16), x[: len(store)].view(torch.int16))
+        return store.manifest.source["imported"]["hash"]
+
+    assert imported("a") == want.hexdigest()
+    for file in data:
+        os.truncate(file, 1 << 36)
+    assert imported("b") == want.hexdigest()
+    x.view(torch.int16)[0, 3] ^= 1
+    with data[0].open("r+b") as file:
+        file.write(x[0].view(torch.int16).numpy().tobytes())
+    assert imported("c") != want.hexdigest()
+
+
+def test_rows_between_which_there_is_room_are_hashed_alone(tmp_path):
+    """Also where the index leaves rows out, names one twice or has them in another order."""
+    released_write(tmp_path / "glp", rows(dtype="bfloat16"))
+    index = np.load(tmp_path / "glp" / "data_indices.npy")[[150, 9, 10, 9, 0]]
+    np.save(tmp_path / "glp" / "data_indices.npy", index)
+    hashes = set()
+    for number in range(2):
+        store = import_memmaps(tmp_path / "glp", tmp_path / str(number), hook=HOOK)
+        assert torch.equal(exact(store), rows(dtype="bfloat16")[[150, 9, 10, 9, 0]])
+        hashes.add(store.manifest.source["imported"]["hash"])
+        values = np.memmap(tmp_path / "glp" / "data_0000.npy", np.int16, "r+")
+        values[WIDTH : 9 * WIDTH] = values[11 * WIDTH : 140 * WIDTH] = 1
+        values.flush()
+    assert len(hashes) == 1
 
 
 def test_memmaps_round_trip(store, tmp_path):

@@ -70,6 +70,8 @@ from glp_lens_cli import app
 from typer.testing import CliRunner
 done = CliRunner().invoke(app, ["push", golden + "/single_layer", "lab/of-command", "--format", "released"])
 found["command"] = [done.exit_code, done.output]
+options = ["--format", "released", "--layer-prefix", "transformer.h"]
+CliRunner().invoke(app, ["push", golden + "/single_layer", "lab/of-gpt2", *options])
 done = CliRunner().invoke(app, ["push", golden + "/single_layer", "lab/of-command", "--format", "onnx"])
 found["bad command"] = [done.exit_code, done.output]
 
@@ -85,6 +87,7 @@ found["errors"] = {
     "malformed id": told(lambda: single.push_to_hub("owner/a/b")),
     "malformed name": told(lambda: single.push_to_hub("owner/a b")),
     "unknown format": told(lambda: single.push_to_hub("owner/own", format="onnx")),
+    "prefix of the own format": told(lambda: single.push_to_hub("owner/own", layer_prefix="transformer.h")),
     "format of a prior only": told(lambda: raw.push_to_hub("owner/own", format="released")),
 }
 
@@ -181,7 +184,7 @@ def test_the_repository_holds_the_model_and_its_card(online, server):
     assert (own.private, released.private) == (True, False)
     assert own.messages[0] == "first"
     assert own.tree().keys() == {CONFIG, WEIGHTS, "README.md"}
-    assert released.tree().keys() == {"config.yaml", "rep_statistics.pt", "final.safetensors", "README.md"}
+    assert released.tree().keys() == {"config.yaml", "rep_statistics.pt", "final.safetensors", "final", "README.md"}
     want = parse((GOLDEN / "single_layer" / "final.safetensors").read_bytes())
     for tree, file in ((own.tree(), WEIGHTS), (released.tree(), "final.safetensors")):
         got = parse(tree[file])
@@ -245,6 +248,7 @@ def test_the_card_of_a_prior_of_which_little_is_known():
         ("unknown format", "format of a glp must be one of own, released, got 'onnx'"),
         ("no network to load", "cannot be fetched from the Hub .*is there a network"),
         ("no network to push", "cannot push to 'owner/unseen' .*is there a network"),
+        ("prefix of the own format", "layer_prefix is of the released format, got format 'own'"),
         ("format of a prior only", "format of a raw must be one of own, got 'released'"),
     ],
 )
@@ -261,6 +265,8 @@ def test_the_command_publishes(online, server):
     assert code == 0, output
     assert f"{server.endpoint}/lab/of-command/commit/" in output
     assert "final.safetensors" in server.repositories["lab/of-command"].tree()
+    written = yaml.safe_load(server.repositories["lab/of-gpt2"].tree()["config.yaml"])
+    assert written["glp_kwargs"]["tracedict_config"]["layer_prefix"] == "transformer.h"
     code, output = online["bad command"]
     assert code == 2
     assert "must be one of own, released, got 'onnx'" in " ".join(output.split())

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from glp_lens.activations import ActivationStore, write_store
+from glp_lens.activations import ActivationStore, shard, write_store
 from glp_lens.activations.manifest import MANIFEST, Manifest
 from glp_lens.activations.shard import Source, file_hash, head_hash
 from glp_lens.activations.store import damaged_shards
@@ -65,7 +65,7 @@ def admit(store, **changes):
     path = first(store)
     size, digest = file_hash(path)
     shards = list(store.manifest.shards)
-    changes = {"bytes": size, "xxh3_128": digest, "head_xxh3": head_hash(path, D), **changes}
+    changes = {"bytes": size, "xxh3_128": digest, "head_xxh3": head_hash(path, store.manifest), **changes}
     shards[0] = replace(shards[0], **changes)
     manifest = replace(store.manifest, shards=tuple(shards))
     (store.path / MANIFEST).write_text(json.dumps(manifest.to_json()))
@@ -121,6 +121,75 @@ def check_flips(store, path, places, layout, ends):
                     return 1
             os.pwrite(file.fileno(), was, place)
     return 0
+
+
+def many_columns(folder, count, length, n=300, d=D):
+    """A store of one shard with so many label columns, with names of this length."""
+    labels = {f"c{i:03d}".ljust(length, "q"): ("float32", "int64")[i % 2] for i in range(count)}
+    ids = {name: np.arange(n) + i for i, name in enumerate(labels)}
+    x = rows(n=n) if d == D else torch.zeros(n, d)
+    return write_store(folder, x, hook="h", dtype="bfloat16", labels=labels, columns=ids)
+
+
+def outside_datasets(path):
+    """Places of bytes that are not 0 and belong to no dataset: HDF5's own structures."""
+    data = np.frombuffer(path.read_bytes(), np.uint8)
+    own = data != 0
+
+    def clear(_, item):
+        if isinstance(item, h5py.Dataset):
+            own[item.id.get_offset() : item.id.get_offset() + item.id.get_storage_size()] = False
+
+    with h5py.File(path) as file:
+        file.visititems(clear)
+    return np.flatnonzero(own)
+
+
+@pytest.mark.parametrize("length", [4, 30, 64])
+@pytest.mark.parametrize("count", [0, 39, 40, 41, 60, 64, 80, 300])
+def test_the_hash_of_the_beginning_covers_all_descriptions(count, length, tmp_path):
+    """However many columns there are, and whatever they are called."""
+    store = many_columns(tmp_path / "s", count, length)
+    path = first(store)
+    last = int(outside_datasets(path)[-1])
+    before = head_hash(path, store.manifest)
+    with path.open("r+b", buffering=0) as file:
+        was = os.pread(file.fileno(), 1, last)
+        os.pwrite(file.fileno(), bytes([was[0] ^ 1]), last)
+    assert head_hash(path, store.manifest) != before
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["now", "by an earlier release"])
+def test_no_flip_in_the_descriptions_of_many_columns_gives_other_data(earlier, tmp_path, monkeypatch):
+    """An earlier release left descriptions of many columns among the rows, outside of the hash."""
+    with monkeypatch.context() as patch:
+        if earlier:
+            patch.setattr(shard, "_LABEL_DESCRIPTION", 0)
+        store = many_columns(tmp_path / "s", 80, 20)
+    path, described = first(store), outside_datasets(first(store)).tolist()
+    assert (described[-1] > 100_000) == earlier
+    want = ActivationStore.open(store.path)
+    assert torch.equal(want.rows(), rows(n=300).float())
+    assert np.array_equal(want.column("c079".ljust(20, "q")), np.arange(300) + 79)
+    rng = random.Random(0)
+    among = [place for place in described if place > 65536] or described
+    with path.open("r+b", buffering=0) as file:
+        for place in [*rng.sample(described, 100), *rng.sample(among, 100), *described[-3:]]:
+            was = os.pread(file.fileno(), 1, place)
+            os.pwrite(file.fileno(), bytes([was[0] ^ 1 << rng.randrange(8)]), place)
+            refused(lambda: ActivationStore.open(store.path), store.path, path.name, "not what was written")
+            os.pwrite(file.fileno(), was, place)
+    ActivationStore.open(store.path)
+
+
+@pytest.mark.parametrize("d", [D, 4096])
+def test_a_shard_of_many_columns_that_an_earlier_release_did_not_list_is_made_again(d, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(shard, "_LABEL_DESCRIPTION", 0)
+        store = many_columns(tmp_path / "s", 80, 20, n=9, d=d)
+    refused(lambda: shard.adopt_shard(store.path, 0, store.manifest), "an earlier release wrote it")
+    store = many_columns(tmp_path / "t", 80, 20, n=9, d=d)
+    assert shard.adopt_shard(store.path, 0, store.manifest) == store.manifest.shards[0]
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 2048, 40_000, -1])

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from glp_lens.activations.convert.transfer import (
+    Span,
     block_length,
     export_bar,
     imported_source,
@@ -83,7 +84,7 @@ def import_arrays(
                 f"{array.path} holds {array.dtype} of width {array.shape[-1]}, {first.path} {first.dtype} of width "
                 f"{first.shape[-1]}: expected one dtype and width"
             )
-    source = imported_source("arrays", files[0], files, model, files=len(files))
+    source = imported_source("arrays", files[0], [Span.whole(file) for file in files], model, files=len(files))
     return save(out, _blocks(arrays), hook=hook, dtype=first.dtype, source=source, labels=first.labels)
 
 

@@ -3,9 +3,11 @@
 A folder holds `data_0000.npy`, `data_0001.npy`, ...: bare values without a header, in spite of the name, and perhaps
 with unused space at the end; `data_indices.npy`, `(rows, 3)` uint64: file number, first and end value of each row;
 `dtype.txt` with the NumPy dtype, where `int16` are the bits of bfloat16; and `rep_statistics.pt` with the mean and the
-variance that normalise the rows. The collecting script writes such folders as `layer_07/shard_*.ready` (`.active`
-while they are in use), with `dtype.txt` beside the shards, and in each `token_buffer.json`, the place of each row's
-token in its document counted after BOS, and `doc_buffer.json`, the document's number in the data set.
+variance that normalise the rows. For a prior of many layers the folders are called `layer_00`, `layer_01`, ..., and
+beside them lies one `rep_statistics.pt` of arrays `(layers, d)`. The collecting script writes such folders as
+`layer_07/shard_*.ready` (`.active` while they are in use), with `dtype.txt` beside the shards, and in each
+`token_buffer.json`, the place of each row's token in its document counted after BOS, and `doc_buffer.json`, the
+document's number in the data set.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,8 +23,10 @@ from typing import Final
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from glp_lens.activations.convert.transfer import (
+    Span,
     block_length,
     export_bar,
     imported_source,
@@ -36,6 +40,7 @@ from glp_lens.activations.writer import Block
 from glp_lens.errors import InputError
 
 INDEX: Final = "data_indices.npy"
+STATISTICS: Final = "rep_statistics.pt"
 _DTYPES = {"int16": "bfloat16", "float16": "float16", "float32": "float32"}
 _FILE_VALUES = 1 << 30
 _NPY_MAGIC = b"\x93NUMPY"
@@ -82,8 +87,10 @@ def import_memmaps(
             raise InputError(
                 f"{part.folder} has rows of width {part.d_in}, {parts[0].folder} of {parts[0].d_in}: import them apart"
             )
-    with_data = [path for part in parts for path in (part.folder / INDEX, *part.files.values())]
-    source = imported_source("glp memmaps", folder, with_data, model)
+    used = [
+        span for part in parts for span in (Span.whole(part.folder / INDEX), *_used(part, np.dtype(dtype).itemsize))
+    ]
+    source = imported_source("glp memmaps", folder, used, model)
     return save(out, _blocks(parts, np.dtype(dtype)), hook=hook, dtype=_DTYPES[dtype], source=source)
 
 
@@ -123,7 +130,8 @@ def import_memmap_layers(
 def export_memmaps(store: ActivationStore, folder: str | Path, *, file_values: int = _FILE_VALUES) -> None:
     """Write the rows of a store as a folder that the released code trains on, `rep_statistics.pt` included.
 
-    Token ids and labels have no place in this format. Call the folder `layer_07` to train a multi-layer GLP there.
+    Token ids and labels have no place in this format. What nothing varied in has variance 1 there, since that code
+    divides by it.
 
     Args:
         store: kept in any dtype; bfloat16 becomes `int16` bits.
@@ -133,22 +141,88 @@ def export_memmaps(store: ActivationStore, folder: str | Path, *, file_values: i
     Raises:
         InputError: `folder` exists, or the disk is full.
     """
+    with new_output(Path(folder)) as temporary, export_bar(len(store)) as bar:
+        _write(store, temporary, file_values, bar)
+
+
+def export_memmap_layers(
+    stores: Mapping[str, ActivationStore] | Sequence[ActivationStore],
+    folder: str | Path,
+    *,
+    file_values: int = _FILE_VALUES,
+) -> None:
+    """Write stores of several layers as folders that the released code trains one prior on, `layer_XX` each.
+
+    The `rep_statistics.pt` beside them has a row for each layer of the language model, as that code looks it up by the
+    layer's number; of layers without a store it is NaN. `multi_layer_n_layers` must be the number of its rows.
+
+    Args:
+        stores: of one width and language model, at one hook point of different layers; as `collect` gives them.
+        folder: a new folder.
+        file_values: most values in one file.
+
+    Raises:
+        InputError: fewer than two stores, or stores that do not go together; `folder` exists, or has a name that the
+            released code takes for a layer's; the disk is full.
+    """
+    layers = _by_layer(list(stores.values()) if isinstance(stores, Mapping) else list(stores))
+    if re.search(r"layer_\d", str(folder)):
+        raise InputError(f"the released code takes the first layer_N in a path as the layer: rename {folder}")
+    rows = sum(len(store) for store in layers.values())
+    with new_output(Path(folder)) as temporary, export_bar(rows) as bar:
+        temporary.mkdir()
+        for layer, store in layers.items():
+            _write(store, temporary / f"layer_{layer:02d}", file_values, bar)
+        known = next(iter(layers.values())).manifest.source.get("model", {}).get("n_layers") or 0
+        absent = torch.full((layers[max(layers)].d_in,), torch.nan)
+        each = [
+            _statistics(layers[i]) if i in layers else {"mean": absent, "var": absent}
+            for i in range(max(known, max(layers) + 1))
+        ]
+        stacked = {name: torch.stack([statistics[name] for statistics in each]) for name in ("mean", "var")}
+        torch.save(stacked, temporary / STATISTICS)
+
+
+def _by_layer(stores: Sequence[ActivationStore]) -> dict[int, ActivationStore]:
+    """Stores by the number of their layer, ascending, after checking that they go together."""
+    found = {store.hook: re.fullmatch(r"blocks\.(\d+)\.(.+)", store.hook) for store in stores}
+    points = {name[2] if name else None for name in found.values()}
+    if len(stores) < 2 or len(found) < len(stores) or len(points) > 1 or None in points:
+        raise InputError(
+            "expected stores of several layers at one hook point, such as blocks.3.hook_resid_post and "
+            f"blocks.7.hook_resid_post; got {', '.join(store.hook for store in stores) or 'none'}"
+        )
+    for what, kinds in (
+        ("width", {store.d_in for store in stores}),
+        ("language model", {json.dumps(store.manifest.source.get("model", {}), sort_keys=True) for store in stores}),
+    ):
+        if len(kinds) > 1:
+            raise InputError(f"expected stores of one {what}, got {len(kinds)}: export those of one collection")
+    return dict(sorted((int(name[1]), store) for name, store in zip(found.values(), stores, strict=True) if name))
+
+
+def _write(store: ActivationStore, folder: Path, file_values: int, bar: tqdm) -> None:
+    """One store as one new folder."""
+    folder.mkdir()
     d = store.d_in
     rows_per_file = max(1, file_values // d)
-    with new_output(Path(folder)) as temporary, export_bar(len(store)) as bar:
-        temporary.mkdir()
-        for number, first in enumerate(range(0, len(store), rows_per_file)):
-            with (temporary / f"data_{number:04d}.npy").open("wb") as file:
-                for x in stored_blocks(store, bar, first, min(first + rows_per_file, len(store))):
-                    file.write(x.data)
-        row = np.arange(len(store), dtype=np.uint64)
-        begin = row % np.uint64(rows_per_file) * np.uint64(d)
-        np.save(temporary / INDEX, np.stack([row // np.uint64(rows_per_file), begin, begin + np.uint64(d)], axis=1))
-        (temporary / "dtype.txt").write_text(next(name for name, kept in _DTYPES.items() if kept == store.dtype))
-        _write_json(temporary / "token_buffer.json", store.column("position").astype(np.int64) - 1)
-        _write_json(temporary / "doc_buffer.json", store.column("doc_id"))
-        statistics = {"mean": store.stats.mean.float(), "var": store.stats.var.float()}
-        torch.save(statistics, temporary / "rep_statistics.pt")
+    for number, first in enumerate(range(0, len(store), rows_per_file)):
+        with (folder / f"data_{number:04d}.npy").open("wb") as file:
+            for x in stored_blocks(store, bar, first, min(first + rows_per_file, len(store))):
+                file.write(x.data)
+    row = np.arange(len(store), dtype=np.uint64)
+    begin = row % np.uint64(rows_per_file) * np.uint64(d)
+    np.save(folder / INDEX, np.stack([row // np.uint64(rows_per_file), begin, begin + np.uint64(d)], axis=1))
+    (folder / "dtype.txt").write_text(next(name for name, kept in _DTYPES.items() if kept == store.dtype))
+    _write_json(folder / "token_buffer.json", store.column("position").astype(np.int64) - 1)
+    _write_json(folder / "doc_buffer.json", store.column("doc_id"))
+    torch.save(_statistics(store), folder / STATISTICS)
+
+
+def _statistics(store: ActivationStore) -> dict[str, Tensor]:
+    """What the released code subtracts, and divides by the square root of."""
+    var = store.stats.var.float()
+    return {"mean": store.stats.mean.float(), "var": torch.where(var > 0, var, 1.0)}
 
 
 def _places(folder: Path) -> list[Path]:
@@ -210,6 +284,18 @@ def _check_file(file: Path, needed: int) -> None:
             raise InputError(f"{file} is a NumPy array with a header, expected bare values: import it as an array")
     if (size := file.stat().st_size) < needed:
         raise InputError(f"{file} is truncated: it has {size} bytes, {INDEX} reaches to {needed}: fetch it again")
+
+
+def _used(part: _Part, itemsize: int) -> list[Span]:
+    """The bytes that the rows of a folder lie in: the producer's files are mostly room for more."""
+    index = part.index[np.lexsort((part.index[:, 1], part.index[:, 0]))]
+    file, begin, end = index.T
+    apart = (file[1:] != file[:-1]) | (begin[1:] > end[:-1])
+    cuts = [0, *(np.flatnonzero(apart) + 1), len(index)]
+    return [
+        Span(part.files[int(file[low])], int(begin[low]) * itemsize, int(end[high - 1]) * itemsize)
+        for low, high in itertools.pairwise(cuts)
+    ]
 
 
 def _blocks(parts: list[_Part], dtype: np.dtype) -> Iterator[Block]:

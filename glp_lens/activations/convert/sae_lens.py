@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from glp_lens.activations.convert.transfer import (
+    Span,
     block_length,
     export_bar,
     imported_source,
@@ -69,7 +70,7 @@ def import_sae_lens(
     source = imported_source(
         "sae-lens",
         folder,
-        [Path(file["filename"]) for file in dataset.cache_files],
+        [Span.whole(Path(file["filename"])) for file in dataset.cache_files],
         model,
         rows=len(dataset) * shape[0],
         skip_first=skip_first,

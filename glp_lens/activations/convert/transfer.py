@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import torch
@@ -92,24 +94,41 @@ def open_npy(path: Path) -> np.ndarray:
         raise InputError(f"{path} is pickled, truncated or no NumPy array ({reason}): save plain numbers") from None
 
 
-def imported_source(form: str, origin: Path, data: Sequence[Path], model: str | None, **settings: Any) -> Json:
+@dataclass(frozen=True)
+class Span:
+    """Bytes `start` to `stop` of a file."""
+
+    path: Path
+    start: int
+    stop: int
+
+    @classmethod
+    def whole(cls, path: Path) -> Self:
+        """All of a file."""
+        return cls(path, 0, path.stat().st_size)
+
+
+def imported_source(form: str, origin: Path, data: Sequence[Span], model: str | None, **settings: Any) -> Json:
     """The `source` of an imported store.
 
     Args:
         form: name of the format.
         origin: what was imported; its name is kept, not where it lay.
-        data: the files that hold the rows; `hash` is the xxh3-128 of their bytes, one after the other.
+        data: where the rows lie; `hash` is the xxh3-128 of these bytes, one after the other.
         model: name of the language model, if known.
         settings: options of the import.
     """
     digest = xxhash.xxh3_128()
-    total = sum(file.stat().st_size for file in data)
+    total = sum(span.stop - span.start for span in data)
     with tqdm(total=total, desc="hash", unit="B", unit_scale=True, mininterval=2, delay=2) as bar:
-        for path in data:
+        for path, spans in itertools.groupby(data, key=lambda span: span.path):
             with path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    digest.update(chunk)
-                    bar.update(len(chunk))
+                for span in spans:
+                    for start in range(span.start, span.stop, _CHUNK):
+                        file.seek(start)
+                        chunk = file.read(min(_CHUNK, span.stop - start))
+                        digest.update(chunk)
+                        bar.update(len(chunk))
     imported = {"format": form, "from": origin.resolve().name, "hash": digest.hexdigest(), **settings}
     return {"imported": imported} | ({"model": {"name": model}} if model else {})
 
