@@ -36,8 +36,8 @@ def from_files(
 
     Args:
         paths: files, or folders that are searched for files of these kinds, in sorted order, but not in what is
-            hidden: a warning counts what is skipped. `-` is standard input: one document a line, or jsonl if the
-            first line that is not blank starts with a brace.
+            hidden, nor for json files, which must be named: a warning counts what is skipped. `-` is standard input:
+            one document a line, or jsonl if the first line that is not blank starts with a brace.
         text_column: column or JSON key that holds the text or the messages; where there is no `text`, it is
             `messages`. Empty texts are left out.
         piece: longer texts become several documents of at most this many characters, cut at white space, so
@@ -124,7 +124,7 @@ def _search(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
             skipped["linked folders"] += 1
         elif entry.is_dir():
             yield from _search(entry, skipped)
-        elif kind_of(entry) in _KINDS:
+        elif kind_of(entry) in _KINDS and kind_of(entry) != ".json":  # in a folder, those are settings as a rule
             yield entry
         else:
             skipped[kind_of(entry) or "no ending"] += 1

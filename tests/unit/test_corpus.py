@@ -159,11 +159,14 @@ def test_a_folder_is_read_but_for_what_is_hidden_or_of_another_kind(tmp_path):
         (folder / name).write_text(content)
     (folder / "sub/deep/up").symlink_to(folder)
     told = (
-        r"read 6 files \(.csv 1, .json 1, .jsonl 1, .tsv 1, .txt 2\), "
-        r"skipped 6 \(.md 1, hidden 3, linked folders 1, no ending 1\)$"
+        r"read 5 files \(.csv 1, .jsonl 1, .tsv 1, .txt 2\), "
+        r"skipped 7 \(.json 1, .md 1, hidden 3, linked folders 1, no ending 1\)$"
     )
     with pytest.warns(UserWarning, match=told):
         found = {d.text for d in corpus.from_files(folder)}
+    assert found == {"one", "two", "three", "four, five", "eight"}
+    with pytest.warns(UserWarning, match="read 6 files"):  # a json file that is named is read
+        found = {d.text for d in corpus.from_files([folder, folder / "sub/deep/e.json"])}
     assert found == {"one", "two", "three", "four, five", "six", "seven", "eight"}
     with pytest.raises(InputError, match=r"holds no text files, found 1 \(hidden 1\)"):
         corpus.from_files(_only_hidden(tmp_path))
