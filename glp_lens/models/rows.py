@@ -64,7 +64,7 @@ def draw_noise(n: int, d_in: int, noise: Acts | None = None, generator: Generato
         raise InputError(f"expected a number of rows of at least 0, got {n}")
     if noise is None:
         generator = generator or torch.Generator().manual_seed(0)
-        return torch.randn(n, d_in, generator=generator, device=generator.device)
+        return torch.randn(n, d_in, generator=generator, device=generator.device, dtype=torch.float32)
     if noise.shape != (n, d_in):
         raise InputError(f"expected noise of shape ({n}, {d_in}), got {tuple(noise.shape)}: draw it to match")
     return noise.float()

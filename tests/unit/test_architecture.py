@@ -20,6 +20,7 @@ CLI = Path(importlib.util.find_spec("glp_lens_cli").origin).parent
 LAYERS = [
     "types",
     "errors",
+    "numerics",
     "hooks",
     "lm",
     "provenance",
