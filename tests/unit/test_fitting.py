@@ -19,6 +19,7 @@ from glp_lens.models.rows import mean_and_std
 from glp_lens.models.sources import Sources
 from glp_lens.training import distributed
 from glp_lens.training.config import TrainConfig
+from tests.conformance import MODES
 
 D, ROWS = 5, 3001
 LAYERS = (1, 4, 5)
@@ -392,6 +393,37 @@ def test_classes_of_several_layers(tmp_path):
     prior, sources = untrained(stores, condition="kind"), Sources.of(stores, label="kind")
     for batch in batches(prior, sources, 4, config()):
         assert torch.equal(batch.condition.argmax(1), identity_of(batch, prior)[:, 1].long() % 3)
+
+
+def test_classes_layers_and_massive_rows_do_not_depend_on_the_callers_modes(tmp_path):
+    def make(layer):
+        x = rows(301, layer=layer)
+        x[5] *= 1e3
+        return x
+
+    label = {"columns": {"kind": np.arange(301) % 3}, "labels": {"kind": "int64"}}
+    stores = siblings(tmp_path / "train", make, (1, 4), **label)
+    held_out = siblings(tmp_path / "held-out", make, (1, 4), **label)
+    probe = rows(7, seed=2)
+
+    def fit():
+        prior = GLP.fit(stores, config(3, autocast=True), condition="kind", validation=held_out, **TINY)
+        x, condition = probe.clone(), prior.class_vectors[1.0]
+        return [
+            *prior._tensors().values(),
+            torch.tensor([entry["validation_loss"] for entry in prior.history], dtype=torch.float64),
+            prior.at(4).project(x, condition=condition, guidance=2.0),
+            prior.log_density(x, steps=3, layer=torch.tensor([1, 4, 4, 1, 4, 1, 1]), condition=condition).value,
+        ]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the massive rows
+        want = fit()
+        for name, mode in MODES.items():
+            with mode():
+                got = fit()
+            for ours, theirs in zip(got, want, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True, msg=name)
 
 
 def test_held_out_stores_are_scored_with_their_classes_and_rows_without(labelled, conditional):
