@@ -18,7 +18,7 @@ _AUTOCAST = tuple(kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is
 
 @contextmanager
 def own() -> Iterator[None]:
-    """Neither autocast nor inference mode in the block, or as `@own()` in a function; it costs two microseconds.
+    """Neither autocast nor inference mode in the block, or as `@own()` in a function; it costs a few microseconds.
 
     Gradients are recorded if they were before: under inference mode they are not, but what is made here can take part
     in them later.

@@ -143,7 +143,7 @@ class Sources:
                 f"{made.massive} of {made.rows} rows are massive activations, with a norm over "
                 f"{', '.join(f'{limit} at {hook}' for hook, limit in where.items())} ({massive:g} times the median): "
                 "they count neither in the normaliser nor in the loss; massive=None (--massive 0) keeps them",
-                stacklevel=3,
+                stacklevel=4,
             )
         return made
 

@@ -482,8 +482,9 @@ def test_massive_rows_spoil_neither_normaliser_nor_loss(tmp_path):
     spoilt = with_outliers(tmp_path / "spoilt", x)
     held, settings = rows(900, seed=4) * torch.tensor([1.0, 0.01, 3, 1, 1]) + 40, config(steps=120, lr=5e-3)
     want = GLP.fit(clean, settings, **TINY, validation=held)
-    with pytest.warns(UserWarning, match=r"42 of 4000 rows are massive .*10 times the median.*massive=None"):
+    with pytest.warns(UserWarning, match=r"42 of 4000 rows are massive .*10 times the median.*massive=None") as caught:
         got = GLP.fit(spoilt, settings, **TINY, validation=torch.cat([held, torch.full((9, D), 1e7)]))
+    assert caught[0].filename == __file__
     torch.testing.assert_close(got.mean, want.mean, rtol=1e-6, atol=0)
     torch.testing.assert_close(got.var, want.var, rtol=1e-6, atol=0)
     for key in ("loss", "validation_loss"):
