@@ -13,6 +13,7 @@ from glp_lens_cli._app import split
 
 if TYPE_CHECKING:
     from glp_lens.activations import ActivationStore
+    from glp_lens.activations.massive import Massive
 
 _DATA, _TOKENS, _SCALE = "Data", "Which tokens", "Scale"
 
@@ -99,11 +100,13 @@ def collect(
         ),
     ] = "",
     massive: Annotated[
-        float,
+        str,
         typer.Option(
-            "--massive", help="Leave out norms over this many times the median; 0 keeps all.", rich_help_panel=_TOKENS
+            "--massive",
+            help="Leave out norms beyond the gap in the data ('gap'), or over this many times the median; 0 keeps all.",
+            rich_help_panel=_TOKENS,
         ),
-    ] = 10.0,
+    ] = "gap",
     chat: Annotated[
         bool, typer.Option("--chat", help="Put the texts into the model's chat template.", rich_help_panel=_TOKENS)
     ] = False,
@@ -176,7 +179,7 @@ def collect(
             "dtype": dtype,
             "keep": int(keep) if keep.isdecimal() else keep,
             "exclude": split(exclude),
-            "massive": massive or None,
+            "massive": _massive(massive),
             "chat": chat,
             "seed": seed,
             "corpus": f"{texts or 'sae-probes texts'} ({split_})",
@@ -222,9 +225,21 @@ def _run(
         gpus = int(command["model"]["device"].startswith("cuda"))
         found = collect_on_ray(open_model, open_texts, out=out, actors=ray, num_gpus=gpus, **options)
     else:
-        documents = open_texts()
-        found = run(open_model(), documents, out=out, part=part, **options)
+        model = open_model()  # a wrong model or hook point is refused before texts are read, which takes a while
+        for hook in options["hooks"] or ():
+            lm.check_hook(model, hook)
+        found = run(model, open_texts(), out=out, part=part, **options)
     return list(found.values()) if isinstance(found, dict) else [found]
+
+
+def _massive(text: str) -> Massive:
+    """`gap`, a multiple of the median norm, or None for 0."""
+    from glp_lens.errors import InputError
+
+    try:
+        return "gap" if text == "gap" else float(text) or None
+    except ValueError:
+        raise InputError(f"--massive takes 'gap', a number of median norms, or 0, got {text!r}") from None
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from glp_lens import hub
+from glp_lens import hub, numerics
 from glp_lens.errors import InputError
 from glp_lens.types import Json
 
@@ -178,6 +178,7 @@ class ActivationModel(ABC):
     def _restore(cls, config: Json, tensors: dict[str, Tensor]) -> Self:
         """The model of `_config()` and `_tensors()`; KeyError, ValueError or TypeError if they do not fit."""
 
+    @numerics.own()
     def to(self, device: str | torch.device) -> Self:
         """Move the weights to a device, in place."""
         for name, value in vars(self).items():
@@ -202,6 +203,7 @@ class ActivationModel(ABC):
         return folder
 
     @classmethod
+    @numerics.own()
     def from_pretrained(cls, folder: str | Path, *, revision: str | None = None) -> Self:
         """Load a model that `save_pretrained` or `push_to_hub` wrote.
 

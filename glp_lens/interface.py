@@ -3,7 +3,8 @@
 A model inherits the capabilities it truly has, and a suite asks for the one it needs. All take and return
 activations in the language model's own units. Rows may lie on any device: the model computes on its own and
 gives the result back on theirs, and `sample` draws on the model's. `noise` `(n, d_in)` is standard normal and overrides
-`generator`; models without randomness accept and ignore both.
+`generator`; models without randomness accept and ignore both. Results do not depend on the caller's modes of torch,
+autocast and inference mode: the methods named here run without, in every model.
 """
 
 from __future__ import annotations
@@ -13,12 +14,26 @@ from typing import Any, ClassVar
 
 from torch import Generator, Tensor
 
-from glp_lens import hooks, lm, provenance
+from glp_lens import hooks, lm, numerics, provenance
 from glp_lens.errors import InputError
 from glp_lens.types import Acts, Features, HookFunction, PerRow
 
+_COMPUTING = frozenset(
+    ("encode", "decode", "reconstruct", "project", "sample", "score", "normalize", "denormalize", "velocity")
+)
 
-class Featurizer(ABC):
+
+class Capability:
+    """Something that a model can do, in `numerics.own` whoever wrote the model."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Put the caller's modes aside in the methods that compute."""
+        super().__init_subclass__(**options)
+        for name in _COMPUTING & vars(cls).keys():
+            setattr(cls, name, numerics.own()(vars(cls)[name]))
+
+
+class Featurizer(Capability, ABC):
     """Turns activations into features, for probing."""
 
     stochastic: ClassVar[bool] = False
@@ -39,7 +54,7 @@ class Featurizer(ABC):
         """Features of each row."""
 
 
-class Decoder(ABC):
+class Decoder(Capability, ABC):
     """Turns features back into activations, by a linear map and an offset."""
 
     @abstractmethod
@@ -47,7 +62,7 @@ class Decoder(ABC):
         """The rows that have these features, as near as the model can say."""
 
 
-class Reconstructor(ABC):
+class Reconstructor(Capability, ABC):
     """Passes activations through the model's bottleneck and back."""
 
     @abstractmethod
@@ -55,7 +70,7 @@ class Reconstructor(ABC):
         """The rows as the model would write them."""
 
 
-class Projector(ABC):
+class Projector(Capability, ABC):
     """Moves edited activations towards the manifold of real ones."""
 
     d_in: int
@@ -120,7 +135,7 @@ class Projector(ABC):
         return name, hook_fn
 
 
-class Sampler(ABC):
+class Sampler(Capability, ABC):
     """Draws activations."""
 
     @abstractmethod
@@ -128,7 +143,7 @@ class Sampler(ABC):
         """`n` rows drawn from the model."""
 
 
-class Scorer(ABC):
+class Scorer(Capability, ABC):
     """Says how typical an activation is."""
 
     @abstractmethod
@@ -136,7 +151,7 @@ class Scorer(ABC):
         """One number a row, higher for more typical rows: a log-density or a negative error."""
 
 
-class VelocityField(ABC):
+class VelocityField(Capability, ABC):
     """A flow between data (sigma = 0) and noise (sigma = 1), in normalised space."""
 
     d_in: int

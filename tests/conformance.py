@@ -4,6 +4,9 @@
 best with an odd n; equal or round shapes hide transposes. Works on any implementer of `glp_lens.interface`.
 """
 
+from contextlib import contextmanager
+from functools import partial
+
 import pytest
 import torch
 
@@ -12,6 +15,26 @@ from glp_lens.errors import InputError
 from glp_lens.interface import Decoder, Featurizer, Projector, Reconstructor, Sampler, Scorer, VelocityField
 from glp_lens.models import load
 
+
+@contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+MODES = {
+    "default bfloat16": partial(default_dtype, torch.bfloat16),
+    "default float64": partial(default_dtype, torch.float64),
+    "autocast": partial(torch.autocast, "cpu", torch.bfloat16),
+    "autocast not enabled": partial(torch.autocast, "cpu", enabled=False),
+    "gradients off": partial(torch.set_grad_enabled, False),
+    "inference mode": torch.inference_mode,
+}
+"""Modes of torch that a caller may have set, none of which may change a number."""
 SPLIT = 3
 """Rows in the first part when a batch is split."""
 
@@ -24,6 +47,7 @@ def check_model(model, x, folder):
         if isinstance(model, capability):
             check(model, x)
     check_saved(model, x, folder)
+    check_modes(model, x, folder)
 
 
 def check_featurizer(model, x):
@@ -97,16 +121,45 @@ def check_saved(model, x, folder):
         assert type(again) is type(model)
         assert again.provenance == model.provenance
         assert (again.d_in, again.hook, again.max_norm) == (model.d_in, model.hook, model.max_norm)
-        for capability, method in METHODS.items():
-            if isinstance(model, capability):
-                first = x if capability is not Sampler else len(x)
-                noise = noise_like(x)
-                ours, theirs = (getattr(m, method)(first, noise=noise) for m in (model, again))
-                assert torch.equal(ours, theirs), f"{method} changed in saving and loading"
+        _check_same(results(again, x), results(model, x), "saving and loading")
+
+
+def check_modes(model, x, folder):
+    """The caller's modes of torch change nothing, neither in use nor in loading, nor does their mark on the rows."""
+    expected = results(model, x)
+    for name, mode in MODES.items():
+        with mode():
+            again = type(model).from_pretrained(folder)
+            _check_same(results(model, x.clone()), expected, name)
+            rows = x.clone()
+        _check_same(results(again, rows), expected, name)
+
+
+def results(model, x):
+    """What each method gives for the rows, by its name."""
+    noise = noise_like(x)
+    found = {
+        method: getattr(model, method)(len(x) if capability is Sampler else x, noise=noise)
+        for capability, method in METHODS.items()
+        if isinstance(model, capability)
+    }
+    if isinstance(model, Decoder):
+        found["decode"] = model.decode(model.encode(x))
+    if isinstance(model, VelocityField):
+        found["normalize"] = z = model.normalize(x)
+        found["denormalize"], found["velocity"] = model.denormalize(z), model.velocity(z, 0.37)
+    return found
+
+
+def _check_same(found, expected, cause):
+    for method, value in found.items():
+        assert value.dtype == torch.float32, f"{method} gave {value.dtype} by {cause}"
+        assert torch.equal(value, expected[method]), f"{method} was changed by {cause}"
+        assert not value.is_inference(), f"{method} gave a tensor that cannot be trained on by {cause}"
 
 
 def noise_like(x, seed=7):
-    return torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
 
 
 def _check_rowwise(method, model, x, width):

@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from glp_lens import lm
 from glp_lens.activations import forward, tokens
 from glp_lens.activations.manifest import MANIFEST, TORCH, Manifest, Shard, documents_hash
+from glp_lens.activations.massive import Massive, check_massive, norm_limit
 from glp_lens.activations.shard import Source
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.tokens import Keep, Kept, Rule
@@ -82,7 +83,7 @@ def collect(
     dtype: str = "bfloat16",
     keep: Keep = "all",
     exclude: Sequence[str | int] = (),
-    massive: float | None = 10.0,
+    massive: Massive = "gap",
     chat: bool = False,
     generate: Generation | None = None,
     labels: Labels | None = None,
@@ -114,8 +115,8 @@ def collect(
         keep: `"all"` tokens of a text, the `"last"`, the `"mean"` or `"max"` of each dimension over them, or a number
             of them at random.
         exclude: tokens to leave out, as the tokenizer spells them or by id; `"special"` names all special tokens.
-        massive: leave out a token whose norm, at any hook point, is over this many times the median norm of
-            the first documents; None keeps all.
+        massive: leave out a token whose norm, at any hook point, is beyond the gap that the first documents show (see
+            `massive.norm_limit`), or over this many times their median norm; None keeps all.
         chat: texts are conversations, or the user's first turn of one, in the tokenizer's chat template.
         generate: continue the texts, and collect the new tokens instead.
         labels: gives each document's values of further columns; added to the document's own labels.
@@ -223,32 +224,31 @@ class _Reader:
         """The manifest of a new store at each hook point, from a look at the first documents."""
         ids = [self._cut(row) for row in self._ids(documents)]
         found: dict[str, list[Tensor]] = {name: [] for name in self.names}
-        widths: dict[str, int] = {}
         massive = self.settings["massive"]
         for batch in self._forward(ids if massive is not None else ids[:1], documents):
             usable, _ = tokens.usable_tokens(batch, self.how)
             for name in self.names:
-                found[name].append(tokens.norms(batch, usable, name, documents)[usable])
-                widths[name] = batch.rows[name].shape[-1]
-        typical = {name: torch.cat(norms) for name, norms in found.items()}
-        if massive is not None and not len(typical[self.names[0]]):
+                tokens.norms(batch, usable, name, documents)  # checks them
+                found[name].append(batch.rows[name][usable.to(batch.rows[name].device)].float().cpu())
+        rows = {name: torch.cat(parts) for name, parts in found.items()}
+        if massive is not None and not len(rows[self.names[0]]):
             raise InputError(f"no activations left to keep in the first {len(documents)} texts: pass longer texts")
         first = [self._labels(document, row) for document, row in zip(documents, ids, strict=True)]
         labels = {name: np.result_type(*(one[name] for one in first if name in one)) for name in first[0]}
         return {
             name: Manifest(
                 hook=name,
-                d_in=widths[name],
+                d_in=first_rows.shape[1],
                 dtype=dtype,
                 source=json.loads(json.dumps(source)),
                 versions=versions(),
-                max_norm=None if massive is None else massive * float(np.median(norms.numpy())),
+                max_norm=norm_limit(first_rows, massive),
                 labels=check_labels(
                     {label: "float32" if kind.kind == "f" else "int64" for label, kind in labels.items()}
                 ),
                 examples=[self.model.tokenizer.decode(row[1:25]) for row in ids[:3]],
             )
-            for name, norms in typical.items()
+            for name, first_rows in rows.items()
         }
 
     def shard(
@@ -477,7 +477,7 @@ def _check(
     *,
     context: int,
     longest: int,
-    massive: float | None,
+    massive: Massive,
     part: Part,
     window: int | None,
     sizes: dict[str, int | None],
@@ -494,8 +494,7 @@ def _check(
     for name, value in sizes.items():
         if value is not None and value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
-    if massive is not None and not 1 < massive < math.inf:
-        raise InputError(f"massive must be over 1 (times the median norm) or None, got {massive}")
+    check_massive(massive)
     if part is not None and not 0 <= part[0] < part[1]:
         raise InputError(f"part must be (i, n) with 0 <= i < n, got {part}")
     if window is not None and (window < 0 or window == 1):

@@ -213,7 +213,7 @@ class ActivationStream(Manifested):
     def _batches(self, size: int, seed: int, start_batch: int, *, endless: bool, drop_last: bool) -> Iterator[Acts]:
         number, skip = self._place(start_batch * size)
         row = start_batch * size
-        batch, have = torch.empty(size, self.d_in), 0
+        batch, have = torch.empty(size, self.d_in, dtype=torch.float32), 0
         while shards := self._await(number, row if self._checkpointed else row + have):
             data = self._read(shards)
             order = torch.from_numpy(permutation(len(data), seed=seed, epoch=0, window=number + 1))[skip:]
@@ -226,7 +226,7 @@ class ActivationStream(Manifested):
                 if have == size:
                     yield batch
                     row += size
-                    batch, have = torch.empty(size, self.d_in), 0
+                    batch, have = torch.empty(size, self.d_in, dtype=torch.float32), 0
             del data
         if endless:
             raise InputError(

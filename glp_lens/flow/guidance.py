@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from glp_lens import numerics
 from glp_lens.errors import InputError
 from glp_lens.flow.path import data_from_velocity
 from glp_lens.flow.solvers import Velocity
@@ -123,7 +124,7 @@ def classifier_guided(
     def guided(z: Tensor, sigma: float) -> Tensor:
         level = min(sigma, largest_level)
         through = torch.is_grad_enabled() and z.requires_grad  # someone differentiates through the flow
-        with torch.inference_mode(False), torch.enable_grad():
+        with numerics.own(), torch.enable_grad():
             at = z if through else z.detach().clone().requires_grad_()
             v = velocity(at, level)
             gradient = _gradient(score, data_from_velocity(at, v, level), at, through=through)

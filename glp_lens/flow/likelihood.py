@@ -19,6 +19,7 @@ import torch
 from torch import Generator, Tensor
 from torch.func import vjp, vmap
 
+from glp_lens import numerics
 from glp_lens.errors import InputError
 from glp_lens.flow.schedule import TRAIN_STEPS
 from glp_lens.flow.solvers import Velocity, integrate
@@ -49,7 +50,7 @@ def rising_grid(steps: int) -> Tensor:
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}")
     start = 1 / TRAIN_STEPS
-    return start + (1 - start) * torch.linspace(0, 1, steps + 1) ** 2
+    return start + (1 - start) * torch.linspace(0, 1, steps + 1, dtype=torch.float32) ** 2
 
 
 def draw_probes(
@@ -81,6 +82,7 @@ def draw_probes(
     return signs.mul_(2).sub_(1)
 
 
+@numerics.own()
 def directional(velocity: Velocity, z: Acts, sigma: float, directions: Tensor) -> tuple[Acts, Tensor]:
     """The velocity `(n, d)`, and `e^T J e` of each row's Jacobian `J = dv / dz` and each direction `e`, `(n, k)`.
 
@@ -100,6 +102,7 @@ def directional(velocity: Velocity, z: Acts, sigma: float, directions: Tensor) -
     return v, vmap(product, out_dims=1, chunk_size=max(1, _ROWS // max(1, len(z))))(directions)
 
 
+@numerics.own()
 def log_density(
     velocity: Velocity, z: Acts, sigmas: Tensor, probes: Tensor | None = None, solver: str = "ab3"
 ) -> LogDensity:
@@ -114,15 +117,15 @@ def log_density(
     """
     n, d = z.shape
     exact = probes is None
-    directions = torch.eye(d, device=z.device)[:, None] if probes is None else probes.transpose(0, 1)
+    directions = torch.eye(d, dtype=z.dtype, device=z.device)[:, None] if probes is None else probes.transpose(0, 1)
     start = float(sigmas[0])
 
     def augmented(state: Tensor, sigma: float) -> Tensor:
         v, products = directional(velocity, state[:, :d], sigma, directions)
         return torch.cat([v, products.sum(1, keepdim=True) if exact else products], dim=1)
 
-    integrals = torch.full((n, 1 if exact else len(directions)), d * math.log1p(-start), device=z.device)
-    end = integrate(augmented, torch.cat([(1 - start) * z, integrals.to(z.dtype)], dim=1), sigmas, solver)
+    integrals = z.new_full((n, 1 if exact else len(directions)), d * math.log1p(-start))
+    end = integrate(augmented, torch.cat([(1 - start) * z, integrals], dim=1), sigmas, solver)
     noise, estimates = end[:, :d], end[:, d:]
     value = estimates.mean(1) - 0.5 * (noise.square().sum(1) + d * math.log(2 * math.pi))
     if exact:

@@ -33,12 +33,12 @@ def grid(steps: int) -> Tensor:
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}")
     levels = torch.linspace(TRAIN_STEPS, 1, steps, dtype=torch.float32) / TRAIN_STEPS
-    return torch.cat([levels, torch.zeros(1)])
+    return torch.cat([levels, torch.zeros(1, dtype=torch.float32)])
 
 
 def index_of_u(u: float | Tensor, steps: int) -> Tensor:
     """Index into `grid(steps)` that the released code's `u` picks: floor(u * steps)."""
-    value = torch.as_tensor(u)
+    value = u if isinstance(u, Tensor) else torch.tensor(u, dtype=torch.float32)
     if not bool(((value >= 0) & (value < 1)).all()):  # NaN included
         raise InputError(f"u must be in [0, 1): 0 is pure noise and values near 1 are data, got {u}")
     return (value * steps).floor().long()
@@ -51,7 +51,7 @@ def path_from_u(u: float, steps: int) -> Tensor:
 
 def even(sigma: float, steps: int) -> Tensor:
     """Steps of one length."""
-    return torch.linspace(sigma, 0, steps + 1)
+    return torch.linspace(sigma, 0, steps + 1, dtype=torch.float32)
 
 
 def early(sigma: float, steps: int) -> Tensor:
@@ -59,8 +59,8 @@ def early(sigma: float, steps: int) -> Tensor:
 
     Activations have a few directions of far more than average variance, which bend the flow's paths early.
     """
-    start = _towards_noise(torch.tensor(sigma), 1 / EARLY)
-    return _starting_at(sigma, _towards_noise(torch.linspace(float(start), 0, steps + 1), EARLY))
+    start = _towards_noise(torch.tensor(sigma, dtype=torch.float32), 1 / EARLY)
+    return _starting_at(sigma, _towards_noise(even(float(start), steps), EARLY))
 
 
 def _towards_noise(levels: Tensor, exponent: float) -> Tensor:
@@ -70,19 +70,20 @@ def _towards_noise(levels: Tensor, exponent: float) -> Tensor:
 
 def late(sigma: float, steps: int) -> Tensor:
     """Shorter steps near data: squares of even levels."""
-    return sigma * torch.linspace(1, 0, steps + 1) ** 2
+    return sigma * even(1, steps) ** 2
 
 
 def log_snr(sigma: float, steps: int) -> Tensor:
     """Even in the logarithm of the signal-to-noise ratio, which is infinite at 0 and 1, short of both ends."""
-    top, bottom = (torch.logit(torch.tensor(s)) for s in (min(sigma, 1 - LOG_SNR_MARGIN), LOG_SNR_MARGIN * sigma))
-    levels = torch.linspace(float(top), float(bottom), steps).sigmoid()
-    return _starting_at(sigma, torch.cat([levels, torch.zeros(1)]))
+    ends = torch.tensor([min(sigma, 1 - LOG_SNR_MARGIN), LOG_SNR_MARGIN * sigma], dtype=torch.float32)
+    top, bottom = ends.logit().tolist()
+    levels = torch.linspace(top, bottom, steps, dtype=torch.float32).sigmoid()
+    return _starting_at(sigma, torch.cat([levels, torch.zeros(1, dtype=torch.float32)]))
 
 
 def _starting_at(sigma: float, levels: Tensor) -> Tensor:
     """The levels with exactly `sigma` in front, free of rounding."""
-    return torch.cat([torch.tensor([sigma]), levels[1:]])
+    return torch.cat([torch.tensor([sigma], dtype=levels.dtype), levels[1:]])
 
 
 SPACINGS: dict[str, Callable[[float, int], Tensor]] = {
@@ -106,7 +107,7 @@ def path(sigma: float, steps: int, spacing: str = "even") -> Tensor:
         raise InputError(f"steps must be at least 1, got {steps}")
     if spacing not in SPACINGS:
         raise InputError(f"grid must be one of released, {', '.join(SPACINGS)}, got {spacing!r}")
-    return torch.zeros(1) if sigma == 0 else SPACINGS[spacing](sigma, steps)
+    return torch.zeros(1, dtype=torch.float32) if sigma == 0 else SPACINGS[spacing](sigma, steps)
 
 
 def path_from_sigma(sigma: float, steps: int, spacing: str = "even") -> Tensor:
@@ -132,7 +133,7 @@ def stratified_sigmas(n: int, generator: Generator, share: int = 1) -> Tensor:
     less, and fewer distinct levels mean less work in the denoiser's time path.
     """
     parts = -(-n // share)
-    u = (torch.arange(parts) + torch.rand(parts, generator=generator)) / parts
+    u = (torch.arange(parts) + torch.rand(parts, generator=generator, dtype=torch.float32)) / parts
     levels = grid(TRAIN_STEPS)[(u * TRAIN_STEPS).long().clamp(max=TRAIN_STEPS - 1)]
     return levels.repeat_interleave(share)[torch.randperm(parts * share, generator=generator)[:n]]
 

@@ -117,7 +117,7 @@ def _carries(model: Any, hook: str, layer: int) -> bool:
     large = 1e3 * float(clean.abs().max())
 
     def write(tensor: Tensor, *, hook: Any = None) -> Tensor:
-        return torch.linspace(-large, large, tensor.shape[-1]).to(tensor).expand_as(tensor)
+        return torch.linspace(-large, large, tensor.shape[-1], dtype=torch.float32).to(tensor).expand_as(tensor)
 
     moved = outputs_of_blocks(model, ids, [layer], [(hook, write)])[layer]
     return float((moved - clean).abs().max()) > 0.1 * large

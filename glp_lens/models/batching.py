@@ -41,7 +41,8 @@ def known(n: int, layer: Layer, condition: Tensor | None, device: torch.device) 
     layer = layer.to(device) if isinstance(layer, Tensor) else layer
     if condition is None:
         return Known(layer, None)
-    condition = torch.as_tensor(condition)
+    if not isinstance(condition, Tensor):
+        condition = torch.as_tensor(condition, dtype=torch.float32)
     if condition.ndim == 2 and len(condition) != n:
         raise InputError(f"expected one condition, or one for each of {n} rows, got {len(condition)}")
     if condition.isinf().any():
@@ -95,6 +96,5 @@ def in_batches(
     slices = [slice(i, i + size) for i in range(0, len(rows), size)] or [slice(0, 0)]
     bar = tqdm(slices, desc="prior", unit="batch", mininterval=2, delay=2, leave=False, disable=len(slices) == 1)
     grad = differentiable and torch.is_grad_enabled()
-    # Language models generate in inference mode, whose tensors a classifier's gradient could not go through.
-    with torch.inference_mode(False), torch.set_grad_enabled(grad):
+    with torch.set_grad_enabled(grad):
         return torch.cat([function(rows[s], s) for s in bar])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Self, cast
 
 import torch
@@ -19,6 +20,7 @@ from glp_lens.errors import InputError
 from glp_lens.types import Acts, Json
 
 _MAX_PERIOD = 10_000.0
+_linear, _norm = partial(nn.Linear, dtype=torch.float32), partial(nn.LayerNorm, dtype=torch.float32)
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,11 @@ class Block(nn.Module):
 
     def __init__(self, d_model: int, d_mlp: int) -> None:
         super().__init__()
-        self.ln = nn.LayerNorm(d_model)
-        self.up_proj = nn.Linear(d_model, d_mlp)
-        self.gate_proj = nn.Linear(d_model, d_mlp)
-        self.time_proj = nn.Linear(d_model, d_mlp)
-        self.down_proj = nn.Linear(d_mlp, d_model)
+        self.ln = _norm(d_model)
+        self.up_proj = _linear(d_model, d_mlp)
+        self.gate_proj = _linear(d_model, d_mlp)
+        self.time_proj = _linear(d_model, d_mlp)
+        self.down_proj = _linear(d_mlp, d_model)
 
     def modulation(self, terms: Sequence[Term]) -> Tensor:
         """`time(e)` of each row, `(n, d_mlp)`, or `(1, d_mlp)` for all: linear, so each term is projected by itself."""
@@ -124,10 +126,10 @@ class Denoiser(nn.Module):
         self.config = config
         self.recompute = False
         d = config.d_model
-        self.in_proj = nn.Linear(config.d_input, d)
+        self.in_proj = _linear(config.d_input, d)
         self.layers = nn.ModuleList(Block(d, config.d_mlp) for _ in range(config.n_layers))
-        self.ln = nn.LayerNorm(d)
-        self.out_proj = nn.Linear(d, config.d_input)
+        self.ln = _norm(d)
+        self.out_proj = _linear(d, config.d_input)
         self.time_embed = _embed(d, d)
         if config.multi_layer_n_layers is not None:
             self.layer_embed = _embed(d, d)
@@ -190,7 +192,9 @@ class Denoiser(nn.Module):
         The time path is over a quarter of a denoiser's weights, which otherwise are read once a step.
         """
         order = {level: i for i, level in enumerate(levels)}
-        time, *others = self.terms(torch.tensor(list(order)), layer, condition, device, distinct=False)
+        time, *others = self.terms(
+            torch.tensor(list(order), dtype=torch.float32), layer, condition, device, distinct=False
+        )
         grids = [block.modulation([time]) for block in self.blocks]
         rows = [sum(t.spread(linear(t.embedding, b.time_proj.weight)) for t in others) for b in self.blocks]
 
@@ -247,7 +251,7 @@ class Denoiser(nn.Module):
             index = None
             if len(layers) > depth:
                 layers, index = torch.arange(depth, device=device), layers
-            found.append(Term(self.layer_embed(sinusoidal(layers / max(depth - 1, 1), width)), index))
+            found.append(Term(self.layer_embed(sinusoidal(layers.float() / max(depth - 1, 1), width)), index))
         if (vectors := self._vectors(condition, device)) is not None:
             given = ~vectors.isnan().any(1, keepdim=True)
             found.append(Term(self.condition_embed(vectors.nan_to_num()) * given))
@@ -293,4 +297,4 @@ class Denoiser(nn.Module):
 
 
 def _embed(d_in: int, d_model: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(d_in, d_model), nn.SiLU(), nn.Linear(d_model, d_model))
+    return nn.Sequential(_linear(d_in, d_model), nn.SiLU(), _linear(d_model, d_model))

@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
+from glp_lens import numerics
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Featurizer, Projector, Sampler, Scorer, VelocityField
@@ -45,6 +46,7 @@ class Gaussian(ActivationModel, Featurizer, Projector, Sampler, Scorer, Velocity
         self.provenance = {}
 
     @classmethod
+    @numerics.own()
     def fit(cls, store: ActivationStore, *, diagonal: bool = False, max_rows: int = 1_000_000, seed: int = 0) -> Self:
         """Estimate the covariance.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
-from glp_lens import hub, lm, provenance
+from glp_lens import hub, lm, numerics, provenance
 from glp_lens.artifacts import CONFIG, WEIGHTS, ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.flow.guidance import Classifier, Guide
@@ -70,6 +70,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
     # -- training ------------------------------------------------------------------------------------------
 
     @classmethod
+    @numerics.own()
     def fit(
         cls,
         store: Stores,
@@ -133,6 +134,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         )  # fmt: skip
         return model
 
+    @numerics.own()
     def finetune(
         self,
         store: Stores,
@@ -334,8 +336,9 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
             steps: pace of the grid; about `sigma * steps` network calls are made.
             condition, guidance, classifier, classifier_scale, solver, grid: as in `sample`.
             fast: about a third of the network calls for the error of the default; `u` means the same noise level.
-            differentiable: let gradients flow from the result to `x`. Memory grows with the steps; where
-                `denoiser.recompute` is set, each velocity is computed again in the backward pass instead.
+            differentiable: let gradients flow from the result to `x`, unless the caller has turned them off (`no_grad`,
+                inference mode). Memory grows with the steps; where `denoiser.recompute` is set, each velocity is
+                computed again in the backward pass instead.
         """
         path, solver = plan(u, sigma, steps, solver, grid, fast)
         guide = Guide(condition, guidance, classifier, classifier_scale)
@@ -418,7 +421,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
 
         def error(rows: Tensor, index: slice) -> Tensor:
             target = velocity_target(rows, eps[index])
-            total = torch.zeros(len(rows), device=rows.device)
+            total = torch.zeros(len(rows), dtype=rows.dtype, device=rows.device)
             for sigma in _SCORE_SIGMAS:
                 v = self.denoiser(interpolate(rows, eps[index], sigma), sigma, *given[index])
                 total -= ((v - target) ** 2).mean(1)
@@ -426,6 +429,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
 
         return in_batches(error, z).to(x.device)
 
+    @numerics.own()
     def log_density(
         self,
         x: Acts,
@@ -464,6 +468,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
     # -- saving --------------------------------------------------------------------------------------------
 
     @classmethod
+    @numerics.own()
     def from_pretrained(cls, folder: str | Path, checkpoint: str = "final", *, revision: str | None = None) -> Self:
         """Load a prior from a folder or a Hub id, in this library's format or that of the released GLPs.
 

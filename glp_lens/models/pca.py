@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 import torch
 from torch import Generator, Tensor
 
+from glp_lens import numerics
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Decoder, Featurizer, Projector, Reconstructor, Sampler, Scorer
@@ -56,6 +57,7 @@ class PCA(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sample
         self.provenance = {}
 
     @classmethod
+    @numerics.own()
     def fit(
         cls,
         store: ActivationStore,

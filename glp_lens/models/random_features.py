@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import torch
 from torch import Generator, Tensor
 
+from glp_lens import numerics
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Featurizer
@@ -45,11 +46,12 @@ class RandomFeatures(ActivationModel, Featurizer):
         """
         if n_features < 1:
             raise InputError(f"n_features must be at least 1, got {n_features}")
-        weights = torch.randn(n_features, len(mean), generator=torch.Generator().manual_seed(seed))
+        weights = torch.randn(n_features, len(mean), generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
         weights /= weights.norm(dim=1, keepdim=True)
         return cls(mean.float(), std.float(), weights.to(mean.device))
 
     @classmethod
+    @numerics.own()
     def fit(cls, store: ActivationStore, *, n_features: int | None = None, seed: int = 0) -> Self:
         """Features for the activations of a store.
 

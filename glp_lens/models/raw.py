@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Generator, Tensor
 
+from glp_lens import numerics
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Decoder, Featurizer, Projector, Reconstructor, Sampler
@@ -33,6 +34,7 @@ class Raw(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sample
         self.provenance = {}
 
     @classmethod
+    @numerics.own()
     def fit(cls, store: ActivationStore, *, n_rows: int = 4096, seed: int = 0) -> Self:
         """Keep `n_rows` distinct rows of the store (all of them, if it has fewer)."""
         if n_rows < 1:

@@ -64,7 +64,7 @@ def draw_noise(n: int, d_in: int, noise: Acts | None = None, generator: Generato
         raise InputError(f"expected a number of rows of at least 0, got {n}")
     if noise is None:
         generator = generator or torch.Generator().manual_seed(0)
-        return torch.randn(n, d_in, generator=generator, device=generator.device)
+        return torch.randn(n, d_in, generator=generator, device=generator.device, dtype=torch.float32)
     if noise.shape != (n, d_in):
         raise InputError(f"expected noise of shape ({n}, {d_in}), got {tuple(noise.shape)}: draw it to match")
     return noise.float()
@@ -87,7 +87,7 @@ def mean_and_std(store: ActivationStore | ActivationStream, limit: float | None 
     if (constant := int((~varies).sum())) and distributed.is_main():
         warnings.warn(
             f"{constant} of {len(std)} activation dimensions are constant: they stay 0 in normalised space",
-            stacklevel=3,
+            stacklevel=4,
         )
     return stats.mean.float(), torch.where(varies, std, 1.0).float()
 
@@ -107,7 +107,7 @@ def massive_rows(store: ActivationStore | ActivationStream, massive: float | Non
     if not hasattr(store, "column"):
         return None
     collected = store.manifest.source.get("settings", {}).get("massive")
-    if collected is not None and collected <= massive:
+    if collected == "gap" or (collected is not None and collected <= massive):
         return None
     limit = massive * store.median_norm
     count = int((store.column("norm") > limit).sum())

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Generator, Tensor
 
+from glp_lens import numerics
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Featurizer, Projector, Reconstructor, Scorer
@@ -84,6 +85,7 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
             )
 
     @classmethod
+    @numerics.training()
     def fit(
         cls,
         store: ActivationStore | ActivationStream,
@@ -194,6 +196,7 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
         return model
 
     @classmethod
+    @numerics.own()
     def from_sae_lens(cls, path_or_release: str | Path, sae_id: str | None = None, *, device: str = "cpu") -> Self:
         """Wrap an autoencoder that sae-lens can load.
 

@@ -143,7 +143,7 @@ class Sources:
                 f"{made.massive} of {made.rows} rows are massive activations, with a norm over "
                 f"{', '.join(f'{limit} at {hook}' for hook, limit in where.items())} ({massive:g} times the median): "
                 "they count neither in the normaliser nor in the loss; massive=None (--massive 0) keeps them",
-                stacklevel=3,
+                stacklevel=4,
             )
         return made
 
@@ -172,7 +172,7 @@ class Sources:
         if self.depth is None:
             return mean[0], var[0]
         layers = torch.tensor([source.layer for source in self.sources])
-        empty = torch.full((self.depth, self.d_in), torch.nan)
+        empty = torch.full((self.depth, self.d_in), torch.nan, dtype=torch.float32)
         return empty.index_copy(0, layers, mean), empty.index_copy(0, layers, var)
 
     def provenance(self) -> Json:
@@ -220,7 +220,7 @@ class Sources:
                 if n == 1:
                     x = next(each[0])
                 else:
-                    x = torch.empty(share, self.d_in + (self.label is not None))
+                    x = torch.empty(share, self.d_in + (self.label is not None), dtype=torch.float32)
                     for i, own in enumerate(each):
                         x[(i - first) % n :: n] = next(own).reshape(-1, x.shape[1])
                 yield finish(x)
@@ -266,10 +266,11 @@ class Sources:
             vectors = [prior.class_vectors[value] for value in sorted(prior.class_vectors)]
             table = torch.stack([*vectors, torch.full_like(vectors[0], torch.nan)]).to(device)
         if weigh:
-            limit = torch.tensor([source.limit or torch.inf for source in self.sources], device=device)[turn]
+            limits = [source.limit or torch.inf for source in self.sources]
+            limit = torch.tensor(limits, dtype=torch.float32, device=device)[turn]
             # The mean over all rows is then that over the others.
             scales = [len(source.store) / max(1, len(source.store) - source.massive) for source in self.sources]
-            scale = torch.tensor(scales, device=device)[turn]
+            scale = torch.tensor(scales, dtype=torch.float32, device=device)[turn]
 
         def finish(x: Tensor) -> Batch:
             x, condition, weight = x.to(device), None, None
@@ -369,7 +370,7 @@ def _classes(
         if len(present) > _MOST_CLASSES:
             raise InputError(f"label {label!r} has {len(present)} classes, too many to tell apart one by one: pass "
                              "vectors (n_classes, d_condition)")  # fmt: skip
-        known = dict(zip(present.tolist(), torch.eye(len(present)), strict=True))
+        known = dict(zip(present.tolist(), torch.eye(len(present), dtype=torch.float32), strict=True))
     elif isinstance(vectors, Tensor):
         if vectors.ndim != 2 or not vectors.isfinite().all():
             raise InputError(f"vectors must be finite, (n_classes, d_condition), got shape {tuple(vectors.shape)}")

@@ -67,9 +67,12 @@ def compare(
         InputError: bad settings, a model or hook point that cannot be used, or a folder that holds another run.
     """
     _check(config)
-    if texts is None and config.texts:
-        texts = list(corpus.from_files(config.texts, piece=corpus.CHARACTERS_PER_TOKEN * config.context))
     run = _Comparison(config, Path(out), model, texts, command)
+    if texts is None and config.texts:
+        if not (run.out / "stages" / "collect.json").exists():
+            _ = run.hook  # a wrong model or hook point is refused before texts are read, which takes a while
+        texts = list(corpus.from_files(config.texts, piece=corpus.CHARACTERS_PER_TOKEN * config.context))
+        run.texts = texts
     settings = config.to_json()
     if model is not None:
         settings["model"] = f"{lm.describe(model)['name']}, weights {lm.weights_hash(model)}"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
+from glp_lens import numerics
 from glp_lens.errors import InputError
 from glp_lens.training import checkpoint, distributed
 from glp_lens.training.config import FREE, TrainConfig
@@ -45,6 +46,7 @@ class TrainResult:
     seconds: float
 
 
+@numerics.training()
 def train(
     denoiser: nn.Module,
     feed: Feed,
@@ -102,7 +104,7 @@ def train(
         place = resumed
         on_saved(place.step)
     step, history, (loss_sum, norm_sum, count) = place.step, place.history, place.pending
-    total = torch.tensor([loss_sum, norm_sum], device=run.device)
+    total = torch.tensor([loss_sum, norm_sum], dtype=torch.float32, device=run.device)
     every = max(1, config.steps // log_points)
     marks = snapshot_steps(config.steps, snapshots)
     began = saved = time.monotonic()
@@ -211,7 +213,7 @@ class _Run:
             raise InputError(f"expected {self.share} rows for this process, got a batch of {len(batch)}")
         noise = draw_noise(self.config, step, rows, batch.x.shape[1], self.device)
         batch = batch.to(self.device).without_condition(noise.drop)
-        total, size = torch.zeros((), device=self.device), self.share // self.config.accumulate
+        total, size = torch.zeros((), dtype=torch.float32, device=self.device), self.share // self.config.accumulate
         if not self._rehearsed:
             # DDP groups the gradients anew after the first pass, and with them the order of its sums: were that a
             # step's, a resumed run would round otherwise than one that went on.

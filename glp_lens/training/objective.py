@@ -93,13 +93,15 @@ def draw_noise(config: TrainConfig, step: int, rows: range, width: int, device: 
     draw = partial(stratified_sigmas, share=config.rows_per_sigma) if config.sigmas == "stratified" else uniform_sigmas
     part = slice(rows.start, rows.stop)
     sigma = draw(config.batch_size, generator)[part].to(device)
-    drop = (torch.rand(config.batch_size, generator=generator)[part] < config.condition_dropout).to(device)
+    chance = torch.rand(config.batch_size, generator=generator, dtype=torch.float32)
+    drop = (chance[part] < config.condition_dropout).to(device)
     first = rows.start // _NOISE_ROWS
     blocks = [
         torch.randn(
             _NOISE_ROWS,
             width,
             generator=torch.Generator(device).manual_seed(step_seed(config.seed, step, 1 + block)),
+            dtype=torch.float32,
             device=device,
         )
         for block in range(first, -(-rows.stop // _NOISE_ROWS))
@@ -129,7 +131,7 @@ def validation_loss(
     """
     device = next(denoiser.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    eps = torch.randn(batch.x.shape, generator=generator)
+    eps = torch.randn(batch.x.shape, generator=generator, dtype=torch.float32)
     sigma = stratified_sigmas(len(batch), generator)
     errors = []
     for start in range(0, len(batch), rows):

@@ -20,6 +20,7 @@ CLI = Path(importlib.util.find_spec("glp_lens_cli").origin).parent
 LAYERS = [
     "types",
     "errors",
+    "numerics",
     "lm",
     "hooks",
     "provenance",
@@ -64,6 +65,9 @@ HOMES = {
 LATE = ("transformer_lens", "sae_lens", "sklearn.decomposition", "transformers", "matplotlib", "datasets", "ray",
         "trackio", "wandb", "torch.utils.tensorboard")  # fmt: skip
 """Heavy libraries that no module imports before they are needed."""
+
+CREATORS = {"torch." + name for name in "empty eye full linspace normal ones rand randn zeros".split()}
+"""Functions whose result has the caller's default dtype unless they are told another."""
 
 UNSAFE = {"pickle.load", "pickle.loads", "joblib.load", "yaml.load", "os.system", "eval", "exec", "torch.load"}
 
@@ -169,6 +173,13 @@ def test_nothing_runs_code_from_a_file(folder):
             assert safe or name not in UNSAFE, f"{path}:{call.lineno} calls {name}"
             pickled = [k for k in call.keywords if k.arg == "allow_pickle" and ast.unparse(k.value) != "False"]
             assert not pickled, f"{path}:{call.lineno} reads pickles"
+
+
+def test_whoever_creates_numbers_names_their_dtype():
+    for path, tree in SOURCES.items():
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            if ast.unparse(call.func) in CREATORS and ast.unparse(call.args[0]) != "0":  # which makes no numbers
+                assert "dtype" in {keyword.arg for keyword in call.keywords}, f"{path}:{call.lineno}"
 
 
 def loaded_by(statement: str) -> set[str]:

@@ -19,6 +19,7 @@ from glp_lens.models.rows import mean_and_std
 from glp_lens.models.sources import Sources
 from glp_lens.training import distributed
 from glp_lens.training.config import TrainConfig
+from tests.conformance import MODES
 
 D, ROWS = 5, 3001
 LAYERS = (1, 4, 5)
@@ -394,6 +395,37 @@ def test_classes_of_several_layers(tmp_path):
         assert torch.equal(batch.condition.argmax(1), identity_of(batch, prior)[:, 1].long() % 3)
 
 
+def test_classes_layers_and_massive_rows_do_not_depend_on_the_callers_modes(tmp_path):
+    def make(layer):
+        x = rows(301, layer=layer)
+        x[5] *= 1e3
+        return x
+
+    label = {"columns": {"kind": np.arange(301) % 3}, "labels": {"kind": "int64"}}
+    stores = siblings(tmp_path / "train", make, (1, 4), **label)
+    held_out = siblings(tmp_path / "held-out", make, (1, 4), **label)
+    probe = rows(7, seed=2)
+
+    def fit():
+        prior = GLP.fit(stores, config(3, autocast=True), condition="kind", validation=held_out, **TINY)
+        x, condition = probe.clone(), prior.class_vectors[1.0]
+        return [
+            *prior._tensors().values(),
+            torch.tensor([entry["validation_loss"] for entry in prior.history], dtype=torch.float64),
+            prior.at(4).project(x, condition=condition, guidance=2.0),
+            prior.log_density(x, steps=3, layer=torch.tensor([1, 4, 4, 1, 4, 1, 1]), condition=condition).value,
+        ]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the massive rows
+        want = fit()
+        for name, mode in MODES.items():
+            with mode():
+                got = fit()
+            for ours, theirs in zip(got, want, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True, msg=name)
+
+
 def test_held_out_stores_are_scored_with_their_classes_and_rows_without(labelled, conditional):
     sources = Sources.of(labelled, label="kind", vectors=conditional.class_vectors)
     batch = sources.held_out(sources, conditional)
@@ -450,8 +482,9 @@ def test_massive_rows_spoil_neither_normaliser_nor_loss(tmp_path):
     spoilt = with_outliers(tmp_path / "spoilt", x)
     held, settings = rows(900, seed=4) * torch.tensor([1.0, 0.01, 3, 1, 1]) + 40, config(steps=120, lr=5e-3)
     want = GLP.fit(clean, settings, **TINY, validation=held)
-    with pytest.warns(UserWarning, match=r"42 of 4000 rows are massive .*10 times the median.*massive=None"):
+    with pytest.warns(UserWarning, match=r"42 of 4000 rows are massive .*10 times the median.*massive=None") as caught:
         got = GLP.fit(spoilt, settings, **TINY, validation=torch.cat([held, torch.full((9, D), 1e7)]))
+    assert caught[0].filename == __file__
     torch.testing.assert_close(got.mean, want.mean, rtol=1e-6, atol=0)
     torch.testing.assert_close(got.var, want.var, rtol=1e-6, atol=0)
     for key in ("loss", "validation_loss"):

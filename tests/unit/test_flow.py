@@ -6,6 +6,8 @@ import torch
 
 from glp_lens.errors import InputError
 from glp_lens.flow import path, schedule
+from glp_lens.flow.likelihood import rising_grid
+from tests.conformance import MODES
 
 
 def test_conversions_round_trip_for_shared_and_per_row_sigma():
@@ -35,6 +37,28 @@ def test_released_grid_and_what_u_means_on_it():
     for bad in (1.0, -0.1):
         with pytest.raises(InputError, match="u must be in"):
             schedule.path_from_u(bad, 20)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_levels_do_not_depend_on_the_callers_modes(mode):
+    def levels():
+        generator = torch.Generator().manual_seed(0)
+        return [
+            *(schedule.path(0.4742, 7, spacing) for spacing in schedule.SPACINGS),
+            schedule.path(0.0, 7),
+            schedule.path_from_u(0.29, 100),
+            schedule.uniform_sigmas(9, generator),
+            schedule.stratified_sigmas(9, generator, 2),
+            rising_grid(64),
+        ]
+
+    want = levels()
+    with MODES[mode]():
+        got = levels()
+        assert int(schedule.index_of_u(0.29, 1000)) == 290  # 0.28906 in bfloat16
+    for ours, theirs in zip(got, want, strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours, theirs)
 
 
 def test_path_from_sigma_keeps_the_pace_and_ends_at_data():

@@ -12,6 +12,7 @@ from glp_lens.flow.solvers import integrate
 from glp_lens.models import batching
 from glp_lens.models.denoiser import Denoiser, DenoiserConfig
 from glp_lens.models.glp import GLP
+from tests.conformance import MODES
 
 D, WIDTH = 5, 3
 VARIANCES = torch.tensor([2.9, 1.4, 0.5, 0.15, 0.05], dtype=torch.float64)
@@ -307,6 +308,21 @@ def test_only_a_differentiable_projection_keeps_a_graph():
     assert torch.equal(glp.project(x, differentiable=True).detach(), glp.project(x))
     glp.project(x, sigma=0.0, differentiable=True).sum().backward()
     assert torch.equal(x.grad, torch.ones(4, D))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_are_those_of_a_plain_call_unless_the_caller_turned_them_off(mode):
+    glp, options = prior(), {"condition": CONDITION, "classifier": linear, "differentiable": True}
+    x = rows(4).requires_grad_()
+    want = glp.project(x, **options)
+    with MODES[mode]():
+        wanted = torch.is_grad_enabled()
+        got = glp.project(x, **options)
+    assert torch.equal(got, want)
+    assert got.requires_grad is wanted
+    if wanted:
+        gradients = [torch.autograd.grad(result.square().sum(), x)[0] for result in (got, want)]
+        assert torch.equal(*gradients)
 
 
 def test_weights_get_gradients_only_if_they_ask():

@@ -12,6 +12,7 @@ from glp_lens.errors import InputError
 from glp_lens.flow import likelihood
 from glp_lens.flow.likelihood import directional, draw_probes, log_density, rising_grid
 from glp_lens.models.gaussian import Gaussian
+from tests.conformance import MODES
 
 ADDED = (0.001 / 0.999) ** 2
 """Variance of the noise at the first level, for data of scale 1."""
@@ -43,6 +44,23 @@ def gaussian_density(z, variances, axes):
     """By scipy."""
     covariance = axes @ variances.diag() @ axes.T
     return torch.from_numpy(multivariate_normal(np.zeros(len(axes)), covariance.numpy()).logpdf(z.numpy()))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("probes", [0, 3])
+def test_densities_do_not_depend_on_the_callers_modes(mode, probes):
+    x, signs = normal(7, 5).float(), draw_probes(7, 5, probes)
+    slopes = normal(5, 5, seed=1).float() / 3
+
+    def density(z):
+        return log_density(lambda z, s: (s - z @ slopes).sin(), z, rising_grid(8), signs)
+
+    want = density(x)
+    with MODES[mode]():
+        got = density(x.clone())
+    for ours, theirs in zip(got, want, strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours, theirs)
 
 
 def test_exact_trace_on_an_anisotropic_gaussian():

@@ -5,9 +5,11 @@ import json
 import pytest
 import torch
 
+from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.writer import write_store
 from glp_lens.artifacts import CONFIG, ActivationModel
 from glp_lens.errors import InputError
+from glp_lens.interface import Featurizer
 from glp_lens.models import KINDS, load, model_class
 from glp_lens.models.gaussian import Gaussian
 from glp_lens.models.glp import GLP
@@ -15,8 +17,8 @@ from glp_lens.models.pca import PCA
 from glp_lens.models.random_features import RandomFeatures
 from glp_lens.models.raw import Raw
 from glp_lens.models.sae import SAE
-from glp_lens.training.config import TrainConfig
-from tests.conformance import CHECKS, check_model
+from glp_lens.training.config import TrainConfig, recipe
+from tests.conformance import CHECKS, MODES, check_model
 
 D_IN = 14
 
@@ -26,6 +28,9 @@ def rows(n, seed=0):
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(D_IN, D_IN, generator=torch.Generator().manual_seed(99)) * torch.linspace(0.5, 5, D_IN)
     return torch.randn(n, D_IN, generator=generator) @ mixing + torch.linspace(-3, 9, D_IN)
+
+
+HELD_OUT = rows(9, seed=2)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +53,18 @@ FITS = {
     "raw": lambda store: Raw.fit(store, n_rows=101),
     "random": lambda store: RandomFeatures.fit(store, n_features=37),
 }
+OTHER_FITS = {
+    "glp-float32": lambda store: GLP.fit(
+        store,
+        recipe("fast", rows=96, batch_size=32, autocast=False, ema=0.9, optimizer="muon"),
+        d_model=10,
+        d_mlp=22,
+        validation=HELD_OUT,
+    ),
+    "glp-finetuned": lambda store: FITS["glp"](store).finetune(store, recipe("fast", rows=96, batch_size=32)),
+    "sae-bfloat16": lambda store: SAE.fit(store, n_latents=33, k=5, rows=500, batch_size=50, autocast=True),
+}
+"""Further trainings; a prior's has an autocast of its own by default."""
 CAPABILITIES = {"random": 1}
 """At least how many a kind declares, where that is not `4`."""
 
@@ -88,6 +105,33 @@ def test_the_same_seed_gives_the_same_model_and_leaves_the_global_seed_alone(kin
     second = FITS[kind](store)
     for name, tensor in first._tensors().items():
         assert torch.equal(tensor, second._tensors()[name]), name
+
+
+@pytest.mark.parametrize("kind", FITS | OTHER_FITS)
+def test_fit_does_not_depend_on_the_callers_modes(kind, store):
+    fit = (FITS | OTHER_FITS)[kind]
+    expected = fit(store)._tensors()
+    for name, mode in MODES.items():
+        with mode():
+            found = fit(ActivationStore.open(store.path))._tensors()
+        for key, tensor in found.items():
+            assert tensor.dtype == torch.float32, (name, key)
+            assert torch.equal(tensor, expected[key]), (name, key)
+            assert not tensor.is_inference(), (name, key)
+
+
+def test_the_model_of_a_user_need_not_know_the_callers_modes():
+    class Linear(Featurizer):
+        n_features = 3
+
+        def encode(self, x, *, noise=None, generator=None):
+            return x @ torch.ones(D_IN, 3, dtype=torch.float32)
+
+    x = rows(7)
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        found = Linear().encode(x)
+    assert found.dtype == torch.float32
+    assert not found.is_inference()
 
 
 def test_registry_names_every_kind():

@@ -118,7 +118,9 @@ def test_fits_its_own_centre_when_rows_are_capped(x):
 
 def test_a_constant_dimension_does_no_harm(x):
     still = torch.cat([x, torch.full((len(x), 1), 3.5)], 1)
-    model = PCA.fit(MemoryStore(still))
+    with pytest.warns(UserWarning, match="1 of 12 activation dimensions are constant") as caught:
+        model = PCA.fit(MemoryStore(still))
+    assert [warning.filename for warning in caught] == [__file__]
     assert torch.isfinite(model.score(still, k=D + 1)).all()
     torch.testing.assert_close(model.reconstruct(still)[:, -1], still[:, -1])
 

@@ -12,6 +12,7 @@ import xxhash
 from glp_lens.activations import ActivationStore, describe_store, write_store
 from glp_lens.activations.manifest import MANIFEST, TORCH
 from glp_lens.errors import InputError
+from tests.conformance import MODES
 
 N, D = 1001, 24
 
@@ -45,6 +46,20 @@ def test_rows_come_back_bit_for_bit(tmp_path, x, dtype):
     assert torch.equal(store.rows(250, 530), x.to(TORCH[dtype]).float()[250:530])
     assert store.rows(5, 5).shape == (0, D)
     assert store.rows(N - 2, N + 100).shape == (2, D)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_stores_do_not_depend_on_the_callers_modes(tmp_path, x, mode):
+    with MODES[mode]():
+        store = write_store(tmp_path / "s", x.clone(), hook="h", shard_rows=300)
+        stats, got = store.stats, torch.cat(list(store.batches(77, epochs=1, drop_last=False)))
+        drawn = store.sample(5, seed=3)
+    for value, want in ((stats.mean, x.double().mean(0)), (stats.var, x.double().var(0, correction=0))):
+        torch.testing.assert_close(value, want, rtol=1e-6, atol=0)  # float64 too
+    assert stats.mean_norm == pytest.approx(float(x.double().norm(dim=1).mean()), rel=1e-6)
+    order = torch.from_numpy(np.lexsort(got.numpy().T[::-1])), torch.from_numpy(np.lexsort(x.numpy().T[::-1]))
+    assert torch.equal(got[order[0]], x[order[1]])
+    assert torch.equal(drawn, x[torch.from_numpy(store.sample_index(5, seed=3))])
 
 
 def test_columns_and_statistics_are_those_of_the_rows(store, x, columns):

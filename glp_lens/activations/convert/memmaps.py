@@ -174,7 +174,7 @@ def export_memmap_layers(
         for layer, store in layers.items():
             _write(store, temporary / f"layer_{layer:02d}", file_values, bar)
         known = next(iter(layers.values())).manifest.source.get("model", {}).get("n_layers") or 0
-        absent = torch.full((layers[max(layers)].d_in,), torch.nan)
+        absent = torch.full((layers[max(layers)].d_in,), torch.nan, dtype=torch.float32)
         each = [
             _statistics(layers[i]) if i in layers else {"mean": absent, "var": absent}
             for i in range(max(known, max(layers) + 1))

@@ -153,7 +153,7 @@ def _losses(
     generator = torch.Generator().manual_seed(seed)
     with tqdm(total=total, desc="density", unit="row", unit_scale=True, mininterval=2) as bar:
         for draw in range(len(sigma)):
-            noise = torch.randn(rows.shape, generator=generator)
+            noise = torch.randn(rows.shape, generator=generator, dtype=torch.float32)
             for start in range(0, len(rows), batch_size):
                 part = slice(start, start + batch_size)
                 x, eps = space.normalize(rows[part]), noise[part]
@@ -228,9 +228,9 @@ def _add_differences(
 def _add_scores(results: Results, entries: Sequence[Entry], rows: Tensor, owners: np.ndarray, seed: int) -> None:
     """AUROC of real rows against rows shuffled within each dimension, resampling real documents."""
     generator = torch.Generator().manual_seed(seed + 1)
-    order = torch.rand(rows.shape, generator=generator).argsort(0)
+    order = torch.rand(rows.shape, generator=generator, dtype=torch.float32).argsort(0)
     shuffled = rows.gather(0, order)
-    noise = torch.randn(rows.shape, generator=generator)
+    noise = torch.randn(rows.shape, generator=generator, dtype=torch.float32)
     for entry in entries:
         if not isinstance(entry.model, Scorer):
             continue

@@ -242,7 +242,7 @@ def _clean_pass(
     noise = torch.zeros_like(stream)
     for i, row in enumerate(ids):
         generator = torch.Generator().manual_seed(_document_seed(seed, first + i))
-        noise[i, : len(row)] = torch.randn(len(row), stream.shape[2], generator=generator)
+        noise[i, : len(row)] = torch.randn(len(row), stream.shape[2], generator=generator, dtype=torch.float32)
     owners = np.broadcast_to(np.arange(first, first + len(ids))[:, None], tuple(mask.shape))
     batch = _Batch(tokens, mask, stream, owners, _widen(inner), usual, noise[usual])
     return batch, nll[inner].double().numpy()

@@ -195,7 +195,7 @@ class _Index:
         lengths = np.array([stop - start for _, _, start, stop in places], dtype=np.int64)
         text = np.repeat(np.array([i for i, *_ in places], dtype=np.int64), lengths)
         bounds = np.r_[0, np.cumsum(lengths)]
-        acts = torch.empty(int(bounds[-1]), self.stores[0].d_in if self.stores else 0)
+        acts = torch.empty(int(bounds[-1]), self.stores[0].d_in if self.stores else 0, dtype=torch.float32)
         by_store = defaultdict(list)
         for j, (_, store, start, stop) in enumerate(places):
             by_store[store].append((bounds[j], start, stop))

@@ -159,7 +159,7 @@ def encode(
 def noise(task: str, seed: int, acts: Acts) -> Tensor:
     """Standard normal noise of the shape of a task's rows: the same for all models, another for each task and seed."""
     key = xxhash.xxh3_64_intdigest(f"{seed}:{task}".encode()) >> 1
-    return torch.randn(acts.shape, generator=torch.Generator().manual_seed(key))
+    return torch.randn(acts.shape, generator=torch.Generator().manual_seed(key), dtype=torch.float32)
 
 
 def layers(entry: Entry) -> int:

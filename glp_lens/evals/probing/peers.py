@@ -76,7 +76,7 @@ class Peer(nn.Module):
         self.register_buffer("W_dec", self._directions(), persistent=False)
 
     def _directions(self) -> Tensor:
-        return torch.empty(0, self.cfg.d_in)
+        return torch.empty(0, self.cfg.d_in, dtype=torch.float32)
 
     @property
     def device(self) -> torch.device:
@@ -117,7 +117,7 @@ class DecodingPeer(Peer):
     model: Any  # a Featurizer and Decoder
 
     def _directions(self) -> Tensor:
-        each = torch.eye(self.cfg.d_sae)
+        each = torch.eye(self.cfg.d_sae, dtype=torch.float32)
         return self.model.decode(each) - self.model.decode(torch.zeros_like(each))
 
     @torch.no_grad()

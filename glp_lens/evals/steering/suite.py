@@ -237,7 +237,7 @@ def _direction(model: lm.Model, concept: Concept, here: Json, n: int, folder: Pa
     def make() -> list[float]:
         return difference_of_means(model, positive, negative, here["hook"]).tolist()
 
-    return torch.tensor(_cached(folder, f"direction-{concept.name}", fingerprint, make))
+    return torch.tensor(_cached(folder, f"direction-{concept.name}", fingerprint, make), dtype=torch.float32)
 
 
 def _conditions(

@@ -1,0 +1,58 @@
+"""The norm above which an activation is massive, an outlier that a collection leaves out."""
+
+from __future__ import annotations
+
+import math
+from typing import Final, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glp_lens.errors import InputError
+
+Massive = float | Literal["gap"] | None
+"""How massive activations are told: by the gap in the data, as a multiple of the median norm, or not at all."""
+_GAP: Final = 2.0
+"""Ratio of the distances from the centre on both sides of a gap."""
+_LEAST, _WITHOUT_GAP = 6.0, 10.0
+"""Median distances from the centre: the least beyond a gap, and the limit where the data show no gap."""
+
+
+def check_massive(massive: Massive) -> None:
+    """Raises InputError unless massive activations can be told so."""
+    number = isinstance(massive, int | float) and not isinstance(massive, bool)
+    if massive is not None and massive != "gap" and not (number and 1 < massive < math.inf):
+        raise InputError(f"massive must be 'gap', over 1 (times the median norm) or None, got {massive!r}")
+
+
+def norm_limit(rows: Tensor, massive: Massive) -> float | None:
+    """The norm above which activations are massive, from some rows `(n, d)`; None for none.
+
+    A multiple of the median norm may fall inside a cluster: where a few dimensions are nearly constant and most of the
+    norm, massive rows are only some times longer than the others, though many times as far from their centre. So by
+    `gap` distances from the centre are looked at, which is the median of each dimension: rows are massive beyond the
+    first gap in them, across which they double at least, to 6 median distances or more. Where there is none, beyond 10
+    median distances. The limit is a norm all the same, since whoever uses a prior has single rows: halfway between the
+    longest row on this side and the shortest on the other, on a logarithmic scale.
+    """
+    if massive is None:
+        return None
+    rows = rows.float()
+    norms = torch.linalg.vector_norm(rows, dim=1).double().numpy()
+    if massive != "gap":
+        return float(massive * np.median(norms))
+    centre = rows.median(0).values
+    distances = torch.linalg.vector_norm(rows - centre, dim=1).double().numpy()
+    typical = float(np.median(distances))
+    ranked = np.sort(distances)
+    gaps = np.flatnonzero((ranked[1:] >= _GAP * ranked[:-1]) & (ranked[1:] >= _LEAST * typical))
+    limit = _WITHOUT_GAP * typical
+    if len(gaps) and typical > 0:
+        limit = math.sqrt(ranked[gaps[0]] * ranked[gaps[0] + 1])
+    usual, beyond = norms[distances <= limit], norms[distances > limit]
+    longest = float(usual.max(initial=0.0))
+    if len(beyond) and longest < beyond.min():
+        return math.sqrt(longest * float(beyond.min()))
+    # No row, or none that norms tell apart: that of a row at the limit, at right angles to the centre.
+    return max(math.hypot(float(centre.norm()), limit), longest)

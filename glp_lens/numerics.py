@@ -1,0 +1,67 @@
+"""The caller's modes of torch, put aside: what we compute depends on our arguments alone.
+
+Autocast, inference mode and gradient mode are a thread's own, and are put aside by `own` wherever a model computes. The
+default dtype is the whole process's, and to set it would change it under other threads' hands: our code names the dtype
+of every tensor that it creates, and only `training`, which runs code of others, sets it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+_AUTOCAST = tuple(kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind))
+"""Kinds of device that have an autocast of their own."""
+
+
+@contextmanager
+def own() -> Iterator[None]:
+    """Neither autocast nor inference mode in the block, or as `@own()` in a function; it costs a few microseconds.
+
+    Gradients are recorded if they were before: under inference mode they are not, but what is made here can take part
+    in them later.
+    """
+    grad = torch.is_grad_enabled()
+    with ExitStack() as modes:
+        if torch.is_inference_mode_enabled():
+            modes.enter_context(torch.inference_mode(False))  # turns gradients on
+            modes.enter_context(torch.set_grad_enabled(grad))
+        for kind in _AUTOCAST:
+            if torch.is_autocast_enabled(kind):
+                modes.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+@contextmanager
+def training() -> Iterator[None]:
+    """As `own`, with gradients on, float32 as the default dtype, and autocast as if nobody had entered it before."""
+    dtype = torch.get_default_dtype()
+    with own(), torch.enable_grad(), _outermost_autocast():
+        if dtype == torch.float32:
+            yield
+            return
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def _outermost_autocast() -> Iterator[None]:
+    """Contexts of autocast begun in the block count as outermost.
+
+    Autocast keeps the bfloat16 copies of weights until the outermost context ends, even one with `enabled=False`: in a
+    loop inside of one, every step would see the weights of the first.
+    """
+    torch.clear_autocast_cache()
+    depth = torch.autocast_increment_nesting() - 1
+    for _ in range(depth + 1):
+        torch.autocast_decrement_nesting()
+    try:
+        yield
+    finally:
+        for _ in range(depth):
+            torch.autocast_increment_nesting()
