@@ -32,6 +32,8 @@ RowNoise = Callable[[int, int], Tensor]
 """(index of the hook call, number of rows) -> standard normal noise of shape (rows, d_in)."""
 _Edit = Callable[[Tensor, Tensor], Tensor]
 """(float32 rows `(n, d_in)`, the batch index of each `(n,)`) -> new rows."""
+_Places = tuple[Tensor, Tensor]
+"""Index of the text and position in it of each row, `(n,)` both."""
 _ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Relative difference of equal activations computed in batches of other shapes; 16-bit formats make up to 0.05."""
 
@@ -59,6 +61,10 @@ def edit(
 ) -> HookFunction:
     """A hook that replaces rows `(n, d_in)` of the stream by `function(rows)`.
 
+    A call with the text of the call before and one token more, as in generation without a cache, edits the new token
+    and gives the others what they were given before, unless gradients are asked for. For calls that are to be
+    independent make a hook for each.
+
     Args:
         function: maps float32 rows `(n, d_in)`, batch-major, to rows of the same shape.
         positions: `"last"` edits the last token of each call, as the released GLP code does; `"all"` edits every
@@ -85,27 +91,26 @@ def _edit(
     if mask is not None and (mask.ndim != 2 or not bool(mask.any(1).all())):
         raise InputError(f"mask must be (batch, pos) with a token in every row, got shape {tuple(mask.shape)}")
     text = _Text()
-    safe: set[str] = set()
+    # Tried here: within a call, the model's other hooks would run too.
+    carries = None if model is None else lm.mid_stream_carries(model)
     told = mask is not None
 
     def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:
         nonlocal told
         name = getattr(hook, "name", None) or ""
-        if not allow_mismatch and name not in safe:
-            _check_stream(model, name)
-            safe.add(name)
+        if not allow_mismatch and not carries and lm.is_mid_stream(name):
+            raise _off_stream(name, known=carries is not None)
         if not isinstance(tensor, Tensor) or tensor.ndim < 3:
             got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
             raise InputError(f"hook point {name} gives {got}, expected activations (batch, pos, d): choose another one")
         x = tensor.flatten(2)
         new = x.clone()
         if text.continues(x):
-            selected = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
-            selected[:, -1] = True
-            new[:, :-1][text.selected] = text.values
-            before = text.selected
+            new[text.at] = text.values
+            at = _last_column(x)
+            before = text.at
         else:
-            selected, before = _select(x, positions, mask), None
+            at, before = _select(x, positions, mask), None
             if not told and positions == "all" and not _begin_alike(x):
                 told = True
                 warnings.warn(
@@ -114,10 +119,8 @@ def _edit(
                     "too; pass mask= (batch, pos), true on tokens",
                     stacklevel=2,
                 )
-        owners = selected.nonzero()[:, 0]
-        rows = x[selected]
-        new[selected] = function(rows.float(), owners).to(device=x.device, dtype=x.dtype)
-        text.remember(x, selected if before is None else torch.cat([before, selected[:, -1:]], dim=1), new)
+        new[at] = function(x[at].float(), at[0]).to(device=x.device, dtype=x.dtype)
+        text.remember(x, new, at, before)
         return new.reshape(tensor.shape)
 
     return hook_fn
@@ -132,48 +135,54 @@ class _Text:
 
     def __init__(self) -> None:
         self.length = 0
-        self.signature = torch.empty(0)
-        self.selected = self.values = torch.empty(0)
+        self.signature = self.values = torch.empty(0)
+        self.at: _Places = (torch.empty(0), torch.empty(0))
 
     def continues(self, x: Tensor) -> bool:
         """Whether activations `(batch, pos, d)` are of the text of the last call and one token more.
 
         Not where gradients are asked for: a training step wants those of all its positions.
         """
-        if torch.is_grad_enabled() or x.shape[1] != self.length + 1 or len(x) != len(self.signature):
-            return False
         then, now = self.signature, self._signature(x[:, :-1])
-        near = (now - then).norm(dim=-1) <= _ROUNDING.get(x.dtype, 0.05) * then.norm(dim=-1)
-        return then.shape == now.shape and bool(near.all())
+        if torch.is_grad_enabled() or x.shape[1] != self.length + 1 or then.shape != now.shape:
+            return False
+        return bool(((now - then).norm(dim=-1) <= _ROUNDING.get(x.dtype, 0.05) * then.norm(dim=-1)).all())
 
-    def remember(self, x: Tensor, selected: Tensor, new: Tensor) -> None:
+    def remember(self, x: Tensor, new: Tensor, at: _Places, before: _Places | None) -> None:
         """Keep what tells this text from others, and what was written where."""
         self.length = 0 if torch.is_grad_enabled() else x.shape[1]
         if self.length:
-            self.signature, self.selected, self.values = self._signature(x), selected, new[selected]
+            self.at = at if before is None else (torch.cat([before[0], at[0]]), torch.cat([before[1], at[1]]))
+            self.signature, self.values = self._signature(x), new[self.at]
 
     @staticmethod
     def _signature(x: Tensor) -> Tensor:
-        """Two rows of each text, `(batch, 2, d)`: the last, and the mean of all but the first, an attention sink."""
-        return torch.stack([x[:, -1].float(), x[:, min(1, x.shape[1] - 1) :].float().mean(1)], dim=1)
+        """The last two rows of each text, `(batch, 2, d)`: they depend on all tokens before them, not on padding."""
+        return x[:, -2:].float()
 
 
-def _select(x: Tensor, positions: Positions, mask: Tensor | None) -> Tensor:
-    """Mask `(batch, pos)` of the positions to edit."""
+def _last_column(x: Tensor) -> _Places:
+    rows = torch.arange(len(x), device=x.device)
+    return rows, torch.full_like(rows, x.shape[1] - 1)
+
+
+def _select(x: Tensor, positions: Positions, mask: Tensor | None) -> _Places:
+    """The positions to edit, text by text."""
     batch, length = x.shape[:2]
-    if mask is not None and length == 1 and mask.shape[0] == batch:
-        tokens = torch.ones(batch, 1, dtype=torch.bool, device=x.device)  # a step of cached generation
-    elif mask is None:
-        tokens = torch.ones(batch, length, dtype=torch.bool, device=x.device)
-    elif mask.shape == (batch, length):
-        tokens = mask.to(x.device, torch.bool)
-    else:
+    step = length == 1 and mask is not None and len(mask) == batch  # of cached generation: all are tokens
+    if mask is not None and mask.shape != (batch, length) and not step:
         raise InputError(f"mask must have the shape of the prompts, ({batch}, {length}), got {tuple(mask.shape)}")
-    column = torch.arange(length, device=x.device)
+    if mask is None or step:
+        if positions == "last" or length == 1:
+            return _last_column(x)
+        rows, columns = torch.arange(batch, device=x.device), torch.arange(1, length, device=x.device)
+        return rows.repeat_interleave(length - 1), columns.repeat(batch)
+    tokens, column = mask.to(x.device, torch.bool), torch.arange(length, device=x.device)
     if positions == "last":
-        return column == torch.where(tokens, column, -1).amax(1, keepdim=True)
+        return torch.arange(batch, device=x.device), torch.where(tokens, column, -1).amax(1)
     first = column == torch.where(tokens, column, length).amin(1, keepdim=True)
-    return tokens & ~(first & (tokens.sum(1, keepdim=True) > 1))
+    at = (tokens & ~(first & (tokens.sum(1, keepdim=True) > 1))).nonzero()
+    return at[:, 0], at[:, 1]
 
 
 def _begin_alike(x: Tensor) -> bool:
@@ -187,16 +196,15 @@ def _begin_alike(x: Tensor) -> bool:
     return bool((alike & ~repeated).all())
 
 
-def _check_stream(model: lm.Model | None, name: str) -> None:
-    """Refuse a hook point at which an edit may not reach the residual stream."""
-    if not lm.is_mid_stream(name):
-        return
-    if model is None:
-        raise InputError(
-            f"an edit at {name} reaches the residual stream on a HookedTransformer, and only the MLP on a "
-            "TransformerBridge: pass model=, use hook_resid_pre or hook_resid_post, or pass allow_mismatch=True"
-        )
-    lm.check_edit(model, name)
+def _off_stream(name: str, *, known: bool) -> InputError:
+    """What to say of a hook point at which an edit does not, or may not, reach the residual stream."""
+    if known:
+        return InputError(f"an edit at {name} reaches only the MLP of this language model, not the residual stream: "
+                          "use hook_resid_pre or hook_resid_post, or pass allow_mismatch=True")  # fmt: skip
+    return InputError(
+        f"an edit at {name} reaches the residual stream on a HookedTransformer, and only the MLP on a "
+        "TransformerBridge: pass model=, use hook_resid_pre or hook_resid_post, or pass allow_mismatch=True"
+    )
 
 
 def project(

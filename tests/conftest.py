@@ -34,21 +34,28 @@ def tiny_texts(n: int, seed: int = 0) -> list[str]:
     ]
 
 
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory) -> Path:
-    """A random 4-layer Llama of width 24 with a word tokenizer, as a Hugging Face folder."""
+def save_tokenizer(folder: Path) -> int:
+    """Write a tokenizer of words to a folder; the number of its tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("models") / "tiny"
     vocabulary = {word: i for i, word in enumerate(["<s>", "</s>", "<unk>", *dict.fromkeys(WORDS)])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
     ).save_pretrained(folder)
+    return len(vocabulary)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A random 4-layer Llama of width 24 with a word tokenizer, as a Hugging Face folder."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
     config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=24, intermediate_size=40, num_hidden_layers=4,
+        vocab_size=save_tokenizer(folder), hidden_size=24, intermediate_size=40, num_hidden_layers=4,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0,
         eos_token_id=1, pad_token_id=1, tie_word_embeddings=False, initializer_range=0.3,
     )  # fmt: skip

@@ -70,9 +70,14 @@ def compare(model: Model, folder: str, name: str, backend: str, cache: Path) -> 
     ids = torch.randint(int(model.cfg.d_vocab), _TOKENS, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         want, logits = _reference(folder, int(model.cfg.n_layers), ids)
-        found = outputs_of_blocks(model, ids, list(want))
+        try:
+            found = outputs_of_blocks(model, ids, list(want))
+            own = model(ids, return_type="logits")
+        except Exception as error:  # whatever a wrapped architecture runs into
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise InputError(f"model {name!r}, opened with backend={backend!r}, cannot run ({reason})") from error
         differences = {f"after block {i}": _difference(found[i], want[i]) for i in want if i in found}
-        differences["of the logits"] = _difference(model(ids, return_type="logits"), logits)
+        differences["of the logits"] = _difference(own, logits)
     # Not `>`: a NaN is a difference too.
     if wrong := [where for where, difference in differences.items() if not difference <= _TOLERANCE]:
         raise InputError(

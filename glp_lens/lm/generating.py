@@ -46,7 +46,6 @@ def generate(
     Raises:
         InputError: a model that cannot generate, or a hook point that never runs.
     """
-    check_predicts(model)
     device = model_device(model)
     tokens = tokens.to(device)
     cached = caches_keys_and_values(model, tokens[:1])
@@ -70,7 +69,11 @@ def caches_keys_and_values(model: Model, prompt: Tensor) -> bool:
 
     Args:
         prompt: ids `(1, pos)`.
+
+    Raises:
+        InputError: a model that cannot generate.
     """
+    check_predicts(model)
     key = (next(iter(model.parameters())).dtype, model_device(model), getattr(model, "compatibility_mode", None))
     known = _known.setdefault(model, {})
     if key not in known:

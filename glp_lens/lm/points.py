@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ _BLOCK_ENDS = {"hook_in": "hook_resid_pre", "hook_out": "hook_resid_post"}
 """What a TransformerBridge calls a block's input and output: in every architecture the residual stream around it."""
 _MID = re.compile(r"blocks\.\d+\.(hook_resid_mid|ln2\.hook_in)")
 """On a HookedTransformer the stream between attention and MLP; on a bridge the input of the norm before the MLP."""
+_carry: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 _HEADS = re.compile(r"hook_(q|k|v|z|rot_q|rot_k)")
 """Hook points of the attention heads, `(batch, pos, head, d_head)`."""
 
@@ -100,12 +102,20 @@ def check_edit(model: Any, hook: str) -> None:
     """
     check_hook(model, hook)
     found = next((name for name in names_of(model, hook) if is_mid_stream(name)), None)
-    if found is not None and not _carries(model, hook, int(found.split(".")[1])):
+    if found is not None and not mid_stream_carries(model):
         layer = found.split(".")[1]
         raise InputError(
             f"an edit at {hook} reaches only the MLP of this {type(model).__name__}, not the residual stream: use "
             f"blocks.{layer}.hook_resid_pre or hook_resid_post, or open the model as a HookedTransformer"
         )
+
+
+def mid_stream_carries(model: Any) -> bool:
+    """Whether edits between attention and MLP reach the stream of this model, tried once."""
+    if model not in _carry:
+        name = next((name for name in model.hook_dict if is_mid_stream(name)), None)
+        _carry[model] = name is not None and _carries(model, name, int(name.split(".")[1]))
+    return _carry[model]
 
 
 @torch.no_grad()

@@ -293,7 +293,7 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
 
     def _is_row_wise(self) -> bool:
         """Whether a row comes out alike alone and beside a longer one; asked of architectures not known here."""
-        row = torch.randn(1, self.d_in, generator=torch.Generator().manual_seed(0))
+        row = torch.randn(1, self.d_in, dtype=torch.float32, generator=torch.Generator().manual_seed(0))
         both = torch.cat([row, 10 * row])
         try:
             pairs = [(f(row), f(both)[:1]) for f in (self.encode, self.reconstruct)]
