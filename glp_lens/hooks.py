@@ -102,7 +102,7 @@ def _edit(
             raise _off_stream(name, known=carries is not None)
         if not isinstance(tensor, Tensor) or tensor.ndim < 3:
             got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
-            raise InputError(f"hook point {name} gives {got}, expected activations (batch, pos, d): choose another one")
+            raise InputError(f"hook point {name} gives {got}, expected (batch, pos, d): choose another one")
         x = tensor.flatten(2)
         new = x.clone()
         if text.continues(x):

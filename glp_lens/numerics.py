@@ -2,7 +2,7 @@
 
 Autocast, inference mode and gradient mode are a thread's own, and are put aside by `own` wherever a model computes. The
 default dtype is the whole process's, and to set it would change it under other threads' hands: our code names the dtype
-of every tensor that it creates, and only `training`, which runs code of others, sets it.
+of every tensor that it creates, and only `of_others` sets it, around training loops and language models of others.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def own() -> Iterator[None]:
 
 
 @contextmanager
-def training() -> Iterator[None]:
-    """As `own`, with gradients on, float32 as the default dtype, and autocast as if nobody had entered it before."""
+def of_others() -> Iterator[None]:
+    """As `own`, with float32 as the default dtype, for code of others that creates tensors."""
     dtype = torch.get_default_dtype()
-    with own(), torch.enable_grad(), _outermost_autocast():
+    with own():
         if dtype == torch.float32:
             yield
             return
@@ -47,6 +47,13 @@ def training() -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def training() -> Iterator[None]:
+    """As `of_others`, with gradients on, and autocast as if nobody had entered it before."""
+    with of_others(), torch.enable_grad(), _outermost_autocast():
+        yield
 
 
 @contextmanager

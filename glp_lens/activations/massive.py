@@ -23,7 +23,7 @@ def check_massive(massive: Massive) -> None:
     """Raises InputError unless massive activations can be told so."""
     number = isinstance(massive, int | float) and not isinstance(massive, bool)
     if massive is not None and massive != "gap" and not (number and 1 < massive < math.inf):
-        raise InputError(f"massive must be 'gap', over 1 (times the median norm) or None, got {massive!r}")
+        raise InputError(f"massive must be over 1 (times the median norm), 'gap' or None, got {massive!r}")
 
 
 def norm_limit(rows: Tensor, massive: Massive) -> float | None:

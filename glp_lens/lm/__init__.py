@@ -5,7 +5,7 @@ works too.
 """
 
 from glp_lens.lm.generating import caches_keys_and_values, generate
-from glp_lens.lm.model import Model, describe, model_device, weight_processing, weights_hash
+from glp_lens.lm.model import Model, describe, model_device, name_of, weight_processing, weights_hash
 from glp_lens.lm.opening import (
     DEFAULT_MODEL,
     DTYPES,
@@ -49,6 +49,7 @@ __all__ = [
     "is_mid_stream",
     "mid_stream_carries",
     "model_device",
+    "name_of",
     "names_of",
     "open_model",
     "pad",

@@ -12,6 +12,7 @@ from torch import Tensor
 from glp_lens.lm.model import Model, model_device
 from glp_lens.lm.points import counted, outputs_of_blocks
 from glp_lens.lm.running import Hooks, check_predicts
+from glp_lens.numerics import of_others
 from glp_lens.types import HookFunction
 
 _PROMPT, _STEPS = 12, 3
@@ -21,6 +22,7 @@ _TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-2, torch.float16: 0.1}
 _known: WeakKeyDictionary[Any, dict[tuple[object, ...], bool]] = WeakKeyDictionary()
 
 
+@of_others()
 def generate(
     model: Model,
     tokens: Tensor,

@@ -26,7 +26,7 @@ def describe(model: Model) -> Json:
     """
     cfg = model.cfg
     about = {
-        "name": getattr(cfg, "glp_lens_name", None) or getattr(cfg, "model_name", None) or "unnamed",
+        "name": name_of(model),
         "class": type(model).__name__,
         "n_layers": int(cfg.n_layers),
         "d_model": int(cfg.d_model),
@@ -35,6 +35,12 @@ def describe(model: Model) -> Json:
     }
     blocks = blocks_name(model)
     return about if blocks is None else {**about, "blocks": blocks}
+
+
+def name_of(model: Model) -> str:
+    """What the model was opened as: a Hub id or folder, and which copy of its weights."""
+    cfg = model.cfg
+    return str(getattr(cfg, "glp_lens_name", None) or getattr(cfg, "model_name", None) or "unnamed")
 
 
 def blocks_name(model: Model) -> str | None:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from glp_lens.errors import InputError
 from glp_lens.lm import checking
 from glp_lens.lm.model import Model
+from glp_lens.numerics import of_others
 
 Backend = Literal["bridge", "hooked"]
 
@@ -33,6 +34,7 @@ def cache_folder() -> Path:
     return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "glp-lens"
 
 
+@of_others()
 def open_model(
     name: str = DEFAULT_MODEL,
     *,

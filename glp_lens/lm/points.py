@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from glp_lens.errors import InputError
+from glp_lens.numerics import of_others
 from glp_lens.types import HookFunction
 
 RESIDUAL = re.compile(r"blocks\.\d+\.(hook_resid_\w+|hook_attn_out|hook_mlp_out|hook_in|hook_out)")
@@ -46,7 +47,9 @@ def check_hook(model: Any, hook: str) -> str:
     layers = int(model.cfg.n_layers)
     asked = re.match(r"blocks\.(\d+)\.", hook)
     if asked and int(asked[1]) >= layers and re.sub(r"\d+", "0", hook, count=1) in points:
-        raise InputError(f"hook point {hook!r} is not in this model, whose layers are 0 to {layers - 1}")
+        last = re.sub(r"\d+", str(layers - 1), hook, count=1)
+        raise InputError(f"hook point {hook!r} is not in this model, whose layers are 0 to {layers - 1}: did you mean "
+                         f"{last!r}?")  # fmt: skip
     default = default_hook(model)
     near = difflib.get_close_matches(hook, list(points), n=1)
     known = near or [name for name in (default, *points) if name in points][:1]
@@ -133,6 +136,7 @@ def _carries(model: Any, hook: str, layer: int) -> bool:
     return float((moved - clean).abs().max()) > 0.1 * large
 
 
+@of_others()
 def outputs_of_blocks(
     model: Any, tokens: Tensor, layers: Sequence[int], edits: Sequence[tuple[str, HookFunction]] = ()
 ) -> dict[int, Tensor]:
@@ -195,4 +199,4 @@ def rows_at(name: str, found: Any, shape: torch.Size) -> Tensor:
     if isinstance(found, Tensor) and found.shape[:2] == shape and (found.ndim == 3 or (found.ndim == 4 and heads)):
         return found.flatten(2)
     got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-    raise InputError(f"hook point {name} gives {got}, expected activations (batch, pos, d): choose another one")
+    raise InputError(f"hook point {name} gives {got}, expected (batch, pos, d): choose another one")

@@ -11,11 +11,13 @@ from torch import Tensor
 from glp_lens.errors import InputError
 from glp_lens.lm.model import Model, model_device
 from glp_lens.lm.points import counted, rows_at, stop_layer
+from glp_lens.numerics import of_others
 from glp_lens.types import HookFunction
 
 Hooks = Sequence[tuple[str, HookFunction]]
 
 
+@of_others()
 @torch.no_grad()
 def activations(model: Model, tokens: Tensor, mask: Tensor, hooks: Sequence[str]) -> dict[str, Tensor]:
     """Activations `(batch, pos, d)` at several hook points from one forward pass, stopped after the last.
@@ -50,6 +52,7 @@ def activations(model: Model, tokens: Tensor, mask: Tensor, hooks: Sequence[str]
     return found
 
 
+@of_others()
 @torch.no_grad()
 def token_nll(model: Model, tokens: Tensor, mask: Tensor, hooks: Hooks = ()) -> Tensor:
     """Negative log-likelihood in nats of each next token, `(batch, pos - 1)` float32; 0 on padding.

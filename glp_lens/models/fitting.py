@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 import xxhash
 
+from glp_lens import numerics
 from glp_lens.errors import InputError
 from glp_lens.models.denoiser import Denoiser, DenoiserConfig
 from glp_lens.models.sources import Sources
@@ -102,21 +103,22 @@ def fit(
 
     model.denoiser.requires_grad_(True)
     try:
-        result = train(
-            model.denoiser,
-            sources.feed(config, model),
-            config,
-            validation=None if validation is None else sources.held_out(validation, model),
-            state=state,
-            identity=_identity(model, sources, origin),
-            save_now=lambda step: any(stream.commit_due(step * rows) for stream, rows in streams),
-            on_saved=commit,
-            on_entry=told,
-            snapshots=snapshots,
-            on_snapshot=keep,
-            recompute=recompute,
-            shard=shard,
-        )
+        with numerics.training():
+            result = train(
+                model.denoiser,
+                sources.feed(config, model),
+                config,
+                validation=None if validation is None else sources.held_out(validation, model),
+                state=state,
+                identity=_identity(model, sources, origin),
+                save_now=lambda step: any(stream.commit_due(step * rows) for stream, rows in streams),
+                on_saved=commit,
+                on_entry=told,
+                snapshots=snapshots,
+                on_snapshot=keep,
+                recompute=recompute,
+                shard=shard,
+            )
     finally:
         model.denoiser.requires_grad_(False).eval()
     origin["store"] = sources.provenance()  # of streams, now of all their rows

@@ -75,7 +75,7 @@ def compare(
         run.texts = texts
     settings = config.to_json()
     if model is not None:
-        settings["model"] = f"{lm.describe(model)['name']}, weights {lm.weights_hash(model)}"
+        settings["model"] = f"{lm.name_of(model)}, weights {lm.weights_hash(model)}"
     if texts is not None:
         settings["texts"] = f"{len(texts)} texts, hash {_hash(texts)}"
     run_stages(run.stages(), settings, run.out, overwrite=overwrite, say=say)

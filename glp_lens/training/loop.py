@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from glp_lens import numerics
 from glp_lens.errors import InputError
 from glp_lens.training import checkpoint, distributed
 from glp_lens.training.config import FREE, TrainConfig
@@ -46,7 +45,6 @@ class TrainResult:
     seconds: float
 
 
-@numerics.training()
 def train(
     denoiser: nn.Module,
     feed: Feed,

@@ -221,7 +221,7 @@ def test_points_that_are_no_rows_of_tokens_are_refused_and_heads_stand_side_by_s
     want = lm.token_nll(model, tokens, mask, [("blocks.1.attn.hook_z", doubled)])
     got = lm.token_nll(model, tokens, mask, [("blocks.1.attn.hook_z", hooks.edit(lambda rows: 2 * rows, "all"))])
     torch.testing.assert_close(got, want)
-    with pytest.raises(InputError, match="expected activations"):
+    with pytest.raises(InputError, match="expected .batch, pos, d."):
         lm.activations(model, tokens, mask, ["blocks.1.attn.hook_pattern"])
     with pytest.raises(InputError, match="layers are 0 to 2"):
         lm.check_hook(model, "blocks.7.hook_resid_post")
@@ -307,3 +307,26 @@ def test_folders_that_hold_no_model_or_several_are_refused_in_one_line(tmp_path)
     with pytest.raises(InputError, match="cannot be read as a GGUF language model") as error:
         lm.open_model(str(tmp_path / "a.gguf"))
     assert "\n" not in str(error.value)
+
+
+# -- the caller's modes of torch -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["bfloat16", "float64", "autocast", "inference"])
+def test_language_models_run_alike_in_any_mode_of_the_caller(mode, tiny_folder, tiny_bridge, cache):
+    tokens, mask = lm.pad(lm.to_ids(tiny_bridge, tiny_texts(5), 14))
+    want = lm.activations(tiny_bridge, tokens, mask, [architectures.HOOK])[architectures.HOOK]
+    text, nll = lm.generate(tiny_bridge, tokens[:1, :4], 4), lm.token_nll(tiny_bridge, tokens, mask)
+    before = torch.get_default_dtype()
+    modes = {"autocast": torch.autocast("cpu", torch.bfloat16), "inference": torch.inference_mode()}
+    try:
+        if mode not in modes:
+            torch.set_default_dtype(getattr(torch, mode))
+        with modes.get(mode, torch.no_grad()):
+            for model in (tiny_bridge, lm.open_model(str(tiny_folder))):
+                got = lm.activations(model, tokens, mask, [architectures.HOOK])[architectures.HOOK]
+                assert torch.equal(got, want)
+                assert torch.equal(lm.generate(model, tokens[:1, :4], 4), text)
+                assert torch.equal(lm.token_nll(model, tokens, mask), nll)
+    finally:
+        torch.set_default_dtype(before)

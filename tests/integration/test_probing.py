@@ -157,7 +157,7 @@ def test_a_text_without_tokens_has_no_row(tiny_hooked):
 def test_bad_input_is_refused_in_one_line(tiny_hooked):
     cases = [
         ("did you mean", {"hooks": "blocks.1.hook_resid_pots"}),
-        (r"expected \(batch, pos, d\)", {"hooks": "blocks.1.attn.hook_q"}),
+        (r"expected \(batch, pos, d\)", {"hooks": "blocks.1.attn.hook_pattern"}),
         ("context", {"context": 1}),
         ("pooling", {"pooling": "median"}),
         ("nothing to collect", {"tasks": []}),

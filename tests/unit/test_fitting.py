@@ -298,9 +298,9 @@ def test_finetuning_refuses_other_places_and_accepts_other_models(base, prior, s
     with pytest.raises(InputError, match=r"at blocks\.1.*here blocks\.4.*allow_mismatch"):
         base.finetune(stores[1], tiny)
     base.finetune(stores[1], tiny, allow_mismatch=True)
-    folded = shifted(tmp_path / "folded", source=source(weight_processing="folded"))
-    with pytest.raises(InputError, match="raw weights .*here folded"):
-        base.finetune(folded, tiny)
+    centred = shifted(tmp_path / "centred", source=source(weight_processing="centred"))
+    with pytest.raises(InputError, match="raw weights .*here centred"):
+        base.finetune(centred, tiny)
     with pytest.raises(InputError, match="of one layer, got 3 stores"):
         base.finetune(stores, tiny)
     strange = siblings(tmp_path, layers=(1, 2))

@@ -510,6 +510,6 @@ def test_bad_input_is_refused_in_one_line():
         suite.run([elsewhere], tasks, found)
     accepted = suite.run([elsewhere], tasks, found, allow_mismatch=True, **QUICK)
     assert "accepted by allow_mismatch" in accepted.failures[0]
-    folded = Entry("f", Map(torch.eye(D), store={"model": {"weight_processing": "folded"}}))
-    with pytest.raises(InputError, match=r"folded weights \(here raw\)"):
-        suite.run([folded], tasks, found)
+    centred = Entry("f", Map(torch.eye(D), store={"model": {"weight_processing": "centred"}}))
+    with pytest.raises(InputError, match=r"centred weights \(here raw\)"):
+        suite.run([centred], tasks, found)
