@@ -47,7 +47,12 @@ def blocks_name(model: Model) -> str | None:
     """What transformers calls the list of the model's blocks; None where that is not known."""
     if name := getattr(model.cfg, "glp_lens_blocks", None):
         return str(name)
-    mapping = getattr(getattr(model, "adapter", None), "component_mapping", None) or {}
+    adapter = getattr(model, "adapter", None)
+    if adapter is None and (architecture := getattr(model.cfg, "original_architecture", None)):
+        from glp_lens.lm.opening import adapter_of
+
+        adapter = adapter_of(architecture, model.cfg)  # a HookedTransformer that the user opened
+    mapping = getattr(adapter, "component_mapping", None) or {}
     return getattr(mapping.get("blocks"), "name", None)
 
 

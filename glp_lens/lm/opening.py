@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import xxhash
@@ -263,3 +263,18 @@ def _open_hooked(folder: str, device: str, dtype: torch.dtype) -> Model:
     )
     model.cfg.glp_lens_blocks = "model.layers"
     return model.to(device)
+
+
+def adapter_of(architecture: str, cfg: Any) -> Any:
+    """What TransformerLens knows of an architecture of transformers, such as the names of its modules; None if nothing.
+
+    Args:
+        architecture: name of the class in transformers.
+        cfg: the configuration of a model of it.
+    """
+    from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+
+    try:
+        return SUPPORTED_ARCHITECTURES[architecture](cfg)
+    except Exception:  # made for configurations of bridges, it may miss what this one lacks
+        return None

@@ -330,3 +330,12 @@ def test_language_models_run_alike_in_any_mode_of_the_caller(mode, tiny_folder, 
                 assert torch.equal(lm.token_nll(model, tokens, mask), nll)
     finally:
         torch.set_default_dtype(before)
+
+
+def test_the_blocks_of_a_model_that_the_user_opened_are_known_too(open_layernorm):
+    model = open_layernorm()
+    assert "blocks" not in lm.describe(model)
+    model.cfg.original_architecture = "GPT2LMHeadModel"  # as HookedTransformer.from_pretrained sets it
+    assert lm.describe(model)["blocks"] == "transformer.h"
+    model.cfg.original_architecture = "NoSuchModel"
+    assert "blocks" not in lm.describe(model)

@@ -1,5 +1,7 @@
 """Hook functions on plain tensors: what they edit, what they leave, what they give back."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -106,3 +108,75 @@ def test_replace_writes_only_where_the_mask_says():
     assert float(y[1, 2].abs().sum()) == 0
     y[1, 2] = x[1, 2]
     assert torch.equal(y, x)
+
+
+def test_a_mask_says_which_positions_are_tokens():
+    x = stream(batch=2, pos=4)
+    mask = torch.tensor([[False, False, True, True], [True, True, True, False]])  # padded left, and right
+    everywhere = hooks.edit(lambda rows: -rows, "all", mask)(x)
+    last = hooks.edit(lambda rows: -rows, "last", mask)(x)
+    edited = [[(0, 3), (1, 1), (1, 2)], [(0, 3), (1, 2)]]
+    for y, places in zip((everywhere, last), edited, strict=True):
+        want = x.clone()
+        for place in places:
+            want[place] = -x[place]
+        assert torch.equal(y, want)
+    strengths = torch.tensor([1.0, 2.0])
+    steered = hooks.steer(torch.ones(5), strengths, positions="all", mask=mask)(x)
+    assert (steered - x)[..., 0].tolist() == [[0, 0, 0, 1], [0, 2, 2, 0]]
+    step = hooks.edit(lambda rows: -rows, "all", mask)
+    step(x)
+    assert torch.equal(step(x[:, :1]), -x[:, :1])  # generated positions are tokens
+    with pytest.raises(InputError, match=r"shape of the prompts, \(2, 3\), got \(2, 4\)"):
+        step(x[:, :3])
+    with pytest.raises(InputError, match="a token in every row"):
+        hooks.edit(lambda rows: rows, "all", torch.zeros(2, 4, dtype=torch.bool))
+
+
+def test_a_text_that_goes_on_keeps_what_it_was_given_before():
+    """As each step of a generation without a cache runs the whole text again."""
+    text = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0))
+    calls = []
+
+    def count(rows):
+        calls.append(len(rows))
+        return rows + len(calls)
+
+    fn = hooks.edit(count, "last")
+    with torch.no_grad():
+        for length in (4, 5, 6, 7):
+            y = fn(text[:, :length])
+        assert calls == [2, 2, 2, 2]
+        assert (y - text)[0, :, 0].round().tolist() == [0, 0, 0, 1, 2, 3, 4]
+        other = fn(torch.flip(text, (1,)))  # another text
+        assert (other - torch.flip(text, (1,)))[0, :, 0].round().tolist() == [0] * 6 + [5]
+    calls.clear()
+    fn = hooks.edit(count, "last")
+    for length in (4, 5):  # with gradients, calls are by themselves
+        y = fn(text[:, :length])
+    assert (y - text[:, :5])[0, :, 0].round().tolist() == [0, 0, 0, 0, 2]
+
+
+def test_what_may_be_padded_on_the_left_is_warned_of_once():
+    fn = hooks.edit(lambda rows: rows, "all")
+    alike = stream(batch=2)
+    alike[1, 0] = alike[0, 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fn(alike)
+        hooks.edit(lambda rows: rows, "last")(stream(batch=2))
+    padded = alike.clone()
+    padded[1, 1] = padded[1, 0]  # BOS also stands for padding
+    for x in (stream(batch=2), padded):
+        fn = hooks.edit(lambda rows: rows, "all")
+        with pytest.warns(UserWarning, match="padded on the left"):
+            fn(x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            fn(x)
+
+
+def test_hook_points_that_give_no_rows_of_tokens_are_one_line():
+    for wrong in (torch.ones(3, 5), (torch.ones(2, 3, 5),)):
+        with pytest.raises(InputError, match="expected .batch, pos, d."):
+            hooks.edit(lambda rows: rows)(wrong)
