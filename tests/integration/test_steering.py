@@ -197,6 +197,20 @@ def test_results_are_complete_and_consistent(tiny_model, tmp_path):
     assert loaded.frame().equals(frame)
 
 
+def test_generations_are_made_again_for_a_model_that_repairs_otherwise(tiny_bridge, tmp_path, monkeypatch):
+    made = []
+    real = suite.generate
+    monkeypatch.setattr(suite, "generate", lambda *a, **k: made.append(k["desc"]) or real(*a, **k))
+    model = Shaken(tiny_bridge.cfg.d_model)
+    for max_norm in (None, None, 2.0):  # rows over the limit pass unchanged: another repair with the same weights
+        model.provenance["store"]["max_norm"] = max_norm
+        made.append(max_norm)
+        steering(tiny_bridge, [Entry("shaken", model, {"scale": 0.3})], folder=tmp_path / "cache")
+    first, second = made.index(None), made.index(None, 1)
+    assert "steer shaken" in made[first:second]
+    assert made[second:] == [None, 2.0, "steer shaken"]
+
+
 def test_own_nll_is_the_models_loss_of_the_generated_tokens(tiny_model):
     ids = generate(tiny_model, PROMPTS, [1.0, 2.0], hook=HOOK, direction=None, new_tokens=4)
     got = suite._own_nll(tiny_model, PROMPTS, ids, block=3)

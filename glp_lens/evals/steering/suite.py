@@ -278,7 +278,7 @@ def _generations(
         "prompts": list(prompts), "new_tokens": new_tokens,
         "seed": seed, "strengths": list(condition.strengths), "own_nll": own_nll,
         "direction": None if direction is None else _digest(direction.numpy().tobytes()),
-        "projector": None if entry is None else [entry.model.kind, entry.setting, _model_digest(entry)],
+        "projector": None if entry is None else [entry.setting, entry.model.fingerprint()],
     }  # fmt: skip
 
     def make() -> Json:
@@ -464,15 +464,6 @@ def _cached(folder: Path | None, name: str, fingerprint: Json, make: Callable[[]
     value = make()
     write_json(path, {"fingerprint": fingerprint, "value": value})
     return value
-
-
-def _model_digest(entry: Entry) -> str:
-    """A hash of what a saved copy of the model would hold: the same weights repair the same way."""
-    digest = xxhash.xxh3_128(json.dumps(entry.model._config(), sort_keys=True, default=str).encode())
-    for name, tensor in sorted(entry.model._tensors().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _digest(value: bytes) -> str:
