@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # transformer-lens 3.9.0, transformers 5.23.0, torch 2.13.0: MPT and Falcon with ALiBi have no KV cache in the bridge,
-# and generate says they do. Seen 2026-11.
+# though it says that they do. Seen 2026-11.
 #
 # Expected: TransformerBridge.generate gives the same activations with use_past_kv_cache=True (the default) as without.
 # Seen: the attention that the bridge puts into these two families never looks at the cache it is given, so each cached

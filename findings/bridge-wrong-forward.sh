@@ -5,7 +5,7 @@
 # Expected: TransformerBridge.boot_transformers of a Cohere or Cohere2 model gives the logits of the transformers
 # model.
 # Seen: other logits, silently. Cohere's rotary embedding turns neighbouring dimensions (0,1), (2,3), ...; the bridge
-# turns the halves (i, i + d/2) as Llama does, with Cohere's cosines. The last line of each kind is the test of that
+# turns the halves (i, i + d/2) as Llama does, with Cohere's cosines. The second number is the test of that
 # cause: transformers' own model with Llama's `rotate_half` in the place of Cohere's computes what the bridge computes.
 # Its adapter says that it leaves this to the transformers module; the attention it uses computes it itself. Llama, and
 # StableLM with a quarter of its dimensions rotated, are right, and transformer-lens 4.3.0 (tried by hand) is right on
