@@ -62,7 +62,7 @@ ARCHITECTURES = {
     "Granite": Architecture({**_G, "residual_multiplier": 0.22}, "scaled residuals"),
     "Phi": Architecture({**_G, "hidden_size": 32, "partial_rotary_factor": 0.5}, "parallel blocks"),
     "Phi3": Architecture(_G, "joint projections"),
-    "StableLm": Architecture(_G, "partial rotary positions"),
+    "StableLm": Architecture({**_G, "hidden_size": 64}, "partial rotary positions"),
     "Starcoder2": Architecture({**_G, "sliding_window": 6}, "LayerNorm with grouped queries"),
     "SmolLM3": Architecture(_G, "layers without positions"),
     "Cohere": Architecture(_G, "parallel blocks, interleaved rotary positions"),
