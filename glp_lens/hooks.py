@@ -14,7 +14,9 @@ language model is passed and found to use the edit.
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 import torch
@@ -34,6 +36,8 @@ _Edit = Callable[[Tensor, Tensor], Tensor]
 """(float32 rows `(n, d_in)`, the batch index of each `(n,)`) -> new rows."""
 _Places = tuple[Tensor, Tensor]
 """Index of the text and position in it of each row, `(n,)` both."""
+_Edited = tuple[_Places, Tensor]
+"""Where rows were written, and the rows `(n, d_in)`."""
 _ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Relative difference of equal activations computed in batches of other shapes; 16-bit formats make up to 0.05."""
 
@@ -67,12 +71,12 @@ def edit(
 
     Args:
         function: maps float32 rows `(n, d_in)`, batch-major, to rows of the same shape.
-        positions: `"last"` edits the last token of each call, as the released GLP code does; `"all"` edits every
-            token except the first of a call longer than one, which holds BOS, an attention sink far off the manifold
+        positions: `"last"` edits the last position of each call, as the released GLP code does; `"all"` edits every
+            position except the first of a call longer than one, which holds BOS, an attention sink far off the manifold
             that nothing should move.
         mask: `(batch, pos)` of the prompts, true on tokens and false on padding: then first and last are those of each
-            text. Needed for left-padded batches with `"all"`, which a hook cannot see, though it warns of what looks
-            like one; generated positions are always tokens.
+            text. A hook cannot see padding, though it warns of what looks like it on the left. Needed for batches that
+            are padded on the left with `"all"`, on the right with `"last"`. Generated positions are always tokens.
         model: the language model it is for, needed at `hook_resid_mid`.
         allow_mismatch: edit also where the edit does not reach the residual stream.
 
@@ -88,77 +92,114 @@ def _edit(
 ) -> HookFunction:
     if positions not in ("all", "last"):
         raise InputError(f"positions must be 'all' or 'last', got {positions!r}")
-    if mask is not None and (mask.ndim != 2 or not bool(mask.any(1).all())):
-        raise InputError(f"mask must be (batch, pos) with a token in every row, got shape {tuple(mask.shape)}")
-    text = _Text()
+    if mask is not None:
+        mask = torch.as_tensor(mask)
+        if mask.ndim != 2 or not bool(mask.any(1).all()):
+            raise InputError(f"mask must be (batch, pos) with a token in every row, got shape {tuple(mask.shape)}")
     # Tried here: within a call, the model's other hooks would run too.
     carries = None if model is None else lm.mid_stream_carries(model)
+    texts: defaultdict[str, _Text] = defaultdict(_Text)  # one function may stand at several hook points
     told = mask is not None
 
     def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:
         nonlocal told
         name = getattr(hook, "name", None) or ""
-        if not allow_mismatch and not carries and lm.is_mid_stream(name):
-            raise _off_stream(name, known=carries is not None)
-        if not isinstance(tensor, Tensor) or tensor.ndim < 3:
-            got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
-            raise InputError(f"hook point {name} gives {got}, expected (batch, pos, d): choose another one")
-        x = tensor.flatten(2)
+        _check_point(tensor, name, carries, allow_mismatch=allow_mismatch)
+        x, text = tensor.flatten(2), texts[name]
+        known = text.continued_by(x, mask)
+        at = _select(x, positions, mask) if known is None else _last_column(x)
+        if known is None and not told and positions == "all" and not _begin_alike(x):
+            told = True
+            warnings.warn(
+                f"the texts of a batch do not begin with one token at {name or 'a hook point'}, as if padded on the "
+                "left: positions='all' edits all positions but the first, padding and the BOS of shorter texts too; "
+                "pass mask= (batch, pos), true on tokens",
+                stacklevel=2,
+            )
+        rows = x[:, 0] if x.shape[1] == 1 else x[at]
+        edited = function(rows.float(), at[0])
+        if edited.shape != rows.shape:
+            raise InputError(f"an edit must give back rows of shape {tuple(rows.shape)}, got {tuple(edited.shape)}")
+        edited = edited.to(device=x.device, dtype=x.dtype)
+        if known is not None:
+            at, edited = _joined(known, (at, edited))
+        text.remember(x, at, edited)
+        if x.shape[1] == 1:
+            return edited.reshape(tensor.shape)
         new = x.clone()
-        if text.continues(x):
-            new[text.at] = text.values
-            at = _last_column(x)
-            before = text.at
-        else:
-            at, before = _select(x, positions, mask), None
-            if not told and positions == "all" and not _begin_alike(x):
-                told = True
-                warnings.warn(
-                    f"the texts of a batch do not begin with one token at {name or 'a hook point'}, as if padded on "
-                    "the left: positions='all' edits all positions but the first, padding and the BOS of shorter texts "
-                    "too; pass mask= (batch, pos), true on tokens",
-                    stacklevel=2,
-                )
-        new[at] = function(x[at].float(), at[0]).to(device=x.device, dtype=x.dtype)
-        text.remember(x, new, at, before)
+        new[at] = edited
         return new.reshape(tensor.shape)
 
     return hook_fn
 
 
+def _check_point(tensor: Any, name: str, carries: bool | None, *, allow_mismatch: bool) -> None:
+    """Refuse a hook point that gives no rows of tokens, or where an edit does not, or may not, reach the stream."""
+    if not isinstance(tensor, Tensor) or not lm.is_by_token(name, tensor):
+        got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+        raise InputError(f"hook point {name} gives {got}, expected (batch, pos, d): choose another one")
+    if allow_mismatch or carries or not lm.is_mid_stream(name):
+        return
+    if carries is not None:
+        raise lm.off_stream(name)
+    raise InputError(
+        f"an edit at {name} (hook_resid_mid) reaches the residual stream on a HookedTransformer, and only the MLP on a "
+        "TransformerBridge: pass model=, use hook_resid_pre or hook_resid_post, or pass allow_mismatch=True"
+    )
+
+
 class _Text:
-    """The text of the last call, to see whether the next one is the same text and one token more.
+    """The texts of the last call, to see whether the next one has the same texts and one token more of each.
 
     So generation without a cache looks, where each step runs the whole text again: what the earlier positions were
     given must be given to them once more, as a cache would have kept it.
     """
 
     def __init__(self) -> None:
-        self.length = 0
-        self.signature = self.values = torch.empty(0)
-        self.at: _Places = (torch.empty(0), torch.empty(0))
+        self.signature: Tensor | None = None
+        self.edited: _Edited | None = None
 
-    def continues(self, x: Tensor) -> bool:
-        """Whether activations `(batch, pos, d)` are of the text of the last call and one token more.
+    def continued_by(self, x: Tensor, mask: Tensor | None) -> _Edited | None:
+        """What was written, if activations `(batch, pos, d)` are of the texts of the last call and one token more.
 
         Not where gradients are asked for: a training step wants those of all its positions.
         """
-        then, now = self.signature, self._signature(x[:, :-1])
-        if torch.is_grad_enabled() or x.shape[1] != self.length + 1 or then.shape != now.shape:
-            return False
-        return bool(((now - then).norm(dim=-1) <= _ROUNDING.get(x.dtype, 0.05) * then.norm(dim=-1)).all())
+        then = self.signature
+        if then is None or torch.is_grad_enabled() or len(x) != len(then) or x.shape[1] != then.shape[1] + 1:
+            return None
+        # Distances between rows, not norms: a few dimensions that are nearly constant may be most of the norm.
+        offset = then - then[:, -1:].mean(0)
+        spread = offset[:, min(1, then.shape[1] - 1) :].norm(dim=-1)
+        limit = _ROUNDING.get(x.dtype, 0.05) * torch.maximum(offset.norm(dim=-1), spread.mean())
+        equal = (_signature(x[:, :-1]) - then).norm(dim=-1) <= limit
+        if mask is not None and mask.shape[1] <= then.shape[1]:
+            equal[:, : mask.shape[1]] |= ~mask.to(x.device, torch.bool)
+        # Without a mask there may be padding on the left, whose values mean nothing and depend on the length.
+        whole = equal.all(1).all() if mask is not None else equal.all(1).any() & equal[:, -2:].all()
+        return self.edited if bool(whole) else None
 
-    def remember(self, x: Tensor, new: Tensor, at: _Places, before: _Places | None) -> None:
-        """Keep what tells this text from others, and what was written where."""
-        self.length = 0 if torch.is_grad_enabled() else x.shape[1]
-        if self.length:
-            self.at = at if before is None else (torch.cat([before[0], at[0]]), torch.cat([before[1], at[1]]))
-            self.signature, self.values = self._signature(x), new[self.at]
+    def remember(self, x: Tensor, at: _Places, edited: Tensor) -> None:
+        """Keep what tells these texts from others, and what was written where."""
+        self.signature = None if torch.is_grad_enabled() else _signature(x)
+        self.edited = (at, edited)
 
-    @staticmethod
-    def _signature(x: Tensor) -> Tensor:
-        """The last two rows of each text, `(batch, 2, d)`: they depend on all tokens before them, not on padding."""
-        return x[:, -2:].float()
+
+def _signature(x: Tensor) -> Tensor:
+    """A few numbers of each row, `(batch, pos, 8)`, that differ where rows do: fixed random projections."""
+    return x.float() @ _projections(x.shape[-1], x.device)
+
+
+@lru_cache(maxsize=8)
+def _projections(width: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        drawn = torch.randn(width, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+        return (drawn / width**0.5).to(device)
+
+
+def _joined(one: _Edited, other: _Edited) -> _Edited:
+    (rows, columns), values = one
+    (more_rows, more_columns), more_values = other
+    return (torch.cat([rows, more_rows]), torch.cat([columns, more_columns])), torch.cat([values, more_values])
 
 
 def _last_column(x: Tensor) -> _Places:
@@ -194,17 +235,6 @@ def _begin_alike(x: Tensor) -> bool:
     alike = (first - first[0]).norm(dim=1) <= limit
     repeated = (second - first).norm(dim=1) <= limit
     return bool((alike & ~repeated).all())
-
-
-def _off_stream(name: str, *, known: bool) -> InputError:
-    """What to say of a hook point at which an edit does not, or may not, reach the residual stream."""
-    if known:
-        return InputError(f"an edit at {name} reaches only the MLP of this language model, not the residual stream: "
-                          "use hook_resid_pre or hook_resid_post, or pass allow_mismatch=True")  # fmt: skip
-    return InputError(
-        f"an edit at {name} reaches the residual stream on a HookedTransformer, and only the MLP on a "
-        "TransformerBridge: pass model=, use hook_resid_pre or hook_resid_post, or pass allow_mismatch=True"
-    )
 
 
 def project(
@@ -319,6 +349,9 @@ def steer(
     """
     if direction.ndim != 1 or not torch.isfinite(direction).all():
         raise InputError(f"direction must be a finite vector (d_in,), got shape {tuple(direction.shape)}")
+    given = torch.as_tensor(strength)
+    if given.ndim > 1 or not given.isfinite().all():
+        raise InputError(f"strength must be a finite number, or (batch,) of them, got {strength}")
     repair = None if projector is None else _projection(projector, noise, options)
 
     def move(rows: Tensor, owners: Tensor) -> Tensor:
@@ -332,7 +365,6 @@ def steer(
     run = _edit(move, positions, mask, model, allow_mismatch=allow_mismatch)
 
     def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:
-        given = torch.as_tensor(strength)
         if given.ndim and given.shape != (tensor.shape[0],):
             raise InputError(f"got {len(given)} strengths for a batch of {tensor.shape[0]}")
         return run(tensor, hook=hook)
@@ -340,17 +372,33 @@ def steer(
     return hook_fn if projector is None else _at_its_point(hook_fn, projector, model, allow_mismatch=allow_mismatch)
 
 
-def replace(values: Tensor, mask: Tensor) -> HookFunction:
-    """A hook that writes `values` over the stream wherever `mask` is true.
+def replace(
+    values: Tensor, mask: Tensor, *, model: lm.Model | None = None, allow_mismatch: bool = False
+) -> HookFunction:
+    """A hook that writes `values` over the stream wherever `mask` is true, in one forward pass of whole texts.
 
     Args:
         values: `(batch, pos, d_in)`, or any shape that broadcasts to it.
         mask: `(batch, pos)` booleans.
+        model, allow_mismatch: see `edit`.
+
+    Raises:
+        InputError: on a call: values or a mask of another shape, and what `edit` refuses.
     """
+    carries = None if model is None else lm.mid_stream_carries(model)
 
     def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:
+        _check_point(tensor, getattr(hook, "name", None) or "", carries, allow_mismatch=allow_mismatch)
         x = tensor.flatten(2)
-        new = values.to(x.device, x.dtype)
+        try:
+            new = values.to(x.device, x.dtype).expand_as(x)
+        except RuntimeError:
+            new = None
+        if new is None or mask.shape != x.shape[:2]:
+            raise InputError(
+                f"values and mask must have the shapes {tuple(x.shape)} and {tuple(x.shape[:2])} of this call, got "
+                f"{tuple(values.shape)} and {tuple(mask.shape)}"
+            )
         return torch.where(mask.to(x.device)[..., None], new, x).reshape(tensor.shape)
 
     return hook_fn

@@ -169,7 +169,7 @@ def _place(trained: Json) -> Json:
     """Where in a language model activations are from, whichever it is."""
     about = trained.get("model") or {}
     model = {key: about.get(key) for key in ("weight_processing", "n_layers")}
-    return {"hook": trained.get("hook"), "d_in": trained.get("d_in"), "model": model}
+    return {**{key: trained.get(key) for key in ("hook", "hook_names", "d_in")}, "model": model}
 
 
 def check_use(model: _Trained, language_model: lm.Model, hook: str, *, allow_mismatch: bool = False) -> None:
@@ -181,6 +181,22 @@ def check_use(model: _Trained, language_model: lm.Model, hook: str, *, allow_mis
     lm.check_hook(language_model, hook)
     found = here(language_model, hook)
     check(f"this {type(model).__name__} was trained", trained_on(model), found, allow_mismatch=allow_mismatch)
+
+
+def check_edit(language_model: lm.Model, hook: str, *, allow_mismatch: bool = False) -> list[str]:
+    """Refuse a hook point where an edit does not reach the residual stream; a sentence where that is accepted.
+
+    Raises:
+        InputError: no such hook point, or edits there do not reach the stream.
+    """
+    lm.check_hook(language_model, hook)
+    try:
+        lm.check_edit(language_model, hook)
+    except InputError as error:
+        if not allow_mismatch:
+            raise
+        return [f"{str(error).partition(':')[0]}: accepted by allow_mismatch"]
+    return []
 
 
 def describe(model: _Trained) -> str:

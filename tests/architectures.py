@@ -292,7 +292,7 @@ def autoencoders(folder: Path) -> dict[str, str]:
             gl.SAE.from_sae_lens(folder / name)
             found[name] = ""
         except InputError as refused:
-            found[name] = reason(str(refused))
+            found[name] = "refused: " + reason(str(refused)).replace(", from None to None", "")
     return found
 
 

@@ -530,13 +530,17 @@ def _check_same(folder: Path, manifest: Manifest, hook: str, asked: Json) -> Non
     have = flat({**manifest.source, "dtype": manifest.dtype, "window": manifest.window, "hook": manifest.hook})
     have.setdefault("settings.truncate", "right")  # what stores that do not say had
     for key, value in wanted.items():
-        if key not in have and key.startswith(_NEW):  # a store of an earlier version does not say
-            continue
-        if have.get(key) != value:
+        if differs(key, have, wanted):
             raise InputError(
                 f"the store at {folder} was collected with {key} = {have.get(key)!r}, not {value!r}: "
                 "choose another folder"
             )
+
+
+def differs(key: str, one: Json, other: Json) -> bool:
+    """Whether two flat sources differ in something; what earlier versions do not say of a model is no difference."""
+    silent = key.startswith(_NEW) and not (key in one and key in other)
+    return not silent and one.get(key) != other.get(key)
 
 
 def flat(value: Json, prefix: str = "") -> Json:

@@ -152,7 +152,11 @@ class Manifest:
     @property
     def identity(self) -> str:
         """Hash of everything that all shards share, and that the shards of no other store do."""
-        shared = [self.hook, self.d_in, self.dtype, self.source, self.max_norm, dict(self.labels)]
+        # Without what follows from the language model and earlier versions did not write down.
+        source = {key: value for key, value in self.source.items() if key != "hook_names"}
+        if "model" in source:
+            source["model"] = {key: value for key, value in source["model"].items() if key != "blocks"}
+        shared = [self.hook, self.d_in, self.dtype, source, self.max_norm, dict(self.labels)]
         return xxhash.xxh3_64_hexdigest(json.dumps(shared, sort_keys=True).encode())
 
     @property

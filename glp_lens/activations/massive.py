@@ -17,6 +17,8 @@ _GAP: Final = 2.0
 """Ratio of the distances from the centre on both sides of a gap."""
 _LEAST, _WITHOUT_GAP = 6.0, 10.0
 """Median distances from the centre: the least beyond a gap, and the limit where the data show no gap."""
+_FEW, _RARE = 100, 0.02
+"""Rows that show a gap at least, and the largest share of them beyond it: what is common is not massive."""
 
 
 def check_massive(massive: Massive) -> None:
@@ -32,27 +34,30 @@ def norm_limit(rows: Tensor, massive: Massive) -> float | None:
     A multiple of the median norm may fall inside a cluster: where a few dimensions are nearly constant and most of the
     norm, massive rows are only some times longer than the others, though many times as far from their centre. So by
     `gap` distances from the centre are looked at, which is the median of each dimension: rows are massive beyond the
-    first gap in them, across which they double at least, to 6 median distances or more. Where there is none, beyond 10
-    median distances. The limit is a norm all the same, since whoever uses a prior has single rows: halfway between the
-    longest row on this side and the shortest on the other, on a logarithmic scale.
+    first gap in them, across which they double at least, to 6 median distances or more, if at most 2% are. Where there
+    is none, they are beyond 10 median distances, and of fewer than 100 rows, beyond 10 times the median norm.
+
+    The limit is a norm all the same, since whoever uses a prior has single rows: halfway between the longest row on
+    this side and the shortest on the other, on a logarithmic scale.
     """
     if massive is None:
         return None
     rows = rows.float()
     norms = torch.linalg.vector_norm(rows, dim=1).double().numpy()
-    if massive != "gap":
-        return float(massive * np.median(norms))
+    multiple = _WITHOUT_GAP if massive == "gap" else massive
+    if massive != "gap" or len(rows) < _FEW:
+        return float(multiple * np.median(norms)) if len(rows) else None
     centre = rows.median(0).values
     distances = torch.linalg.vector_norm(rows - centre, dim=1).double().numpy()
     typical = float(np.median(distances))
+    if typical == 0:  # most rows are one and the same
+        return float(multiple * np.median(norms))
     ranked = np.sort(distances)
     gaps = np.flatnonzero((ranked[1:] >= _GAP * ranked[:-1]) & (ranked[1:] >= _LEAST * typical))
-    limit = _WITHOUT_GAP * typical
-    if len(gaps) and typical > 0:
-        limit = math.sqrt(ranked[gaps[0]] * ranked[gaps[0] + 1])
-    usual, beyond = norms[distances <= limit], norms[distances > limit]
-    longest = float(usual.max(initial=0.0))
-    if len(beyond) and longest < beyond.min():
-        return math.sqrt(longest * float(beyond.min()))
-    # No row, or none that norms tell apart: that of a row at the limit, at right angles to the centre.
-    return max(math.hypot(float(centre.norm()), limit), longest)
+    if len(gaps) and len(ranked) - gaps[0] - 1 <= _RARE * len(ranked):
+        beyond = distances > ranked[gaps[0]]
+        longest, shortest = float(norms[~beyond].max()), float(norms[beyond].min())
+        if longest < shortest:
+            return math.sqrt(longest * shortest)
+    # No row that is no farther from the centre is longer than this.
+    return float(centre.norm()) + _WITHOUT_GAP * typical

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
 from importlib import metadata
@@ -11,28 +12,27 @@ from typing import Any
 
 import torch
 import xxhash
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from glp_lens.errors import InputError
-from glp_lens.lm.model import Model
+from glp_lens.lm.model import Model, encoder_decoder
 from glp_lens.lm.points import outputs_of_blocks
 
 _VERSION = 1
-_LARGEST = 4 << 30
-"""Bytes of weights up to which models are compared unless told otherwise."""
+_LARGEST = 1_000_000_000
+"""Parameters up to which models are compared unless told otherwise: two copies of so many in float32 take 8 GB."""
 _TOLERANCE = 1e-3
 """Relative difference in float32 that rounding may make; another convention of rotary positions makes one of 0.05."""
 _TOKENS = (2, 12)
+_HEADS = ("ForCausalLM", "LMHeadModel", "ForMaskedLM")
+"""Ends of the names of classes in transformers that give logits of tokens."""
 
 
 def refuse_encoder_decoder(folder: str, name: str) -> None:
     """Raises InputError if a model's folder says that it is an encoder-decoder."""
-    config = _config(folder)
-    if config.get("is_encoder_decoder"):
-        raise InputError(
-            f"model {name!r} is an encoder-decoder ({config.get('model_type')}), whose decoder reads another text than "
-            "its encoder: open a decoder-only model, or an encoder such as BERT"
-        )
+    if _config(folder).get("is_encoder_decoder"):
+        raise encoder_decoder(f"model {name!r}")
 
 
 def due(folder: str, name: str, backend: str, check: bool | None, cache: Path) -> bool:
@@ -43,12 +43,12 @@ def due(folder: str, name: str, backend: str, check: bool | None, cache: Path) -
         check = setting == "1"
     if check is False or _marker(folder, backend, cache).is_file():
         return False
-    size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
-    if check is None and size > _LARGEST:
+    size = _parameters(Path(folder)) if check is None else 0
+    if size > _LARGEST:
         warnings.warn(
-            f"{name} was not compared with transformers' own model, being large ({size / 2**30:.0f} GiB of weights): "
-            "open it with check=True (GLP_LENS_CHECK=1), or with check=False (GLP_LENS_CHECK=0) for no such line",
-            stacklevel=3,
+            f"{name} was not compared with transformers' own model, being large ({size / 1e9:.1f}B parameters): open "
+            "it with check=True (GLP_LENS_CHECK=1), or with check=False (GLP_LENS_CHECK=0) for no such line",
+            stacklevel=4,
         )
         return False
     return True
@@ -67,9 +67,17 @@ def compare(model: Model, folder: str, name: str, backend: str, cache: Path) -> 
     Raises:
         InputError: they differ.
     """
-    ids = torch.randint(int(model.cfg.d_vocab), _TOKENS, generator=torch.Generator().manual_seed(0))
+    texts, length = _TOKENS
+    shape = (texts, min(length, int(model.cfg.n_ctx)))
+    ids = torch.randint(int(model.cfg.d_vocab), shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        want, logits = _reference(folder, int(model.cfg.n_layers), ids)
+        try:
+            want, logits = _reference(folder, int(model.cfg.n_layers), ids)
+        except Exception as error:  # of remote code, missing kernels, or an architecture that transformers cannot run
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            warnings.warn(f"{name} was not compared with transformers' own model, which cannot run ({reason})",
+                          stacklevel=4)  # fmt: skip
+            return
         try:
             found = outputs_of_blocks(model, ids, list(want))
             own = model(ids, return_type="logits")
@@ -77,7 +85,11 @@ def compare(model: Model, folder: str, name: str, backend: str, cache: Path) -> 
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise InputError(f"model {name!r}, opened with backend={backend!r}, cannot run ({reason})") from error
         differences = {f"after block {i}": _difference(found[i], want[i]) for i in want if i in found}
-        differences["of the logits"] = _difference(own, logits)
+        if logits is None:
+            warnings.warn(f"{name} holds no weights of a language-model head: its activations are right, what it "
+                          "generates and its loss are not", stacklevel=4)  # fmt: skip
+        else:
+            differences["of the logits"] = _difference(own, logits)
     # Not `>`: a NaN is a difference too.
     if wrong := [where for where, difference in differences.items() if not difference <= _TOLERANCE]:
         raise InputError(
@@ -89,18 +101,22 @@ def compare(model: Model, folder: str, name: str, backend: str, cache: Path) -> 
     marker = _marker(folder, backend, cache)
     try:
         marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.write_text(json.dumps({"model": name, "largest difference": max(differences.values())}))
+        marker.write_text(json.dumps({"model": name, "largest difference": max(differences.values(), default=0.0)}))
     except OSError:
         return  # compared again next time
 
 
-def _reference(folder: str, n_layers: int, ids: Tensor) -> tuple[dict[int, Tensor], Tensor]:
-    """Transformers' own outputs of each block, and logits."""
+def _reference(folder: str, n_layers: int, ids: Tensor) -> tuple[dict[int, Tensor], Tensor | None]:
+    """Transformers' own outputs of each block, and logits; None without weights of a head."""
     import transformers
 
-    names = _config(folder).get("architectures") or []
-    kind = getattr(transformers, str(names[0]), None) if names else None
-    hf: Any = (kind or transformers.AutoModelForCausalLM).from_pretrained(folder, dtype=torch.float32).eval()
+    named = str((_config(folder).get("architectures") or [""])[0])
+    kind = getattr(transformers, named, None) if named.endswith(_HEADS) else None
+    if kind is None:
+        kind = transformers.AutoModelForMaskedLM if named.startswith("Bert") else transformers.AutoModelForCausalLM
+    opened: Any = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    hf, loaded = opened
+    hf.eval()
     lists = [m for m in hf.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == n_layers]
     found: dict[int, Tensor] = {}
 
@@ -113,7 +129,19 @@ def _reference(folder: str, n_layers: int, ids: Tensor) -> tuple[dict[int, Tenso
     for layer, block in enumerate(lists[0] if lists else []):
         block.register_forward_hook(keep(layer))
     logits = hf(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-    return found, logits
+    return found, None if loaded["missing_keys"] else logits
+
+
+def _parameters(folder: Path) -> int:
+    """Number of parameters in a folder's safetensors files; 0 if they cannot be read, which opening them will tell."""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(file, "pt") as weights:
+                total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+        except (OSError, SafetensorError):
+            return 0
+    return total
 
 
 def _difference(found: Tensor, want: Tensor) -> float:
@@ -127,7 +155,7 @@ def _difference(found: Tensor, want: Tensor) -> float:
 def _marker(folder: str, backend: str, cache: Path) -> Path:
     """The file that says that these files agree under these versions of the libraries."""
     root = Path(folder)
-    files = sorted([root / "config.json", *root.glob("*.safetensors")])
+    files = sorted([root / "config.json", *root.glob("*.safetensors"), *root.glob("*.bin")])
     about: list[object] = [_VERSION, str(root.resolve()), backend]
     about += [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     about += [metadata.version(package) for package in ("torch", "transformers", "transformer-lens")]

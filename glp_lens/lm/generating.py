@@ -9,8 +9,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from glp_lens.errors import InputError
 from glp_lens.lm.model import Model, model_device
-from glp_lens.lm.points import counted, outputs_of_blocks
+from glp_lens.lm.points import counted, outputs_of_blocks, without_hooks
 from glp_lens.lm.running import Hooks, check_predicts
 from glp_lens.numerics import of_others
 from glp_lens.types import HookFunction
@@ -46,16 +47,17 @@ def generate(
         Prompts and new tokens, `(batch, pos + new_tokens)`, on the CPU.
 
     Raises:
-        InputError: a model that cannot generate, or a hook point that never runs.
+        InputError: a model that cannot generate, no prompt or new token, or a hook point that never runs.
     """
+    if tokens.ndim != 2 or not tokens.numel() or new_tokens < 1:
+        raise InputError(
+            f"expected prompts (batch, pos) and one new token at least, got shape {tuple(tokens.shape)}, {new_tokens}"
+        )
     device = model_device(model)
     tokens = tokens.to(device)
     cached = caches_keys_and_values(model, tokens[:1])
-    with (
-        torch.inference_mode(),
-        torch.random.fork_rng([device] if device.type == "cuda" else []),
-        counted(hooks) as fns,
-    ):
+    devices = [device] if device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices), counted(model, hooks) as fns:
         if seed is not None:
             torch.manual_seed(seed % 2**32)  # torch's CPU generator looks at no more bits
         with model.hooks(fwd_hooks=fns):
@@ -79,18 +81,19 @@ def caches_keys_and_values(model: Model, prompt: Tensor) -> bool:
     key = (next(iter(model.parameters())).dtype, model_device(model), getattr(model, "compatibility_mode", None))
     known = _known.setdefault(model, {})
     if key not in known:
-        known[key] = _agrees(model, prompt[:, :_PROMPT])
+        with without_hooks(model):
+            known[key] = _agrees(model, prompt[:, : max(1, min(_PROMPT, int(model.cfg.n_ctx) - _STEPS))])
         if not known[key]:
             warnings.warn(
                 "the cached generation of this language model does not compute what a forward pass over the whole text "
                 "does (a known fault of some versions of transformers and transformer-lens): generating without a "
                 "cache, which is slower",
-                stacklevel=3,
+                stacklevel=4,
             )
     return known[key]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _agrees(model: Model, prompt: Tensor) -> bool:
     layer = int(model.cfg.n_layers) - 1
     name = f"blocks.{layer}.hook_resid_post"
@@ -114,14 +117,23 @@ def _agrees(model: Model, prompt: Tensor) -> bool:
 
 
 def _run(model: Model, tokens: Tensor, new_tokens: int, *, cached: bool, temperature: float) -> Tensor:
-    text: Tensor = model.generate(
-        tokens,
-        max_new_tokens=new_tokens,
-        do_sample=temperature > 0,
-        temperature=temperature or 1.0,
-        stop_at_eos=False,
-        use_past_kv_cache=cached,
-        return_type="tokens",
-        verbose=False,
-    )
-    return text
+    if cached:
+        text: Tensor = model.generate(
+            tokens,
+            max_new_tokens=new_tokens,
+            do_sample=temperature > 0,
+            temperature=temperature or 1.0,
+            stop_at_eos=False,
+            return_type="tokens",
+            verbose=False,
+        )
+        return text
+    # Not by `use_past_kv_cache=False`: with it a bridge of a state space model keeps its state all the same.
+    for _ in range(new_tokens):
+        logits = model(tokens, return_type="logits")[:, -1].float()
+        if temperature > 0:
+            new = torch.multinomial((logits / temperature).softmax(-1), 1)
+        else:
+            new = logits.argmax(-1, keepdim=True)
+        tokens = torch.cat([tokens, new], dim=1)
+    return tokens

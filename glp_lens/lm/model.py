@@ -9,6 +9,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from glp_lens.errors import InputError
 from glp_lens.lm.points import outputs_of_blocks
 from glp_lens.types import Json
 
@@ -24,6 +25,7 @@ def describe(model: Model) -> Json:
 
     `blocks` is what transformers calls the list of blocks (`transformer.h` in GPT-2), where that is known.
     """
+    refuse_encoder_decoder(model)
     cfg = model.cfg
     about = {
         "name": name_of(model),
@@ -35,6 +37,25 @@ def describe(model: Model) -> Json:
     }
     blocks = blocks_name(model)
     return about if blocks is None else {**about, "blocks": blocks}
+
+
+def refuse_encoder_decoder(model: Model) -> None:
+    """Refuse a model whose decoder reads another text than its encoder, such as T5 and BART.
+
+    Raises:
+        InputError: it is one.
+    """
+    config = getattr(getattr(model, "original_model", None), "config", None)
+    if getattr(config, "is_encoder_decoder", False) or type(model).__name__ == "HookedEncoderDecoder":
+        raise encoder_decoder(f"model {name_of(model)!r}")
+
+
+def encoder_decoder(what: str) -> InputError:
+    """What to say of an encoder-decoder."""
+    return InputError(
+        f"{what} is an encoder-decoder, whose decoder reads another text than its encoder: open a decoder-only model, "
+        "or an encoder such as BERT"
+    )
 
 
 def name_of(model: Model) -> str:
@@ -82,6 +103,8 @@ def _folded(model: Model) -> bool:
 
 @torch.no_grad()
 def _centred(model: Model) -> bool:
+    if str(getattr(model.cfg, "normalization_type", "")).startswith("RMS"):
+        return False  # by no processing; a 16-bit stream that is nearly constant may have mean 0 by chance
     vocabulary = int(model.cfg.d_vocab)
     ids = torch.arange(16)[None] * max(1, vocabulary // 16) % vocabulary
     ids = ids[:, : int(getattr(model.cfg, "n_ctx", None) or 16)]

@@ -54,7 +54,7 @@ def open_model(
         device: a torch device.
         dtype: `float32`, `bfloat16` or `float16`.
         backend: `bridge` for a TransformerBridge (any architecture), `hooked` for a HookedTransformer.
-        check: whether to compare; by default models of up to 4 GiB of weights, larger ones with a warning that they
+        check: whether to compare; by default models of up to 1B parameters, larger ones with a warning that they
             were not. The environment variable `GLP_LENS_CHECK` set to `0` or `1` chooses for all.
 
     Raises:
@@ -105,7 +105,7 @@ def check_device(device: str) -> torch.device:
 def _find(name: str) -> str:
     """A folder that the Hugging Face loaders can open."""
     path = Path(name)
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix.lower() == ".gguf" and path.is_file():
         return str(_converted_gguf(path))
     if path.is_dir():
         ggufs = sorted(path.glob("*.gguf"))
@@ -178,8 +178,14 @@ def _converted_gguf(source: Path, *, packaged: bool = False) -> Path:
         raise InputError("reading a GGUF language model needs the gguf package: pip install gguf")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    except OSError as error:
+        raise InputError(
+            f"the converted model cannot be kept in {target.parent} ({error.strerror}): set GLP_LENS_CACHE to a folder "
+            "that can be written"
+        ) from None
     try:
         model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name)
         # The weights are dequantised, but transformers still takes the model for a quantised one and refuses.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,8 +24,10 @@ _BLOCK_ENDS = {"hook_in": "hook_resid_pre", "hook_out": "hook_resid_post"}
 _MID = re.compile(r"blocks\.\d+\.(hook_resid_mid|ln2\.hook_in)")
 """On a HookedTransformer the stream between attention and MLP; on a bridge the input of the norm before the MLP."""
 _carry: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
-_HEADS = re.compile(r"hook_(q|k|v|z|rot_q|rot_k)")
-"""Hook points of the attention heads, `(batch, pos, head, d_head)`."""
+_HEADS = re.compile(r"(.*\.)?(hook_[qkvz]|o\.hook_in)")
+"""Hook points of the attention heads, `(batch, pos, head, d_head)`; on a bridge `hook_z` is the input of `o`."""
+_NOT_BY_TOKEN = re.compile(r".*hook_(cos|sin|pattern|attn_scores|scores)")
+"""Hook points with other axes, whatever their number."""
 
 
 def default_hook(model: Any) -> str:
@@ -106,11 +109,15 @@ def check_edit(model: Any, hook: str) -> None:
     check_hook(model, hook)
     found = next((name for name in names_of(model, hook) if is_mid_stream(name)), None)
     if found is not None and not mid_stream_carries(model):
-        layer = found.split(".")[1]
-        raise InputError(
-            f"an edit at {hook} reaches only the MLP of this {type(model).__name__}, not the residual stream: use "
-            f"blocks.{layer}.hook_resid_pre or hook_resid_post, or open the model as a HookedTransformer"
-        )
+        raise off_stream(hook)
+
+
+def off_stream(name: str) -> InputError:
+    """What to say of a hook point at which an edit does not reach the residual stream."""
+    return InputError(
+        f"an edit at {name} (hook_resid_mid) reaches only the MLP of this language model, not the residual stream: use "
+        "hook_resid_pre or hook_resid_post, open it as a HookedTransformer, or pass allow_mismatch=True"
+    )
 
 
 def mid_stream_carries(model: Any) -> bool:
@@ -126,7 +133,9 @@ def _carries(model: Any, hook: str, layer: int) -> bool:
     """Whether very large values written at a hook point are still there after the block."""
     device = next(iter(model.parameters())).device
     ids = torch.arange(4, device=device)[None]
-    clean = outputs_of_blocks(model, ids, [layer])[layer]
+    clean = outputs_of_blocks(model, ids, [layer]).get(layer)
+    if clean is None:  # a model that does not call its hooks
+        return False
     large = 1e3 * float(clean.abs().max())
 
     def write(tensor: Tensor, *, hook: Any = None) -> Tensor:
@@ -150,25 +159,46 @@ def outputs_of_blocks(
 
         return hook_fn
 
-    names = {layer: f"blocks.{layer}.hook_resid_post" for layer in layers}
-    there = [(name, keep(layer)) for layer, name in names.items() if name in model.hook_dict]
-    model.run_with_hooks(
-        tokens,
-        return_type=None,
-        attention_mask=torch.ones_like(tokens),
-        fwd_hooks=[*edits, *there],
-        stop_at_layer=stop_layer([name for name, _ in there]),
-    )
+    there = [
+        (name, keep(layer))
+        for layer in layers
+        for name in [f"blocks.{layer}.{end}" for end in ("hook_resid_post", "hook_out")]
+        if name in model.hook_dict
+    ]
+    with without_hooks(model):
+        model.run_with_hooks(
+            tokens,
+            return_type=None,
+            attention_mask=torch.ones_like(tokens),
+            fwd_hooks=[*edits, *there],
+            stop_at_layer=stop_layer([name for name, _ in there]),
+        )
     return found
 
 
 @contextmanager
-def counted(hooks: Sequence[tuple[str, HookFunction]]) -> Iterator[list[tuple[str, HookFunction]]]:
+def without_hooks(model: Any) -> Iterator[None]:
+    """Lifts the hooks that are set on a model: what is tried on it is not for them to see or change."""
+    points = {id(point): point for point in model.hook_dict.values()}.values()
+    kept = [(point, point._forward_hooks) for point in points]
+    try:
+        for point in points:
+            point._forward_hooks = OrderedDict()
+        yield
+    finally:
+        for point, hooks in kept:
+            point._forward_hooks = hooks
+
+
+@contextmanager
+def counted(model: Any, hooks: Sequence[tuple[str, HookFunction]]) -> Iterator[list[tuple[str, HookFunction]]]:
     """Hooks that are watched: one that never ran by the end of the call is an error, not a call without an edit.
 
     Raises:
-        InputError: a hook point that the model lists and did not call.
+        InputError: no such hook point, or one that the model lists and did not call.
     """
+    for name, _ in hooks:
+        check_hook(model, name)
     calls = dict.fromkeys((name for name, _ in hooks), 0)
 
     def count(name: str, function: HookFunction) -> HookFunction:
@@ -184,6 +214,13 @@ def counted(hooks: Sequence[tuple[str, HookFunction]]) -> Iterator[list[tuple[st
                          "choose another one")  # fmt: skip
 
 
+def is_by_token(name: str, found: Tensor) -> bool:
+    """Whether what a hook point gives can be activations of each token, by its name and number of axes."""
+    if _NOT_BY_TOKEN.fullmatch(name):
+        return False
+    return found.ndim == 3 or (found.ndim == 4 and _HEADS.fullmatch(name) is not None)
+
+
 def rows_at(name: str, found: Any, shape: torch.Size) -> Tensor:
     """What a hook point gave as rows `(batch, pos, d)`, the heads of an attention layer side by side.
 
@@ -195,8 +232,7 @@ def rows_at(name: str, found: Any, shape: torch.Size) -> Tensor:
     Raises:
         InputError: no activations of each token.
     """
-    heads = _HEADS.fullmatch(name.rpartition(".")[2]) is not None
-    if isinstance(found, Tensor) and found.shape[:2] == shape and (found.ndim == 3 or (found.ndim == 4 and heads)):
+    if isinstance(found, Tensor) and is_by_token(name, found) and found.shape[:2] == shape:
         return found.flatten(2)
     got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
     raise InputError(f"hook point {name} gives {got}, expected (batch, pos, d): choose another one")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glp_lens.errors import InputError
-from glp_lens.lm.model import Model, model_device
+from glp_lens.lm.model import Model, model_device, refuse_encoder_decoder
 from glp_lens.lm.points import counted, rows_at, stop_layer
 from glp_lens.numerics import of_others
 from glp_lens.types import HookFunction
@@ -40,8 +40,9 @@ def activations(model: Model, tokens: Tensor, mask: Tensor, hooks: Sequence[str]
 
         return hook_fn
 
+    refuse_encoder_decoder(model)
     device = model_device(model)
-    with counted([(name, grab(name)) for name in hooks]) as watched:
+    with counted(model, [(name, grab(name)) for name in hooks]) as watched:
         model.run_with_hooks(
             tokens.to(device),
             return_type=None,
@@ -62,7 +63,7 @@ def token_nll(model: Model, tokens: Tensor, mask: Tensor, hooks: Hooks = ()) -> 
     """
     check_predicts(model)
     device = model_device(model)
-    with counted(hooks) as watched:
+    with counted(model, hooks) as watched:
         logits = model.run_with_hooks(
             tokens.to(device),
             return_type="logits",
@@ -75,11 +76,12 @@ def token_nll(model: Model, tokens: Tensor, mask: Tensor, hooks: Hooks = ()) -> 
 
 
 def check_predicts(model: Model) -> None:
-    """Refuse a model that reads both ways, such as BERT: it neither generates nor has a loss of the next token.
+    """Refuse a model that reads both ways, such as BERT, or in two parts: it has no loss of the next token.
 
     Raises:
         InputError: it is one.
     """
+    refuse_encoder_decoder(model)
     if not getattr(getattr(model, "adapter", None), "supports_generation", True):
         raise InputError("this language model does not predict the next token (a masked language model?): it can be "
                          "collected from, but not generate or be scored")  # fmt: skip

@@ -76,13 +76,11 @@ def test_a_large_model_is_opened_with_a_line_that_it_was_not_compared(tiny_folde
 
 
 def test_a_cache_that_is_lost_is_found_out_and_done_without(tiny_bridge, monkeypatch):
-    real, used = tiny_bridge.generate, []
+    used = []
 
-    def forgetful(tokens, *, max_new_tokens, use_past_kv_cache, **options):
+    def forgetful(tokens, *, max_new_tokens, **options):
         """As transformers 5.24: each cached step reads the new token alone."""
-        used.append(use_past_kv_cache)
-        if not use_past_kv_cache:
-            return real(tokens, max_new_tokens=max_new_tokens, use_past_kv_cache=False, **options)
+        used.append(max_new_tokens)
         for step in range(max_new_tokens):
             logits = tiny_bridge(tokens if step == 0 else tokens[:, -1:], return_type="logits")
             tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], dim=1)
@@ -95,9 +93,8 @@ def test_a_cache_that_is_lost_is_found_out_and_done_without(tiny_bridge, monkeyp
     with pytest.warns(UserWarning, match="generating without a cache"):
         found = lm.generate(tiny_bridge, prompt, 8)
     assert torch.equal(found, want)
-    assert used == [True, False]
-    lm.generate(tiny_bridge, prompt, 8)  # not tried again
-    assert used == [True, False, False]
+    assert torch.equal(lm.generate(tiny_bridge, prompt, 8), want)
+    assert len(used) == 1  # tried once, and not used
 
 
 def test_generated_rows_are_those_of_a_forward_pass_over_the_text(made, tmp_path, cache):
@@ -234,7 +231,7 @@ def test_edits_between_attention_and_mlp_reach_the_stream_of_one_class_only(tiny
     for model in (tiny_bridge, tiny_hooked):
         for name in ("blocks.1.hook_resid_pre", "blocks.1.hook_resid_post", "blocks.1.hook_mlp_out"):
             lm.check_edit(model, name)
-    with pytest.raises(InputError, match=r"reaches only the MLP of this TransformerBridge.*hook_resid_pre"):
+    with pytest.raises(InputError, match=r"reaches only the MLP of this language model.*hook_resid_pre"):
         lm.check_edit(tiny_bridge, MID)
     mean = torch.zeros(24)
     with pytest.raises(InputError, match="reaches only the MLP"):
@@ -339,3 +336,97 @@ def test_the_blocks_of_a_model_that_the_user_opened_are_known_too(open_layernorm
     assert lm.describe(model)["blocks"] == "transformer.h"
     model.cfg.original_architecture = "NoSuchModel"
     assert "blocks" not in lm.describe(model)
+
+
+# -- what tests of a model must not see or change --------------------------------------------------------------
+
+
+def test_what_is_tried_on_a_model_passes_its_hooks_by(made, cache):
+    model = lm.open_model(made("GPT2"))
+    prompt = torch.tensor(lm.to_ids(model, ["cat dog bird fish"], 6))
+    seen = []
+    centre = ("blocks.0.hook_resid_post", lambda x, *, hook: seen.append(len(x)) or x - x.mean(-1, keepdim=True))
+    with model.hooks(fwd_hooks=[centre]), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert lm.weight_processing(model) == "raw"
+        assert not lm.mid_stream_carries(model)
+        assert not seen
+        lm.generate(model, prompt, 3)
+    assert len(seen) == 3
+    assert lm.caches_keys_and_values(model, prompt)
+
+
+def test_a_prompt_that_fills_the_context_is_continued(made, cache):
+    model = lm.open_model(made("GPT2"))
+    prompt = torch.randint(3, 60, (1, model.cfg.n_ctx - 1), generator=torch.Generator().manual_seed(0))
+    text = lm.generate(model, prompt, 1)
+    assert text.shape == (1, model.cfg.n_ctx)
+    text += 1  # a plain tensor, not one of inference mode
+    for wrong in ((prompt[0], 1), (prompt, 0), (prompt[:, :0], 1)):
+        with pytest.raises(InputError, match="expected prompts"):
+            lm.generate(model, *wrong)
+
+
+def test_encoder_decoders_that_the_user_opened_are_refused_too(made, tmp_path):
+    from transformer_lens.model_bridge import TransformerBridge
+
+    tokens, mask = lm.pad([[0, 5, 6, 7]])
+    for name in ("T5", "Bart"):
+        model = TransformerBridge.boot_transformers(made(name), device="cpu")
+        for call in (
+            lambda model=model: gl.collect(
+                model, tiny_texts(9), "decoder_blocks.1.hook_out", tmp_path / "acts", context=16
+            ),
+            lambda model=model: lm.token_nll(model, tokens, mask),
+            lambda model=model: lm.generate(model, tokens, 2),
+        ):
+            with pytest.raises(InputError, match="is an encoder-decoder"):
+                call()
+
+
+def test_folders_without_a_head_of_their_own_are_compared_by_their_activations(made, tmp_path, cache):
+    from transformers import AutoModel
+
+    folder = made("Llama")
+    body = tmp_path / "body"
+    AutoModel.from_pretrained(folder).save_pretrained(body)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tmp_path / "Llama" / name, body)
+    with pytest.warns(UserWarning, match="holds no weights of a language-model head"):
+        model = lm.open_model(str(body))
+    tokens, mask = lm.pad(lm.to_ids(model, tiny_texts(3), 12))
+    hook = architectures.HOOK
+    whole = lm.activations(lm.open_model(folder), tokens, mask, [hook])[hook]
+    torch.testing.assert_close(lm.activations(model, tokens, mask, [hook])[hook], whole)
+
+
+# -- one function at several points, in texts that go on or not ------------------------------------------------
+
+
+def test_one_hook_function_at_two_points_generates_alike_with_and_without_a_cache(tiny_bridge):
+    prompt = torch.tensor(lm.to_ids(tiny_bridge, ["cat dog bird fish horse"], 6))
+    push = 2 * torch.randn(24, generator=torch.Generator().manual_seed(3))
+    texts = []
+    for cached in (True, False):
+        fn = hooks.steer(push, 1.0)
+        points = [(f"blocks.{layer}.hook_resid_post", fn) for layer in (0, 2)]
+        with tiny_bridge.hooks(fwd_hooks=points), torch.no_grad():
+            text = tiny_bridge.generate(prompt, max_new_tokens=8, do_sample=False, stop_at_eos=False,
+                                        use_past_kv_cache=cached, return_type="tokens", verbose=False)  # fmt: skip
+        texts.append(text)
+    assert torch.equal(*texts)
+
+
+@pytest.mark.parametrize("point", ["blocks.0.hook_resid_pre", "blocks.1.hook_resid_post"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_text_that_ends_as_the_one_before_did_is_another_text(tiny_folder, point, dtype):
+    model = lm.open_model(str(tiny_folder), dtype=dtype)
+    first, second = lm.to_ids(model, ["cat dog red blue", "sun moon red blue tree"], 9)
+    fn = hooks.steer(4 * torch.ones(24), 1.0, positions="all")
+    found = []
+    for hook_fn in (fn, hooks.steer(4 * torch.ones(24), 1.0, positions="all")):
+        tokens, mask = lm.pad([second])
+        if hook_fn is fn:
+            lm.token_nll(model, *lm.pad([first]), [(point, fn)])
+        found.append(lm.token_nll(model, tokens, mask, [(point, hook_fn)]))
+    assert torch.equal(*found)

@@ -121,3 +121,26 @@ def test_what_was_collected_and_trained_is_known_and_kept(tiny_bridge, tmp_path)
     assert provenance.mismatches(provenance.trained_on(model), provenance.here(tiny_bridge, HOOK)) == []
     assert "PCA trained on 301 rows" in provenance.describe(model)
     assert HOOK in provenance.describe(model)
+
+
+def test_a_model_is_finetuned_at_its_hook_point_under_another_name(tiny_bridge, tmp_path):
+    small = {"context": 16, "massive": None, "max_tokens": 300}
+    names = ("blocks.1.mlp.hook_out", "blocks.1.hook_mlp_out")
+    one, other = (gl.collect(tiny_bridge, tiny_texts(40), n, tmp_path / n, **small) for n in names)
+    glp = gl.GLP.fit(one, gl.recipe("fast", rows=512, batch_size=64), d_model=16, d_mlp=16, n_layers=1)
+    assert glp.finetune(other, gl.recipe("fast", rows=128, batch_size=64)).hook == names[1]
+
+
+def test_stores_of_an_earlier_version_go_on_and_together_with_new_ones(tiny_bridge, tmp_path):
+    import json
+
+    hooks = [HOOK, OTHER]
+    small = {"context": 16, "massive": None, "shard_tokens": 160}
+    stores = gl.collect(tiny_bridge, tiny_texts(40), hooks, tmp_path / "acts", **small)
+    manifest = stores[HOOK].path / "manifest.json"
+    about = json.loads(manifest.read_text())
+    del about["source"]["hook_names"], about["source"]["model"]["blocks"]
+    manifest.write_text(json.dumps(about))
+    again = gl.collect(tiny_bridge, tiny_texts(40), hooks, tmp_path / "acts", **small)
+    recipe = gl.recipe("fast", rows=128, batch_size=64)
+    assert gl.GLP.fit(again, recipe, d_model=16, d_mlp=16, n_layers=1).layers == [1, 2]

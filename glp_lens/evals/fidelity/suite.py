@@ -190,10 +190,7 @@ class _Summary:
 
 def _check(model: lm.Model, entries: Sequence[Entry], hook: str, mean: Tensor, *, allow_mismatch: bool) -> list[str]:
     """Refuse what cannot be compared; a line for each mismatch that was accepted."""
-    if allow_mismatch:
-        lm.check_hook(model, hook)
-    else:
-        lm.check_edit(model, hook)
+    notes = provenance.check_edit(model, hook, allow_mismatch=allow_mismatch)
     labels = [e.label for e in entries]
     if len(set(labels)) < len(labels) or MEAN in labels:
         raise InputError(f"labels must differ, and none may be {MEAN!r}; got {', '.join(labels)}")
@@ -204,7 +201,7 @@ def _check(model: lm.Model, entries: Sequence[Entry], hook: str, mean: Tensor, *
                 f"{tuple(mean.shape)}: use models and a mean of the same store"
             )
     models = {e.label: e.model for e in entries}
-    return provenance.check_models(models, provenance.here(model, hook), allow_mismatch=allow_mismatch)
+    return notes + provenance.check_models(models, provenance.here(model, hook), allow_mismatch=allow_mismatch)
 
 
 def _scales(mean: Tensor, std: Tensor | None) -> Tensor:
@@ -228,12 +225,18 @@ def _clean_pass(
     tokens, mask = lm.pad(ids)
     found: list[Tensor] = []
 
+    name = hook
+
     def grab(tensor: Tensor, *, hook: Any = None) -> Tensor:
-        found.append(tensor.detach().float().cpu())
+        found.append(lm.rows_at(name, tensor, mask.shape).detach().float().cpu())
         return tensor
 
     nll = lm.token_nll(model, tokens, mask, [(hook, grab)])
-    stream = _rows_by_token(found[0], mask, width, hook)
+    stream = found[0]
+    if stream.shape[2] != width:
+        raise InputError(
+            f"hook point {hook} has width {stream.shape[2]}, the mean {width}: use the hook point that the mean is of"
+        )
     usual = mask.clone()
     usual[:, 0] = False
     inner = usual[:, :-1] & mask[:, 1:]
@@ -246,16 +249,6 @@ def _clean_pass(
     owners = np.broadcast_to(np.arange(first, first + len(ids))[:, None], tuple(mask.shape))
     batch = _Batch(tokens, mask, stream, owners, _widen(inner), usual, noise[usual])
     return batch, nll[inner].double().numpy()
-
-
-def _rows_by_token(tensor: Tensor, mask: Tensor, width: int, hook: str) -> Tensor:
-    """`(batch, pos, width)`: of a hook point with heads `(batch, pos, n_heads, d_head)`, all heads side by side."""
-    if tensor.shape[:2] != mask.shape or tensor.shape[2:].numel() != width:
-        raise InputError(
-            f"hook point {hook} gives shape {tuple(tensor.shape)}, expected (batch, pos, ...) with {width} numbers a "
-            "token: use the hook point that the mean is of"
-        )
-    return tensor.flatten(2)
 
 
 def _widen(inner: Tensor) -> Tensor:
@@ -275,7 +268,9 @@ def _reconstruct(entry: Entry, rows: Tensor, noise: Tensor) -> Tensor:
 def _replaced_nll(model: lm.Model, batch: _Batch, rows: Tensor, hook: str) -> np.ndarray:
     values = batch.stream.clone()
     values[batch.usual] = rows
-    nll = lm.token_nll(model, batch.tokens, batch.mask, [(hook, hooks.replace(values, batch.usual))])
+    nll = lm.token_nll(
+        model, batch.tokens, batch.mask, [(hook, hooks.replace(values, batch.usual, allow_mismatch=True))]
+    )
     return nll[batch.inner[:, :-1]].double().numpy()
 
 

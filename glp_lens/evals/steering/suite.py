@@ -129,10 +129,7 @@ def run(
     began = time.monotonic()
     prompts = _check_prompts(prompts)
     strengths = _check_strengths(strengths)
-    if allow_mismatch:
-        lm.check_hook(model, hook)
-    else:
-        lm.check_edit(model, hook)
+    notes = provenance.check_edit(model, hook, allow_mismatch=allow_mismatch)
     if not (np.isfinite(act_norm) and act_norm > 0):
         raise InputError(f"act_norm must be a positive number, got {act_norm}: pass the store's median_norm")
     folder = None if folder is None else Path(folder)
@@ -149,6 +146,7 @@ def run(
             "direction_texts": [min(texts_per_side, len(s)) for s in (concept.positive, concept.negative)],
             "models": {e.label: e.model.provenance for e in entries},
         },
+        failures=notes,
     )  # fmt: skip
     embedder = embedder or SentenceEmbedder.load()
     judges = fit_judges(concept, embedder, seed=seed)  # first: it refuses concepts that cannot be judged
