@@ -25,7 +25,7 @@ import xxhash
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from glp_lens import lm
+from glp_lens import lm, numerics
 from glp_lens.activations import forward, tokens
 from glp_lens.activations.manifest import MANIFEST, TORCH, Manifest, Shard, documents_hash
 from glp_lens.activations.massive import Massive, check_massive, norm_limit
@@ -70,6 +70,7 @@ class Generation:
             )
 
 
+@numerics.own()
 def collect(
     model: lm.Model,
     texts: Iterable[str | Document],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import sys
@@ -82,7 +83,8 @@ def _reading(place: str) -> Iterator[None]:
     except (OSError, UnicodeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"cannot read {place}: {str(error).splitlines()[0]}") from None
+        advice = ": save it as UTF-8" if isinstance(error, UnicodeError) else ""
+        raise InputError(f"cannot read {place}: {(str(error).splitlines() or [''])[0]}{advice}") from None
 
 
 def _as_paths(paths: str | Path | Iterable[str | Path]) -> list[Path]:
@@ -100,16 +102,18 @@ def _find(path: Path, skipped: Counter[str]) -> list[Path]:
     kinds = ", ".join(_KINDS)
     if path == STDIN:
         return [path]
-    if path.is_dir():
+    with _reading(str(path)[:80]):  # also what cannot be the name of a file
+        is_folder, is_file = path.is_dir(), path.is_file()
+    if is_folder:
         here: Counter[str] = Counter()
         with _reading(f"folder {path}"):
             files = sorted(_search(path, here))
         if not files:
             found = f", found {_counted(here)}" if here else ""
-            raise InputError(f"folder {path} holds no text files{found}: expected {kinds}")
+            raise InputError(f"folder {path} holds no text files{found}: expected {kinds}; name json files one by one")
         skipped += here
         return files
-    if not path.is_file():
+    if not is_file:
         raise InputError(f"text file {path} does not exist")
     if kind_of(path) not in _KINDS:
         raise InputError(f"cannot read {path}: expected a file of kind {kinds}")
@@ -124,6 +128,8 @@ def _search(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
             skipped["linked folders"] += 1
         elif entry.is_dir():
             yield from _search(entry, skipped)
+        elif not entry.is_file():
+            skipped["dead links and devices"] += 1
         elif kind_of(entry) in _KINDS and kind_of(entry) != ".json":  # in a folder, those are settings as a rule
             yield entry
         else:
@@ -145,7 +151,10 @@ def _read_documents(files: list[Path], columns: Columns) -> Iterator[Document]:
 
 
 def _read_stdin(columns: Columns) -> Iterator[Row]:
-    lines = (line.removeprefix("\ufeff") for line in sys.stdin)  # byte order marks, also of files that were joined
+    # Strictly UTF-8, as files are: in some locales Python would take any bytes for text.
+    raw = getattr(sys.stdin, "buffer", None)
+    typed = sys.stdin if raw is None else io.TextIOWrapper(raw, encoding="utf-8")
+    lines = (line.removeprefix("\ufeff") for line in typed)  # byte order marks, also of files that were joined
     head: list[str] = []
     while not head or not head[-1].strip():
         if (line := next(lines, None)) is None:

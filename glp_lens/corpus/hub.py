@@ -14,8 +14,9 @@ from glp_lens.errors import InputError
 if TYPE_CHECKING:
     import datasets
 
-_OPTIONS = {".csv": {}, ".tsv": {"sep": "\t"}, ".jsonl": {}, ".parquet": {}}
-"""Kinds of files that are read as `from_files` reads them, and how `datasets` is set to read each by itself."""
+_PLAIN = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+"""Kinds of files that are read as `from_files` reads them."""
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
 def from_hub(
@@ -46,8 +47,8 @@ def from_hub(
         seed: seed of the draws.
 
     Raises:
-        InputError: no such dataset, configuration or split, or no network; while reading: the same as
-            `from_files`.
+        InputError: no such dataset, configuration or split, or no network; csv files with options of reading other
+            than the separator; while reading: the same as `from_files`.
     """
     columns = Columns.of(text_column, labels, piece)
     if shuffle_buffer < 0:
@@ -71,29 +72,49 @@ def _plain_files(builder: datasets.DatasetBuilder, split: str) -> list[str]:
     """Files of a split, where they are tables without declared types or options of reading; else none.
 
     `datasets` would cast all rows to the types of the first ones (5 to true). In csv files it also takes the first
-    field of a row that is too long for an index, `NA` for nothing, and a null character for the end of a text.
+    field of a row that is too long for an index, `NA` for nothing, and a null character for the end of a text: it
+    never reads them here, and what their types are declared to be is left to the columns that are read.
+
+    Raises:
+        InputError: csv files that cannot be read otherwise.
     """
     import datasets
+
+    is_csv = builder.name == "csv"
 
     found = builder.config.data_files or {}
     names = list(map(str, found)) if split == "all" else split.split("+")
     files = [file for name in names if name in found for file in found[name]]
-    kinds = {kind_of(file) for file in files}
-    if len(kinds) != 1 or not kinds <= _OPTIONS.keys() or builder.info.features is not None:
-        return []
-    shared = {field.name: getattr(builder.config, field.name) for field in dataclasses.fields(datasets.BuilderConfig)}
-    plain = type(builder.config)(**shared, **_OPTIONS[kinds.pop()])
-    return files if builder.config == plain else []
+    kinds = {kind_of(_uncompressed(file)) for file in files}
+    if len(kinds) == 1 and kinds <= set(_PLAIN) and (is_csv or builder.info.features is None):
+        own = [field.name for field in dataclasses.fields(datasets.BuilderConfig)] + ["sep"] * is_csv
+        if builder.config == type(builder.config)(**{name: getattr(builder.config, name) for name in own}):
+            return files
+    if is_csv and files:
+        raise InputError(
+            f"csv files of dataset {builder.dataset_name} are archived or have options of reading "
+            f"({', '.join(sorted(kinds))}), with which rows may be misread: download them and pass the files"
+        )
+    return []
+
+
+def _uncompressed(file: str) -> str:
+    """A file's name without the ending that says how it is compressed."""
+    return str(file)[: -len(kind)] if (kind := kind_of(file)) in _COMPRESSED else str(file)
 
 
 def _rows_of_files(files: list[str], columns: Columns, builder: datasets.DatasetBuilder) -> Iterator[Row]:
     import datasets
     from datasets.utils.file_utils import xopen
+    from fsspec.compression import compr  # type: ignore[import-untyped]
+    from fsspec.utils import infer_compression  # type: ignore[import-untyped]
 
     access = datasets.DownloadConfig(token=builder.token, storage_options=builder.storage_options)
+    separator = getattr(builder.config, "sep", None)
     for file in files:
         with xopen(file, "rb", download_config=access) as opened:
-            yield from table_rows(opened, file, columns)
+            plain = compr[infer_compression(file)](opened, mode="rb") if kind_of(file) in _COMPRESSED else opened
+            yield from table_rows(plain, _uncompressed(file), columns, separator)
 
 
 def _rows_of_dataset(rows: datasets.IterableDataset, name: str) -> Iterator[Row]:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from glp_lens.corpus.documents import Document, beginning
@@ -55,10 +56,10 @@ class Columns:
         use_messages = self.text == TEXT and TEXT not in found and MESSAGES in found
         text = MESSAGES if use_messages else self.text
         if text not in found:
-            raise InputError(f"{place} has no text in {text!r}, found {', '.join(found)}: name the text column")
+            raise InputError(f"{place} has no text in {text!r}, found {_quoted(found)}: name the text column")
         for name in (text, *self.labels):
             if name not in found:
-                raise InputError(f"{place} has no column {name!r}, found {', '.join(found)}: name one of them")
+                raise InputError(f"{place} has no column {name!r}, found {_quoted(found)}: name one of them")
             if found.count(name) > 1:
                 raise InputError(f"{place} has {found.count(name)} columns {name!r}: rename all but one")
         return [text, *self.labels]
@@ -85,6 +86,12 @@ class Columns:
                 f"{place}: expected text or messages in {column!r}, got {str(value)[:40]!r} of type "
                 f"{type(value).__name__}: name the text column"
             )
+
+
+def _quoted(names: Sequence[str]) -> str:
+    """Names of columns; in quotes where one has spaces or is none, which would not be seen else."""
+    plain = all(name and name == name.strip() for name in names)
+    return ", ".join(map(str, names) if plain else map(repr, names))
 
 
 def pieces(text: str, size: int | None) -> list[str]:
@@ -117,6 +124,8 @@ def _number(value: Any, name: str, place: str) -> int | float:
             break
         except ValueError:
             continue
+    if isinstance(value, Decimal):  # of a parquet file
+        value = float(value)
     # A missing label is not zero, and a store holds 64 bits of a whole number.
     if isinstance(value, int) and abs(value) < 2**63:
         return int(value)

@@ -21,10 +21,11 @@ _LONGEST = 2**31 - 1
 """Characters of a csv field: the most that every platform allows. The csv module's own limit is 131,072."""
 
 
-def table_rows(opened: BinaryIO, source: str, columns: Columns) -> Iterator[Row]:
+def table_rows(opened: BinaryIO, source: str, columns: Columns, separator: str | None = None) -> Iterator[Row]:
     """Rows of an opened file, whose kind is the ending of its name. All values of csv and tsv files are text.
 
-    A json file holds an array of objects, a single one, or one a line.
+    A json file holds an array of objects, a single one, or one a line. The separator of a csv file is a comma, of a tsv
+    file a tab, unless given.
 
     Raises:
         InputError: a column is missing; a row of a csv file has more or fewer fields than the header, or wrong quotes;
@@ -40,7 +41,7 @@ def table_rows(opened: BinaryIO, source: str, columns: Columns) -> Iterator[Row]
     elif kind == ".json":
         yield from _json_rows(text.read(), source)
     else:
-        yield from _csv_rows(text, source, columns, "\t" if kind == ".tsv" else ",")
+        yield from _csv_rows(text, source, columns, separator or ("\t" if kind == ".tsv" else ","))
 
 
 def kind_of(file: str | Path) -> str:
@@ -56,10 +57,14 @@ def _csv_rows(lines: Iterable[str], source: str, columns: Columns, separator: st
         raise InputError(f"cannot read {source}: it is empty, expected a line with the names of its columns")
     if len(header) == 1 and header != [columns.text]:
         _check_separator(header[0], separator, place)
+    header = [name.strip() for name in header]
     fields = [(name, header.index(name)) for name in columns.names(header, source)]
     for place, record in records:
+        if any(field.lstrip().startswith('"') and field[0].isspace() for field in record):
+            raise InputError(f"{place}: a text in double quotes must begin right behind the separator: leave out the "
+                             "space before it")  # fmt: skip
         if len(record) != len(header):
-            raise _miscounted(place, record, len(header), _SEPARATORS[separator])
+            raise _miscounted(place, record, len(header), _SEPARATORS.get(separator, repr(separator)))
         yield place, {name: record[i] for name, i in fields}
 
 
@@ -85,8 +90,8 @@ def _check_separator(header: str, separator: str, place: str) -> None:
     for other, name in _SEPARATORS.items():
         if other != separator and other in header:
             raise InputError(
-                f"{place}: expected a {_SEPARATORS[separator]} between columns, got the one column {header!r} with a "
-                f"{name}: use commas in .csv files and tabs in .tsv files"
+                f"{place}: expected a {_SEPARATORS.get(separator, repr(separator))} between columns, got one column, "
+                f"{header!r}, with a {name}: use commas in .csv files and tabs in .tsv files"
             )
 
 

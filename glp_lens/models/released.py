@@ -83,7 +83,7 @@ def read(folder: Path, checkpoint: str) -> tuple[Json, dict[str, Tensor], Tensor
         normalizer = dict(config["glp_kwargs"].get("normalizer_config") or {})
         trace = dict(config["glp_kwargs"].get("tracedict_config") or {})
     except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        line = " ".join(repr(error).split())[:300]
+        line = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise InputError(f"{folder / CONFIG} is not the config of a released GLP ({line})") from None
     if strange := [*(denoiser.keys() - set(_SHAPE)), *(normalizer.keys() - set(_NORMALIZER))]:
         raise InputError(

@@ -72,7 +72,7 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
                 whole rows at one hook point: a transcoder, one of a single head, one that encodes whole sequences.
         """
         sae_metadata.check(sae.cfg)
-        self.sae = sae.eval()
+        self.sae = self._own(sae).eval()
         self.sae.turn_off_forward_pass_hook_z_reshaping()
         self.d_in = int(sae.cfg.d_in)
         known = sae_metadata.store(sae.cfg)
@@ -291,6 +291,17 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
             n=len(x),
         )
 
+    @staticmethod
+    def _own(sae: sae_lens.SAE) -> sae_lens.SAE:
+        """The autoencoder in float32; a copy if that, or flat rows, would change the caller's own."""
+        weights = sae.W_dec
+        if weights.dtype == torch.float32 and sae.cfg.reshape_activations == "none":
+            return sae
+        state = {name: value.detach().clone() for name, value in sae.state_dict().items()}
+        state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+        sae.process_state_dict_for_saving(state)
+        return _from_memory(sae.cfg.to_dict() | {"dtype": "float32", "device": str(weights.device)}, state)
+
     def _is_row_wise(self) -> bool:
         """Whether a row comes out alike alone and beside a longer one; asked of architectures not known here."""
         row = torch.randn(1, self.d_in, dtype=torch.float32, generator=torch.Generator().manual_seed(0))
@@ -312,12 +323,16 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
 
     @classmethod
     def _restore(cls, config: Json, tensors: dict[str, Tensor]) -> Self:
-        sae_lens = _import_sae_lens()
+        return cls(_from_memory(config, tensors))
 
-        def from_memory(*_: Any, **__: Any) -> tuple[Json, dict[str, Tensor]]:
-            return config, tensors
 
-        return cls(sae_lens.SAE.load_from_disk("", converter=from_memory))
+def _from_memory(config: Json, tensors: dict[str, Tensor]) -> sae_lens.SAE:
+    """The autoencoder of sae-lens's own description and weights."""
+
+    def converter(*_: Any, **__: Any) -> tuple[Json, dict[str, Tensor]]:
+        return json.loads(json.dumps(config)), tensors
+
+    return _import_sae_lens().SAE.load_from_disk("", device=config.get("device", "cpu"), converter=converter)
 
 
 def _import_sae_lens() -> ModuleType:

@@ -46,6 +46,8 @@ def check(cfg: Any) -> None:
             f"this autoencoder is of head {head} of {about.get('hook_name')} only, and hook points are read whole "
             "here: use one that was trained on all heads"
         )
+    if not isinstance(about.get("model_from_pretrained_kwargs") or {}, dict):
+        raise InputError("this autoencoder's model_from_pretrained_kwargs are damaged: expected an object")
     asked = [key for key in _WITHIN_ATTENTION if (about.get("model_from_pretrained_kwargs") or {}).get(key)]
     if asked and ".attn." in str(about.get("hook_name")):
         raise InputError(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     Stores = Store | Sequence[Store] | Mapping[str, Store]
 
 MASSIVE: Final = 10.0
-"""Multiple of the median norm above which a row is massive, as in `collect`."""
+"""Multiple of the median norm above which a row of a store is massive that was collected with all of them."""
 ClassVectors = dict[float, Tensor]
 """The embedding `(d_condition,)` of each class."""
 

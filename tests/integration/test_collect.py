@@ -274,3 +274,12 @@ def test_packing_covers_all_and_keeps_to_the_budget():
     assert sorted(itertools.chain(*batches)) == list(range(101))
     assert all(len(batch) * max(lengths[i] for i in batch) <= 96 for batch in batches)
     assert pack([30], budget=10) == [[0]]
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [(torch.float16, "bfloat16"), (torch.bfloat16, "float16")])
+def test_collecting_under_autocast_gives_the_rows_of_plain_mode(tiny_bridge, tmp_path, mode, dtype):
+    small = {**SMALL, "dtype": dtype, "massive": None}
+    want = collect(tiny_bridge, tiny_texts(9), HOOK, tmp_path / "want", **small)
+    with torch.autocast("cpu", mode):
+        got = collect(tiny_bridge, tiny_texts(9), HOOK, tmp_path / "got", **small)
+    assert torch.equal(got.rows(), want.rows())

@@ -274,3 +274,24 @@ def test_missing_files_are_refused_at_once(tmp_path):
         corpus.from_files(tmp_path / "none.txt")
     with pytest.raises(InputError, match="holds no text files"):
         corpus.from_files(tmp_path)
+
+
+def test_quotes_behind_a_space_are_refused_and_names_of_columns_lose_theirs(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('id, text\n1, "A river"\n')
+    with pytest.raises(InputError, match="line 2: a text in double quotes must begin right behind the separator"):
+        list(corpus.from_files(path))
+    path.write_text("id, text\n1, A river\n")
+    assert [d.text for d in corpus.from_files(path)] == ["A river"]
+    path.write_text('id," text x"\n1,A river\n')
+    with pytest.raises(InputError, match="no text in 'text', found id, text x"):
+        list(corpus.from_files(path))
+
+
+def test_what_cannot_be_a_file_is_one_line_and_dead_links_are_skipped(tmp_path):
+    with pytest.raises(InputError, match="cannot read aaaa.*too long"):
+        corpus.from_files("a" * 300)
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.warns(UserWarning, match=r"skipped 1 \(dead links and devices 1\)"):
+        assert [d.text for d in corpus.from_files(tmp_path)] == ["one"]

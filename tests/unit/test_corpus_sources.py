@@ -332,3 +332,55 @@ def test_a_damaged_dataset_and_one_with_code_are_one_clear_line(tmp_path):
     with pytest.raises(InputError, match="cannot read dataset"):
         list(corpus.from_hub(str(tmp_path / "code")))
     assert not ran.exists()
+
+
+@pytest.mark.parametrize("suffix", [".csv.gz", ".csv"])
+def test_csv_files_of_a_dataset_are_never_read_with_columns_shifted(tmp_path, suffix):
+    """Compressed, or with types that the dataset's card declares: cases that its own reader would be asked for."""
+    import gzip
+
+    def write_rows(text):
+        content = text.encode()
+        (tmp_path / f"train{suffix}").write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
+
+    (tmp_path / "README.md").write_text(
+        "---\ndataset_info:\n  features:\n  - name: text\n    dtype: string\n  - name: source\n    dtype: string\n"
+        "  splits:\n  - name: train\n---\n"
+    )
+    write_rows("text,source\nNA,web\na b,web1\n")
+    assert [d.text for d in corpus.from_hub(str(tmp_path))] == ["NA", "a b"]
+    write_rows("text,source\nhello, friend,web\na b,web1\n")
+    with pytest.raises(InputError, match="line 2: expected as many fields"):
+        list(corpus.from_hub(str(tmp_path)))
+
+
+def test_a_separator_that_a_dataset_declares_is_used_and_other_options_refused(tmp_path):
+    (tmp_path / "train.csv").write_text("text;note\na, b;x\nc;y\n")
+    card = "---\nconfigs:\n- config_name: default\n  data_files: train.csv\n  sep: ';'\n{}---\n"
+    (tmp_path / "README.md").write_text(card.format(""))
+    assert [d.text for d in corpus.from_hub(str(tmp_path))] == ["a, b", "c"]
+    (tmp_path / "README.md").write_text(card.format("  skiprows: 1\n"))
+    with pytest.raises(InputError, match="options of reading"):
+        list(corpus.from_hub(str(tmp_path)))
+
+
+def test_json_files_of_a_dataset_may_differ_in_columns(tmp_path):
+    (tmp_path / "a.json").write_text('[{"text": null, "label": 1}, {"text": "2024-01-01", "label": 9007199254740993}]')
+    (tmp_path / "b.json").write_text('{"text": "moon", "label": 0, "url": "x"}')
+    found = [(d.text, d.labels) for d in corpus.from_hub(str(tmp_path), labels="label")]
+    assert found == [("2024-01-01", (("label", 9007199254740993),)), ("moon", (("label", 0),))]
+
+
+def test_standard_input_is_utf_8_in_any_locale(monkeypatch):
+    import io
+
+    def typed(raw):
+        """As Python opens it in a C locale: any byte is let through."""
+        return io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8", errors="surrogateescape")
+
+    monkeypatch.setattr("sys.stdin", typed("café river\n".encode()))
+    assert [d.text for d in corpus.from_files("-")] == ["café river"]
+    for wrong in ("café".encode("latin-1"), "a river".encode("utf-16")):
+        monkeypatch.setattr("sys.stdin", typed(wrong))
+        with pytest.raises(InputError, match="cannot read stdin.*save it as UTF-8"):
+            list(corpus.from_files("-"))

@@ -417,3 +417,14 @@ def test_a_store_that_makes_no_task_is_one_line(tmp_path):
     few = make_store(tmp_path / "few", is_name=(np.arange(ROWS) < 19).astype(int))
     with pytest.raises(InputError, match="needs"):
         from_store(few, "is_name")
+
+
+def test_groups_are_told_apart_as_people_write_them(tmp_path):
+    rows = [{"text": f"text {i}", "label": i % 2, "group": [3, 3.0, "3 "][i % 3] if i < 30 else i} for i in range(60)]
+    path = tmp_path / "groups.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    task = from_file(path, group="group")
+    assert len(set(np.asarray(task.groups)[[t.startswith("text ") and int(t[5:]) < 30 for t in task.texts]])) == 1
+    path.write_text("\n".join(json.dumps({**row, "group": [1]}) for row in rows))
+    with pytest.raises(InputError, match="expected one value in 'group'"):
+        from_file(path, group="group")

@@ -371,3 +371,30 @@ def test_without_sae_lens_one_line_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "sae_lens", None)
     with pytest.raises(InputError, match="pip install sae-lens"):
         SAE.from_sae_lens(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_an_autoencoder_in_another_format_is_copied_to_float32(dtype, tmp_path):
+    own = published("standard").to(getattr(torch, dtype))
+    model = SAE(own)
+    x = torch.randn(7, D, generator=torch.Generator().manual_seed(0))
+    assert model.reconstruct(x).dtype == model.encode(x).dtype == torch.float32
+    again = SAE.from_pretrained(model.save_pretrained(tmp_path / "sae"))
+    assert again.sae.W_dec.dtype == torch.float32
+    assert own.W_dec.dtype == getattr(torch, dtype)
+
+
+def test_the_callers_own_autoencoder_keeps_reshaping_heads():
+    import sae_lens
+
+    own = sae_lens.StandardSAE(sae_lens.StandardSAEConfig(d_in=D, d_sae=9, reshape_activations="hook_z"))
+    heads = torch.randn(2, 3, 4, D // 4)
+    want = own(heads)
+    flat = SAE(own).reconstruct(heads.reshape(6, D))
+    torch.testing.assert_close(own(heads), want)
+    torch.testing.assert_close(flat, want.reshape(6, D))
+
+
+def test_damaged_metadata_are_one_line(tmp_path):
+    with pytest.raises(InputError, match="model_from_pretrained_kwargs are damaged"):
+        SAE.from_sae_lens(saved(tmp_path / "sae", **POINT, model_from_pretrained_kwargs=["centre"]))

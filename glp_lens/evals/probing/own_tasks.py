@@ -136,13 +136,14 @@ def from_file(
         texts.append(value)
         for column, values in marks.items():
             values.append(_cell(row, column, place))
-        if isinstance(marks[label][-1], list | dict):
-            raise InputError(
-                f"{place}: expected one class in {label!r}, got {str(marks[label][-1])[:40]} of type "
-                f"{type(marks[label][-1]).__name__}: write one value a row"
-            )
+        for column, values in marks.items():
+            if isinstance(values[-1], list | dict):
+                raise InputError(
+                    f"{place}: expected one {'class' if column == label else 'value'} in {column!r}, got "
+                    f"{str(values[-1])[:40]} of type {type(values[-1]).__name__}: write one value a row"
+                )
     labels, classes = _binary(marks[label], f"column {label!r} of {path}", positive)
-    together = [str(value) for value in marks[group]] if group else [value.strip() for value in texts]
+    together = [_written(value) for value in marks[group]] if group else [value.strip() for value in texts]
     groups, _ = pd.factorize(np.array(together, dtype=object))
     is_test = _is_test(marks[split], str(path)) if split else None
     train, test = _arrange(labels, groups, is_test, test_share, (max_train, max_test), seed)
@@ -275,9 +276,11 @@ def _number(value: Any) -> int | float:
     if isinstance(value, int):
         return value
     try:
+        if isinstance(value, str) and "_" in value:  # Python takes 1_2 for 12
+            raise ValueError("no number")
         return int(value) if isinstance(value, str) else float(value)
     except ValueError:
-        number = float(value)
+        number = float("no number" if "_" in str(value) else value)
     if math.isnan(number):
         raise ValueError("nan is text")
     return number
