@@ -168,10 +168,10 @@ class _Text:
         if then is None or torch.is_grad_enabled() or len(x) != len(then) or x.shape[1] != then.shape[1] + 1:
             return None
         # Distances between rows, not norms: a few dimensions that are nearly constant may be most of the norm.
-        offset = then - then[:, -1:].mean(0)
-        spread = offset[:, min(1, then.shape[1] - 1) :].norm(dim=-1)
-        limit = _ROUNDING.get(x.dtype, 0.05) * torch.maximum(offset.norm(dim=-1), spread.mean())
-        equal = (_signature(x[:, :-1]) - then).norm(dim=-1) <= limit
+        usual = then[:, 1:] if then.shape[1] > 2 else then  # without the attention sink
+        centre = usual.nanmean((0, 1)) if then.shape[:2].numel() > 1 else 0.0
+        scale = torch.maximum((then - centre).norm(dim=-1), (usual - centre).norm(dim=-1).nanmean())
+        equal = (_signature(x[:, :-1]) - then).norm(dim=-1) <= _ROUNDING.get(x.dtype, 0.05) * scale
         if mask is not None and mask.shape[1] <= then.shape[1]:
             equal[:, : mask.shape[1]] |= ~mask.to(x.device, torch.bool)
         # Without a mask there may be padding on the left, whose values mean nothing and depend on the length.

@@ -403,8 +403,9 @@ def test_folders_without_a_head_of_their_own_are_compared_by_their_activations(m
 # -- one function at several points, in texts that go on or not ------------------------------------------------
 
 
-def test_one_hook_function_at_two_points_generates_alike_with_and_without_a_cache(tiny_bridge):
-    prompt = torch.tensor(lm.to_ids(tiny_bridge, ["cat dog bird fish horse"], 6))
+@pytest.mark.parametrize("length", [1, 2, 6])
+def test_one_hook_function_at_two_points_generates_alike_with_and_without_a_cache(tiny_bridge, length):
+    prompt = torch.tensor(lm.to_ids(tiny_bridge, ["cat dog bird fish horse"], 6))[:, :length]
     push = 2 * torch.randn(24, generator=torch.Generator().manual_seed(3))
     texts = []
     for cached in (True, False):
