@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from glp_lens_cli import options as o
-from glp_lens_cli._app import split
+from glp_lens_cli._app import massive_rule, split
 
 if TYPE_CHECKING:
     from glp_lens.activations import ActivationStore
-    from glp_lens.activations.massive import Massive
 
 _DATA, _TOKENS, _SCALE = "Data", "Which tokens", "Scale"
 
@@ -179,7 +178,7 @@ def collect(
             "dtype": dtype,
             "keep": int(keep) if keep.isdecimal() else keep,
             "exclude": split(exclude),
-            "massive": _massive(massive),
+            "massive": massive_rule(massive),
             "chat": chat,
             "seed": seed,
             "corpus": f"{texts or 'sae-probes texts'} ({split_})",
@@ -230,16 +229,6 @@ def _run(
             lm.check_hook(model, hook)
         found = run(model, open_texts(), out=out, part=part, **options)
     return list(found.values()) if isinstance(found, dict) else [found]
-
-
-def _massive(text: str) -> Massive:
-    """`gap`, a multiple of the median norm, or None for 0."""
-    from glp_lens.errors import InputError
-
-    try:
-        return "gap" if text == "gap" else float(text) or None
-    except ValueError:
-        raise InputError(f"--massive takes 'gap', a number of median norms, or 0, got {text!r}") from None
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from glp_lens_cli import _training
 from glp_lens_cli import options as o
+from glp_lens_cli._app import massive_rule
 
 _GLP, _SAE, _PCA, _RANDOM = "GLP", "SAE", "PCA", "RANDOM"
 _CURVE, _SCALE = "GLP: curve and checkpoints", "GLP: memory and machines"
@@ -81,14 +82,14 @@ def train(
         ),
     ] = None,
     massive: Annotated[
-        float,
+        str,
         typer.Option(
             "--massive",
-            min=0,
-            help="Rows with a norm over this many times the median do not count; 0 counts all.",
+            help="Rows with a norm beyond the gap in the data ('gap'), or over this many times the median, do not "
+            "count; 0 counts all.",
             rich_help_panel=_GLP,
         ),
-    ] = 10.0,
+    ] = "gap",
     validation: Annotated[
         str | None,
         typer.Option(
@@ -207,7 +208,7 @@ def train(
                     folder, opened, settings, finetune=(finetune, checkpoint or "final") if finetune else None,
                     shape={"d_model": width, "d_mlp": mlp, "n_layers": layers}, device=distributed.device(device),
                     logger=logger, checkpoints=checkpoints, overwrite=overwrite, validation=held, condition=condition,
-                    massive=massive or None, recompute=recompute, shard=shard, allow_mismatch=allow_mismatch,
+                    massive=massive_rule(massive), recompute=recompute, shard=shard, allow_mismatch=allow_mismatch,
                 )  # fmt: skip
             else:
                 fitted = _training.train_other(

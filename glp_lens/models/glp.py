@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
 from glp_lens import hub, lm, numerics, provenance
+from glp_lens.activations.massive import Massive
 from glp_lens.artifacts import CONFIG, WEIGHTS, ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.flow.guidance import Classifier, Guide
@@ -26,7 +27,7 @@ from glp_lens.models.batching import Known, Layer, check_layer, in_batches, know
 from glp_lens.models.denoiser import Denoiser, DenoiserConfig
 from glp_lens.models.fitting import fit, initial_denoiser
 from glp_lens.models.rows import check_rows, draw_noise
-from glp_lens.models.sources import MASSIVE, ClassVectors, Sources, layer_of
+from glp_lens.models.sources import ClassVectors, Sources, layer_of
 from glp_lens.training.config import TrainConfig
 from glp_lens.types import Acts, Features, Json, PerRow
 
@@ -85,7 +86,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         state: Path | None = None,
         condition: str | None = None,
         vectors: Tensor | None = None,
-        massive: float | None = MASSIVE,
+        massive: Massive = "gap",
         checkpoints: Path | None = None,
         snapshots: int = 0,
         on_entry: Callable[[Json], None] | None = None,
@@ -109,8 +110,9 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
             condition: column of the store with the class of each row, for a prior conditioned on the class. Rows whose
                 label is NaN or negative have none.
             vectors: `(n_classes, d_condition)`, the embedding of class c in row c; by default each class is its own.
-            massive: rows with a norm over this many times the median count neither in the normaliser nor in the loss,
-                with a warning; None for all. Stores that were collected with a limit have no such rows.
+            massive: rows with a norm beyond the gap in the data, or over this many times the median, count neither in
+                the normaliser nor in the loss, with a warning; None for all. Stores that were collected with a limit
+                have no such rows.
             checkpoints: folder of the snapshots, each a whole model: `step_00000100` and so on.
             snapshots: about how many, at steps evenly spaced on a logarithmic scale.
             on_entry: told each entry of the history when it is made.
@@ -144,7 +146,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         state: Path | None = None,
         condition: str | None = None,
         vectors: Tensor | None = None,
-        massive: float | None = MASSIVE,
+        massive: Massive = "gap",
         checkpoints: Path | None = None,
         snapshots: int = 0,
         on_entry: Callable[[Json], None] | None = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
@@ -11,19 +10,22 @@ import torch
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
+from glp_lens.activations.massive import Massive, check_massive, norm_limit
 from glp_lens.activations.stats import Stats, merge
+from glp_lens.activations.stream import ActivationStream
 from glp_lens.errors import InputError
 from glp_lens.training import distributed
 from glp_lens.types import Acts
 
 if TYPE_CHECKING:
     from glp_lens.activations.store import ActivationStore
-    from glp_lens.activations.stream import ActivationStream
 
 
 CONSTANT: Final = 1e-4
 """Standard deviation, in medians over the dimensions, below which a dimension counts as constant."""
 _BLOCK = 8192
+_SAMPLE = 16_384
+"""Rows in which a gap is looked for."""
 
 
 def check_rows(x: Tensor, d_in: int) -> Acts:
@@ -92,26 +94,28 @@ def mean_and_std(store: ActivationStore | ActivationStream, limit: float | None 
     return stats.mean.float(), torch.where(varies, std, 1.0).float()
 
 
-def massive_rows(store: ActivationStore | ActivationStream, massive: float | None) -> tuple[float, int] | None:
-    """The norm that is `massive` times the median, and how many rows of a store are above it; None if none are.
+def massive_rows(store: ActivationStore | ActivationStream, massive: Massive) -> tuple[float, int] | None:
+    """The norm above which rows of a store are massive, and how many there are; None if there are none.
 
     Where the collector left such rows out, nobody looks; a stream has no list of norms to look at.
 
+    Args:
+        massive: `gap`, from some thousands of rows, a multiple of the median norm, or None for none; see
+            `activations.massive.norm_limit`.
+
     Raises:
-        InputError: `massive` is no multiple above 1.
+        InputError: another rule.
     """
-    if massive is None:
-        return None
-    if not 1 < massive < math.inf:
-        raise InputError(f"massive must be over 1 (times the median norm) or None, got {massive}")
-    if not hasattr(store, "column"):
+    check_massive(massive)
+    if massive is None or isinstance(store, ActivationStream) or not hasattr(store, "column"):
         return None
     collected = store.manifest.source.get("settings", {}).get("massive")
-    if collected == "gap" or (collected is not None and collected <= massive):
+    if collected is not None and ("gap" in (collected, massive) or collected <= massive):
         return None
-    limit = massive * store.median_norm
-    count = int((store.column("norm") > limit).sum())
-    return (limit, count) if count else None
+    by_gap = massive == "gap"
+    limit = norm_limit(store.sample(_SAMPLE, seed=0), "gap") if by_gap else float(massive) * store.median_norm
+    count = 0 if limit is None else int((store.column("norm") > limit).sum())
+    return (limit, count) if limit is not None and count else None
 
 
 def stats_up_to(store: ActivationStore, limit: float) -> Stats:

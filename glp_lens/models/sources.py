@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from glp_lens import lm
 from glp_lens.activations.batches import window_rows
+from glp_lens.activations.massive import Massive
 from glp_lens.activations.stream import ActivationStream
 from glp_lens.errors import InputError
 from glp_lens.models.rows import check_rows, massive_rows, mean_and_std
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     Store = ActivationStore | ActivationStream
     Stores = Store | Sequence[Store] | Mapping[str, Store]
 
-MASSIVE: Final = 10.0
-"""Multiple of the median norm above which a row of a store is massive that was collected with all of them."""
 ClassVectors = dict[float, Tensor]
 """The embedding `(d_condition,)` of each class."""
 
@@ -103,7 +102,7 @@ class Sources:
         cls,
         stores: Stores,
         *,
-        massive: float | None = None,
+        massive: Massive = None,
         label: str | None = None,
         vectors: Tensor | ClassVectors | None = None,
         lm_layers: int | None = None,
@@ -111,7 +110,7 @@ class Sources:
         """Open one store, or sibling stores: the same rows at different layers of one language model.
 
         Args:
-            massive: rows with a norm over this many times the median do not count; None for all.
+            massive: how rows are told that do not count, see `rows.massive_rows`; None for all.
             label: column with the class of each row.
             vectors: `(n_classes, d_condition)`, that of class c in row c, or those of a trained prior.
             lm_layers: layers of the language model, for a prior conditioned on the layer; by default what several
@@ -138,10 +137,11 @@ class Sources:
         sources = [Source(*each) for each in zip(found, layers, *zip(*limits, strict=True), classes, strict=True)]
         made = cls(sources, depth, label, known)
         if made.massive and distributed.is_main():
+            rule = "beyond the gap in the data" if massive == "gap" else f"{massive:g} times the median"
             where = {source.store.hook: f"{source.limit:.4g}" for source in sources if source.massive}
             warnings.warn(
                 f"{made.massive} of {made.rows} rows are massive activations, with a norm over "
-                f"{', '.join(f'{limit} at {hook}' for hook, limit in where.items())} ({massive:g} times the median): "
+                f"{', '.join(f'{limit} at {hook}' for hook, limit in where.items())} ({rule}): "
                 "they count neither in the normaliser nor in the loss; massive=None (--massive 0) keeps them",
                 stacklevel=4,
             )

@@ -482,7 +482,7 @@ def test_massive_rows_spoil_neither_normaliser_nor_loss(tmp_path):
     spoilt = with_outliers(tmp_path / "spoilt", x)
     held, settings = rows(900, seed=4) * torch.tensor([1.0, 0.01, 3, 1, 1]) + 40, config(steps=120, lr=5e-3)
     want = GLP.fit(clean, settings, **TINY, validation=held)
-    with pytest.warns(UserWarning, match=r"42 of 4000 rows are massive .*10 times the median.*massive=None") as caught:
+    with pytest.warns(UserWarning, match=r"42 of 4000 rows are massive .*beyond the gap.*massive=None") as caught:
         got = GLP.fit(spoilt, settings, **TINY, validation=torch.cat([held, torch.full((9, D), 1e7)]))
     assert caught[0].filename == __file__
     torch.testing.assert_close(got.mean, want.mean, rtol=1e-6, atol=0)
@@ -490,8 +490,12 @@ def test_massive_rows_spoil_neither_normaliser_nor_loss(tmp_path):
     for key in ("loss", "validation_loss"):
         tail = [sum(entry[key] for entry in glp.history[-10:]) / 10 for glp in (got, want)]
         assert tail[0] == pytest.approx(tail[1], rel=0.05), key
-    assert got.max_norm == pytest.approx(10 * spoilt.median_norm)
+    norms = spoilt.column("norm")
+    assert norms[keep.numpy()].max() < got.max_norm < norms[~keep.numpy()].min()
     assert got.provenance["training"]["massive_rows"] == 42
+    with pytest.warns(UserWarning, match="10 times the median"):
+        old = GLP.fit(spoilt, config(steps=1), **TINY, massive=10.0)
+    assert old.max_norm == pytest.approx(10 * spoilt.median_norm)
     _, projects = got.projection_hook()
     row = torch.full((1, 1, D), 1e6)
     assert torch.equal(projects(row), row)
