@@ -150,12 +150,17 @@ class Manifest:
         return list((self.source.get("hook_names") or {}).get(self.hook) or [self.hook])
 
     @property
+    def language_model(self) -> Json:
+        """What stores of every version know of the language model: not what transformers calls its blocks."""
+        return {key: value for key, value in (self.source.get("model") or {}).items() if key != "blocks"}
+
+    @property
     def identity(self) -> str:
         """Hash of everything that all shards share, and that the shards of no other store do."""
-        # Without what follows from the language model and earlier versions did not write down.
+        # Names follow from the language model, and earlier versions did not write them down.
         source = {key: value for key, value in self.source.items() if key != "hook_names"}
         if "model" in source:
-            source["model"] = {key: value for key, value in source["model"].items() if key != "blocks"}
+            source["model"] = self.language_model
         shared = [self.hook, self.d_in, self.dtype, source, self.max_norm, dict(self.labels)]
         return xxhash.xxh3_64_hexdigest(json.dumps(shared, sort_keys=True).encode())
 

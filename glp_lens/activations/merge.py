@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from glp_lens.activations.collect import PARTS, flat
+from glp_lens.activations.collect import PARTS, differs, flat
 from glp_lens.activations.manifest import MANIFEST, TORCH, Manifest, Shard
 from glp_lens.activations.shard import Source, file_hash, no_space, open_shard
 from glp_lens.activations.store import ActivationStore
@@ -122,7 +122,8 @@ def _difference(a: Manifest, b: Manifest) -> str:
         flat({**m.source, "hook": m.hook, "dtype": m.dtype, "max_norm": m.max_norm, "parts": m.part and m.part[1]})
         for m in (a, b)
     )
-    return next((f"{k} = {v!r}, {theirs.get(k)!r}" for k, v in ours.items() if v != theirs.get(k)), "other labels")
+    different = (k for k in ours if differs(k, ours, theirs))
+    return next((f"{k} = {ours[k]!r}, {theirs.get(k)!r}" for k in different), "other labels")
 
 
 def _chosen(found: Parts) -> tuple[list[Shard], int]:

@@ -330,7 +330,7 @@ def _layers(stores: list[Store], lm_layers: int | None) -> tuple[list[int | None
     for store in stores[1:]:
         for what, one, other in (
             ("width", first.d_in, store.d_in),
-            ("language model", _language_model(first), _language_model(store)),
+            ("language model", first.manifest.language_model, store.manifest.language_model),
             ("weights", first.manifest.source.get("weights"), store.manifest.source.get("weights")),
             ("texts", _rows(first), _rows(store)),
         ):
@@ -345,11 +345,6 @@ def _layers(stores: list[Store], lm_layers: int | None) -> tuple[list[int | None
     if (highest := max(layer or 0 for layer in layers)) >= depth:
         raise InputError(f"layers run from 0 to {depth - 1} in this language model, got {highest}")
     return list(layers), int(depth)
-
-
-def _language_model(store: Store) -> Json:
-    """What a store says of the language model, but for what earlier versions did not write down."""
-    return {key: value for key, value in (store.manifest.source.get("model") or {}).items() if key != "blocks"}
 
 
 def _rows(store: Store) -> tuple[object, ...]:

@@ -330,3 +330,17 @@ def test_merging_never_touches_shards_that_no_manifest_lists(tiny_bridge, tmp_pa
     with pytest.raises(InputError, match="shards without a manifest"):
         merge(out, sorted((tmp_path / "from" / "parts").iterdir()))
     assert (out / "shard-00000007.h5").read_text() == "mine"
+
+
+def test_a_part_of_an_earlier_version_is_merged_and_a_true_difference_named(tiny_bridge, tmp_path):
+    collect_parts(tiny_bridge, tiny_texts(40), HOOK, tmp_path, 2, massive=None)
+    path = next(tmp_path.rglob("0001-of-0002/manifest.json"))
+    about = json.loads(path.read_text())
+    del about["source"]["hook_names"], about["source"]["model"]["blocks"]
+    earlier = json.dumps(about)
+    about["source"]["settings"]["context"] = 23
+    path.write_text(json.dumps(about))
+    with pytest.raises(InputError, match=r"different collections \(settings.context = 23, 24\)"):
+        merge(path.parents[2])
+    path.write_text(earlier)
+    assert len(merge(path.parents[2])) > 0

@@ -194,7 +194,7 @@ def _by_layer(stores: Sequence[ActivationStore]) -> dict[int, ActivationStore]:
         )
     for what, kinds in (
         ("width", {store.d_in for store in stores}),
-        ("language model", {json.dumps(store.manifest.source.get("model", {}), sort_keys=True) for store in stores}),
+        ("language model", {json.dumps(store.manifest.language_model, sort_keys=True) for store in stores}),
     ):
         if len(kinds) > 1:
             raise InputError(f"expected stores of one {what}, got {len(kinds)}: export those of one collection")
