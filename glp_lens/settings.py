@@ -1,0 +1,181 @@
+"""Settings of jobs and suites: one dataclass each, whose fields are the options of library, command line and YAML.
+
+A field has a default, its limits, and one line of documentation: the string below it.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from math import isfinite
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from glp_lens.errors import InputError
+
+
+def option(
+    default: Any = MISSING,
+    *,
+    min: float | None = None,
+    max: float | None = None,
+    panel: str | None = None,
+    flag: str | None = None,
+    parse: Callable[[str], Any] | None = None,
+) -> Any:
+    """A field of settings with more than a type and a default.
+
+    Args:
+        default: without one, the setting must be given.
+        min: least value, or least of each of several.
+        max: most.
+        panel: heading of the help that it stands under; by default that of the class, `panel`.
+        flag: its name on the command line, where that is not its own with dashes.
+        parse: makes the value of a text, for values that are no plain number, choice or text.
+    """
+    return field(default=default, metadata={"min": min, "max": max, "panel": panel, "flag": flag, "parse": parse})
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is known of one setting.
+
+    Attributes:
+        name: of the field.
+        type: of one value; of several, of each of them. A choice is a `Literal`.
+        several: whether it is a tuple of values.
+        optional: whether it may be None.
+        default: `MISSING` where it must be given.
+        help: its documentation.
+        min, max, panel, flag, parse: as in `option`.
+    """
+
+    name: str
+    type: Any
+    several: bool
+    optional: bool
+    default: Any
+    help: str
+    min: float | None
+    max: float | None
+    panel: str
+    flag: str
+    parse: Callable[[str], Any] | None
+
+    def check(self, value: Any) -> Any:
+        """The value, texts parsed and lists as tuples.
+
+        Raises:
+            InputError: a value that the setting cannot have.
+        """
+        if value is None and self.optional:
+            return None
+        if not self.several:
+            return self._one(value)
+        values = (value,) if isinstance(value, str) or not isinstance(value, list | tuple | range) else tuple(value)
+        return tuple(self._one(item) for item in values)
+
+    def _one(self, value: Any) -> Any:
+        if self.parse is not None:
+            value = self.parse(value) if isinstance(value, str) else value
+        elif typing.get_origin(self.type) is Literal:
+            if value not in (known := typing.get_args(self.type)):
+                raise InputError(f"{self.name} must be one of {', '.join(map(str, known))}, got {value!r}")
+        elif self.type is Path and isinstance(value, str):
+            value = Path(value)
+        elif self.type is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        elif not isinstance(value, self.type) or (self.type is int and isinstance(value, bool)):
+            raise InputError(f"{self.name} must be {_NAMES.get(self.type, self.type.__name__)}, got {value!r}")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            low, high = self.min, self.max
+            if not isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
+                limits = {
+                    (False, True): f"at least {low}",
+                    (True, False): f"at most {high}",
+                    (False, False): f"between {low} and {high}",
+                    (True, True): "a finite number",
+                }
+                raise InputError(f"{self.name} must be {limits[low is None, high is None]}, got {value}")
+        return value
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
+
+
+class Settings:
+    """Base of all settings: subclasses are frozen, keyword-only dataclasses."""
+
+    panel: ClassVar[str] = "Run"
+    """Heading of the help that a class's own fields stand under."""
+
+    def __post_init__(self) -> None:
+        """Check every setting by itself; subclasses check what several must have in common.
+
+        Raises:
+            InputError: settings that no run can have.
+        """
+        for known in options(type(self)):
+            object.__setattr__(self, known.name, known.check(getattr(self, known.name)))
+
+    @classmethod
+    def of(cls, other: Settings, **changes: Any) -> Self:
+        """Settings that take from others what both have, with changes."""
+        names = {known.name for known in options(cls)}
+        shared = {known.name: getattr(other, known.name) for known in options(type(other)) if known.name in names}
+        return cls(**{**shared, **changes})
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON: tuples become lists, paths texts."""
+        return {known.name: _plain(getattr(self, known.name)) for known in options(type(self))}
+
+
+@cache
+def options(settings: type[Settings]) -> tuple[Option, ...]:
+    """The settings of a class, in order."""
+    docs: dict[str, str] = {}
+    panels: dict[str, str] = {}
+    hints: dict[str, Any] = {}
+    for cls in reversed(settings.__mro__):
+        if cls is not Settings and issubclass(cls, Settings):
+            docs |= _docs(cls)
+            panels |= dict.fromkeys(vars(cls).get("__annotations__", ()), cls.panel)
+            hints |= typing.get_type_hints(cls)
+    return tuple(
+        _option(f.name, hints[f.name], f.default, f.metadata, docs.get(f.name, ""), panels[f.name])
+        for f in fields(settings)  # type: ignore[arg-type]
+    )
+
+
+def _option(name: str, hint: Any, default: Any, extra: typing.Mapping[str, Any], help: str, panel: str) -> Option:
+    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = [part for part in parts if part is not types.NoneType]
+    several = typing.get_origin(kinds[0]) is tuple
+    kind = typing.get_args(kinds[0])[0] if several else kinds[0]
+    flag = extra.get("flag") or "--" + name.replace("_", "-")
+    about = extra.get("min"), extra.get("max"), extra.get("panel") or panel, flag, extra.get("parse")
+    return Option(name, kind, several, len(kinds) < len(parts), default, help, *about)
+
+
+def _docs(cls: type) -> dict[str, str]:
+    """The string below each field of a class."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for node, below in zip(body.body, body.body[1:], strict=False):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(below, ast.Expr):
+            if isinstance(below.value, ast.Constant) and isinstance(below.value.value, str):
+                found[node.target.id] = " ".join(below.value.value.split())
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
