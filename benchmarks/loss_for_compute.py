@@ -21,8 +21,8 @@ from scipy.stats import t
 from tqdm.auto import tqdm
 
 import glp_lens as gl
-from glp_lens.artifacts import read_json, write_json
 from glp_lens.evals.results import Results
+from glp_lens.files import read_json, write_json
 from glp_lens.training.config import recipe
 from glp_lens.types import Json
 

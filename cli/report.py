@@ -42,6 +42,6 @@ def report(
 
 def _is_merged(file: Path) -> bool:
     """Whether a results.json is what `compare` and `report` put together from those of the suites."""
-    from glp_lens.artifacts import read_json
+    from glp_lens.files import read_json
 
     return "suites" in read_json(file, "results")

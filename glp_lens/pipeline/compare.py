@@ -8,7 +8,7 @@ from pathlib import Path
 
 from glp_lens import corpus, lm, models, provenance
 from glp_lens.activations import ActivationStore, collect
-from glp_lens.artifacts import ActivationModel, versions, write_atomic, write_json
+from glp_lens.artifacts import ActivationModel
 from glp_lens.corpus import Document
 from glp_lens.errors import InputError
 from glp_lens.evals import density, fidelity, probing, steering
@@ -16,6 +16,7 @@ from glp_lens.evals.entries import Entry
 from glp_lens.evals.results import Results, metrics_frame
 from glp_lens.evals.steering.generate import PROMPTS
 from glp_lens.evals.steering.judges import SentenceEmbedder
+from glp_lens.files import versions, write_atomic, write_json
 from glp_lens.models.gaussian import Gaussian
 from glp_lens.models.glp import GLP
 from glp_lens.models.pca import PCA

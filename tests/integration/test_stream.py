@@ -20,8 +20,8 @@ from glp_lens.activations.manifest import MANIFEST, Manifest
 from glp_lens.activations.stream import ActivationStream, collect_stats, open_all
 from glp_lens.activations.totals import STATISTICS, Total, Totals
 from glp_lens.activations.writer import StoreWriter
-from glp_lens.artifacts import write_json
 from glp_lens.errors import InputError
+from glp_lens.files import write_json
 from glp_lens.models.gaussian import Gaussian
 from glp_lens.models.glp import GLP
 from glp_lens.models.sae import SAE

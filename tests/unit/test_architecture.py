@@ -20,6 +20,8 @@ CLI = Path(importlib.util.find_spec("glp_lens_cli").origin).parent
 LAYERS = [
     "types",
     "errors",
+    "settings",
+    "files",
     "numerics",
     "lm",
     "hooks",
@@ -136,7 +138,7 @@ def test_suites_do_not_see_each_other():
 
 
 def test_the_report_sees_results_only():
-    allowed = ("evals.results", "report", "artifacts", "errors", "types")
+    allowed = ("evals.results", "report", "files", "kinds", "errors", "types")
     for path, tree in SOURCES.items():
         for name in imports(tree) if part(path) == "report" else []:
             if within(name, "glp_lens"):
