@@ -54,7 +54,9 @@ def training(options: argparse.Namespace, store: gl.ActivationStore, held_out: t
     if path.exists() and (kept := read_json(path, "training"))["key"] == key:
         return kept
     config = recipe(run["recipe"], run["rows"], seed=run["seed"])
-    model = gl.GLP.fit(store, config, device=options.device, validation=held_out, state=state, **shape(options))
+    model = gl.GLP.fit(
+        store, config, device=options.device, validation=held_out, run=gl.RunOptions(state=state), **shape(options)
+    )
     curve = [{"rows": e["rows"], LOSS: e[LOSS]} for e in model.history]
     found = {"key": key, **run, "made_by": model.provenance["training"], "curve": curve}
     write_json(path, found)

@@ -28,7 +28,7 @@ from glp_lens.pipeline.entries import matched_ranks, probing_entries, projector_
 from glp_lens.pipeline.stages import Stage, run_stages, stage_seconds
 from glp_lens.report import write_report
 from glp_lens.report.plots import loss_curve
-from glp_lens.training.config import recipe
+from glp_lens.training.config import RunOptions, recipe
 from glp_lens.training.history import add_to_history, read_history, write_history
 from glp_lens.types import Json
 
@@ -218,8 +218,7 @@ class _Comparison:
             n_layers=c.glp_layers,
             device=c.device,
             validation=self.heldout.sample(2048, seed=0),
-            state=self.out / "models" / "glp.state",
-            on_entry=partial(add_to_history, folder),
+            run=RunOptions(state=self.out / "models" / "glp.state", on_entry=partial(add_to_history, folder)),
         )
         glp.save_pretrained(folder)
         write_history(folder, glp.history)
