@@ -8,16 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 import yaml
 from typer.core import TyperGroup
 
 from glp_lens.errors import InputError
-
-if TYPE_CHECKING:
-    from glp_lens.activations.massive import Massive
 
 _DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 # typer brings its own copy of click from some version on, so the class is found through what both export.
@@ -141,11 +138,3 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
     if not found or not all(map(isfinite, found)):
         raise InputError(f"{option} takes numbers separated by commas, for example 0.2,0.4; got {text!r}")
     return found
-
-
-def massive_rule(text: str) -> Massive:
-    """`gap`, a multiple of the median norm, or None for 0."""
-    try:
-        return "gap" if text == "gap" else float(text) or None
-    except ValueError:
-        raise InputError(f"--massive takes 'gap', a number of median norms, or 0, got {text!r}") from None

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from glp_lens_cli import options as o
-from glp_lens_cli._app import massive_rule, split
+from glp_lens_cli._app import split
+
+from glp_lens.kinds import massive_rule
 
 if TYPE_CHECKING:
     from glp_lens.activations import ActivationStore

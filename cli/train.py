@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from glp_lens_cli import _training
 from glp_lens_cli import options as o
-from glp_lens_cli._app import massive_rule
+
+from glp_lens.kinds import massive_rule
 
 _GLP, _SAE, _PCA, _RANDOM = "GLP", "SAE", "PCA", "RANDOM"
 _CURVE, _SCALE = "GLP: curve and checkpoints", "GLP: memory and machines"
