@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from glp_lens_cli import _training
 from glp_lens_cli import options as o
+from glp_lens_cli._app import split
 
-from glp_lens.kinds import massive_rule
+from glp_lens.errors import InputError
 
 _GLP, _SAE, _PCA, _RANDOM = "GLP", "SAE", "PCA", "RANDOM"
 _CURVE, _SCALE = "GLP: curve and checkpoints", "GLP: memory and machines"
 
 
 def train(
-    ctx: typer.Context,
     kind: Annotated[str, typer.Argument(help="glp, sae, pca, gaussian, raw or random.", show_default=False)],
     store: o.Stores = "acts",
     out: Annotated[
@@ -176,48 +175,17 @@ def train(
 
     On several GPUs: torchrun --nproc-per-node 8 -m glp_lens_cli train glp --device cuda ...
     """
-    from glp_lens import models, provenance
-    from glp_lens.artifacts import CONFIG
-    from glp_lens.errors import InputError
-    from glp_lens.lm import check_device
-    from glp_lens.training import distributed
-    from glp_lens.training.config import recipe as make
+    from glp_lens.pipeline.train import TrainSettings
+    from glp_lens.pipeline.train import train as run
 
-    if not hasattr(models.model_class(kind), "fit"):  # it refuses an unknown kind before any work
-        raise InputError(f"{kind} need no training: 'glp-lens probe --{kind}' reads them")
-    _training.check_options(ctx, kind, {_GLP, _SAE, _PCA, _RANDOM})
-    folder = out or Path("models") / kind
-    if (folder / CONFIG).exists() and not overwrite:
-        raise InputError(f"{folder} already holds a model: choose another --out, or pass --overwrite")
-    if checkpoint and not finetune:
-        raise InputError("--checkpoint is of the prior to --finetune, and there is none: name it, or leave it out")
     if lr is not None and not 0 < lr < 1:
         raise InputError(f"--lr must be between 0 and 1, got {lr}")
-    check_device(device)
-    with distributed.session(device):
-        if distributed.running() and kind != "glp":
-            raise InputError(f"several processes train a GLP together, not a {kind}: run it without torchrun")
-        opened = _training.open_stores(store, kind, wait=wait)
-        held = _training.open_validation(validation, opened, allow_mismatch=allow_mismatch) if validation else None
-        with _training.alone(folder):  # a folder that cannot be written must fail before the training
-            if kind == "glp":
-                settings = make(
-                    recipe, rows, batch_size=batch_size, lr=lr, optimizer=optimizer, ema=ema, accumulate=accumulate,
-                    seed=seed,
-                )  # fmt: skip
-                fitted = _training.train_glp(
-                    folder, opened, settings, finetune=(finetune, checkpoint or "final") if finetune else None,
-                    shape={"d_model": width, "d_mlp": mlp, "n_layers": layers}, device=distributed.device(device),
-                    logger=logger, checkpoints=checkpoints, overwrite=overwrite, validation=held, condition=condition,
-                    massive=massive_rule(massive), recompute=recompute, shard=shard, allow_mismatch=allow_mismatch,
-                )  # fmt: skip
-            else:
-                fitted = _training.train_other(
-                    kind, opened[0], rows=rows, batch_size=batch_size, lr=lr, latents=latents, k=k,
-                    components=components, features=features, device=device, seed=seed,
-                )  # fmt: skip
-            if distributed.is_main():
-                typer.echo(f"saved {kind}: {fitted.save_pretrained(folder)}")
-                (folder / _training.STATE).unlink(missing_ok=True)
-                typer.echo(provenance.describe(fitted))
-            distributed.barrier()
+    settings = TrainSettings(
+        kind=kind, store=split(store) or store, out=out, rows=rows, batch_size=batch_size, lr=lr, recipe=recipe,
+        optimizer=optimizer, ema=ema, d_model=width, d_mlp=mlp, n_layers=layers, finetune=finetune,
+        checkpoint=checkpoint, condition=condition, massive=massive, validation=split(validation or ""),
+        checkpoints=checkpoints, logger=logger, accumulate=accumulate, recompute=recompute, shard=shard,
+        n_latents=latents, k=k, n_components=components, n_features=features, wait=wait,
+        allow_mismatch=allow_mismatch, device=device, seed=seed, overwrite=overwrite,
+    )  # fmt: skip
+    run(settings, say=typer.echo)

@@ -235,20 +235,17 @@ class _Comparison:
             rows=c.rows,
             batch_size=c.sae_batch,
             lr=c.sae_lr,
-            autocast=True,
+            validation=self.heldout,
             device=c.device,
             seed=c.seed,
         )
-        health = sae.health(self.heldout.rows())
-        sae.provenance["training"] |= {"alive": health.alive, "l0": health.l0, "heldout_fvu": health.fvu}
         sae.save_pretrained(self.out / "models" / "sae")
 
     def train_baselines(self) -> None:
         """PCA, the Gaussian and raw activations, on the same rows; random features, as many as the GLP's."""
-        c, rows = self.config, len(self.store)
-        seed = c.seed
+        c, seed = self.config, self.config.seed
         for name, standardize in (("pca", True), ("pca_raw", False)):
-            pca = PCA.fit(self.store, standardize=standardize, max_rows=rows, seed=seed)
+            pca = PCA.fit(self.store, standardize=standardize, seed=seed)
             pca.save_pretrained(self.out / "models" / name)
         Gaussian.fit(self.store, seed=seed).save_pretrained(self.out / "models" / "gaussian")
         Raw.fit(self.store, seed=seed).save_pretrained(self.out / "models" / "raw")
