@@ -17,7 +17,8 @@ from glp_lens import numerics
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Featurizer, Projector, Sampler, Scorer, VelocityField
-from glp_lens.models.rows import check_rows, draw_noise, mean_and_std
+from glp_lens.models.inputs import check_rows, draw_noise
+from glp_lens.models.normalizer import mean_and_std
 from glp_lens.types import Acts, Features, Json, PerRow
 
 if TYPE_CHECKING:

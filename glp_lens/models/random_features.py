@@ -12,7 +12,8 @@ from glp_lens import numerics
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Featurizer
-from glp_lens.models.rows import check_rows, mean_and_std
+from glp_lens.models.inputs import check_rows
+from glp_lens.models.normalizer import mean_and_std
 from glp_lens.types import Acts, Features, Json
 
 if TYPE_CHECKING:
