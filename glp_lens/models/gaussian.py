@@ -7,22 +7,20 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
 from glp_lens import numerics
+from glp_lens.activations.store import ActivationStore
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Featurizer, Projector, Sampler, Scorer, VelocityField
 from glp_lens.models.inputs import check_rows, draw_noise
 from glp_lens.models.normalizer import mean_and_std
 from glp_lens.types import Acts, Features, Json, PerRow
-
-if TYPE_CHECKING:
-    from glp_lens.activations.store import ActivationStore
 
 _VARIANCE_FLOOR = 1e-6
 """Smallest eigenvalue kept, where the average is 1: directions that never vary must not divide by zero."""

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Generator, Tensor
@@ -28,12 +28,9 @@ from glp_lens.models.denoiser import Denoiser, DenoiserConfig
 from glp_lens.models.fitting import fit, initial_denoiser
 from glp_lens.models.inputs import check_rows, draw_noise
 from glp_lens.models.normalizer import Normalizer
-from glp_lens.models.sources import ClassVectors, Sources, layer_of
+from glp_lens.models.sources import ClassVectors, Sources, Stores, layer_of
 from glp_lens.training.config import RunOptions, TrainConfig, recipe
 from glp_lens.types import Acts, Features, Json, PerRow
-
-if TYPE_CHECKING:
-    from glp_lens.models.sources import Stores
 
 _SCORE_SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 import torch
 from torch import Tensor
@@ -12,14 +12,12 @@ from tqdm.auto import tqdm
 
 from glp_lens.activations.massive import Massive, check_massive, norm_limit
 from glp_lens.activations.stats import Stats, merge
+from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.stream import ActivationStream
 from glp_lens.errors import InputError
 from glp_lens.models.batching import Layer
 from glp_lens.training import distributed
 from glp_lens.types import Acts
-
-if TYPE_CHECKING:
-    from glp_lens.activations.store import ActivationStore
 
 CONSTANT: Final = 1e-4
 """Standard deviation, in medians over the dimensions, below which a dimension counts as constant."""

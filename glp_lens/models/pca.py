@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Generator, Tensor
 
 from glp_lens import numerics
+from glp_lens.activations.store import ActivationStore
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Decoder, Featurizer, Projector, Reconstructor, Sampler, Scorer
 from glp_lens.models.inputs import check_rows, draw_noise
 from glp_lens.models.normalizer import mean_and_std
 from glp_lens.types import Acts, Features, Json, PerRow
-
-if TYPE_CHECKING:
-    from glp_lens.activations.store import ActivationStore
 
 _VARIANCE_FLOOR = 1e-6
 """Smallest variance of a direction, as a share of the average: a density must not divide by zero."""

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Generator, Tensor
 
 from glp_lens import numerics
+from glp_lens.activations.store import ActivationStore
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Featurizer
 from glp_lens.models.inputs import check_rows
 from glp_lens.models.normalizer import mean_and_std
 from glp_lens.types import Acts, Features, Json
-
-if TYPE_CHECKING:
-    from glp_lens.activations.store import ActivationStore
 
 
 class RandomFeatures(ActivationModel, Featurizer):

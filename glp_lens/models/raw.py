@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Generator, Tensor
 
 from glp_lens import numerics
+from glp_lens.activations.store import ActivationStore
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Decoder, Featurizer, Projector, Reconstructor, Sampler
 from glp_lens.models.inputs import check_rows, draw_noise
 from glp_lens.types import Acts, Features, Json
-
-if TYPE_CHECKING:
-    from glp_lens.activations.store import ActivationStore
 
 
 class Raw(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sampler):

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from glp_lens import lm
 from glp_lens.activations.batches import window_rows
 from glp_lens.activations.massive import Massive
+from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.stream import ActivationStream
 from glp_lens.errors import InputError
 from glp_lens.models.inputs import check_rows
@@ -26,11 +27,8 @@ from glp_lens.training.config import TrainConfig
 from glp_lens.training.objective import Batch, step_seed
 from glp_lens.types import Acts, Json
 
-if TYPE_CHECKING:
-    from glp_lens.activations import ActivationStore
-
-    Store = ActivationStore | ActivationStream
-    Stores = Store | Sequence[Store] | Mapping[str, Store]
+Store = ActivationStore | ActivationStream
+Stores = Store | Sequence[Store] | Mapping[str, Store]
 
 ClassVectors = dict[float, Tensor]
 """The embedding `(d_condition,)` of each class."""
