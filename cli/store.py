@@ -162,15 +162,15 @@ def _out(store: Path, manifest: Any) -> Path:
 
 def _go_on(folder: Path, out: Path, manifest: Any, refetch: bool, rest: str) -> None:
     """Collect what was dropped again, or say how to."""
-    from glp_lens_cli import collect
-
+    from glp_lens import pipeline
     from glp_lens.errors import InputError
 
     if manifest.part is not None:
         i, n = manifest.part
         how = f"run the same glp-lens collect --shard {i}/{n} again: it collects exactly the missing shards"
     elif manifest.command is not None and refetch:
-        collect.again(manifest.command, out)
+        for store in pipeline.collect_again(manifest.command, out):
+            typer.echo(f"{len(store):,} rows: {store.path}")
         return
     elif manifest.command is not None:
         how = f"run glp-lens store repair {folder} --refetch: it collects exactly the missing shards"

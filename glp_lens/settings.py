@@ -136,9 +136,14 @@ class Settings:
         return {known.name: _plain(getattr(self, known.name)) for known in options(type(self))}
 
 
-@cache
 def options(settings: type[Settings]) -> tuple[Option, ...]:
     """The settings of a class, in order."""
+    key: Any = settings
+    return _options(key)
+
+
+@cache
+def _options(settings: Any) -> tuple[Option, ...]:
     docs: dict[str, str] = {}
     panels: dict[str, str] = {}
     hints: dict[str, Any] = {}
@@ -149,14 +154,14 @@ def options(settings: type[Settings]) -> tuple[Option, ...]:
             hints |= typing.get_type_hints(cls)
     return tuple(
         _option(f.name, hints[f.name], f.default, f.metadata, docs.get(f.name, ""), panels[f.name])
-        for f in fields(settings)  # type: ignore[arg-type]
+        for f in fields(settings)
     )
 
 
 def _option(name: str, hint: Any, default: Any, extra: typing.Mapping[str, Any], help: str, panel: str) -> Option:
     parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kinds = [part for part in parts if part is not types.NoneType]
-    several = typing.get_origin(kinds[0]) is tuple
+    several = typing.get_origin(kinds[0]) is tuple and typing.get_args(kinds[0])[-1] is Ellipsis
     kind = typing.get_args(kinds[0])[0] if several else kinds[0]
     flag = extra.get("flag") or "--" + name.replace("_", "-")
     about = extra.get("min"), extra.get("max"), extra.get("panel") or panel, flag, extra.get("parse")
