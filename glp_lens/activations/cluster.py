@@ -81,8 +81,9 @@ def collect_on_ray(
                 """Make a part; the user's mistake, if there is one, in a line."""
                 try:
                     self.model = open_model() if self.model is None else self.model
+                    texts = open_texts()
                     self.identity = self.identity or lm.identity(self.model)
-                    collect(self.model, open_texts(), hooks, out, part=(i, n), identity=self.identity, **options)
+                    collect(self.model, texts, hooks, out, part=(i, n), identity=self.identity, **options)
                 except InputError as error:
                     return str(error)
                 return None
