@@ -62,7 +62,7 @@ def tiny(tmp_path_factory):
         LlamaForCausalLM(config).save_pretrained(folder)
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, length)) for length in rng.integers(5, CONTEXT, 901)]
-    return Subject("collecting, random Llama of width 128", lm.open_model(str(folder)), texts)
+    return Subject("collecting, random Llama of width 128", lm.open_model(str(folder), dtype="float32"), texts)
 
 
 @pytest.fixture(scope="module")

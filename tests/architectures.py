@@ -227,7 +227,7 @@ def cover(name: str, folder: Path) -> Covered:
     """Open a model, collect from it, and generate from it with a projection, beside transformers."""
     make(name, folder / "model")
     try:
-        model = lm.open_model(str(folder / "model"))
+        model = lm.open_model(str(folder / "model"), dtype="float32")
         store = gl.collect(model, tiny_texts(40), hooks=[HOOK], out=folder / "acts", context=24, dtype="float32",
                            massive=None, progress=lambda _: None)  # fmt: skip
     except InputError as refused:

@@ -75,7 +75,7 @@ def tiny_hooked(tiny_folder):
     if int(version("transformer-lens").split(".")[0]) >= 4:
         pytest.skip("transformer-lens 4 has no HookedTransformer")
 
-    return open_model(str(tiny_folder), backend="hooked")
+    return open_model(str(tiny_folder), backend="hooked", dtype="float32")
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +83,7 @@ def tiny_bridge(tiny_folder):
     """The tiny model as a TransformerBridge."""
     from glp_lens.lm import open_model
 
-    return open_model(str(tiny_folder), backend="bridge")
+    return open_model(str(tiny_folder), backend="bridge", dtype="float32")
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ def rule(model: lm.Model, keep: Keep, exclude: Iterable[str | int], seed: int) -
     """
     if keep not in ("all", "last", *_POOLED) and not (type(keep) is int and keep >= 1):
         raise InputError(f"keep must be 'all', 'last', 'mean', 'max' or a number of tokens, got {keep!r}")
-    tokenizer, ids = model.tokenizer, set[int]()
+    tokenizer, ids = lm.tokenizer_of(model), set[int]()
     vocabulary = tokenizer.get_vocab()
     for token in exclude:
         if token == "special":

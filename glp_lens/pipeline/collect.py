@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from glp_lens.defaults import DEFAULT_DTYPE, Dtype
 from glp_lens.errors import InputError
 from glp_lens.pipeline.inputs import ContextSettings, LanguageModelSettings, RunSettings
 from glp_lens.settings import option
@@ -72,8 +73,8 @@ class CollectJob(LanguageModelSettings, ContextSettings, RunSettings):
     """Read files bit by bit, for texts larger than memory."""
     tokens: int = option(150_000, min=0)
     """Activations to keep; 0 keeps all."""
-    dtype: str = "bfloat16"
-    """Format on disk: bfloat16, float16 or float32."""
+    dtype: Dtype = DEFAULT_DTYPE
+    """Number format on disk."""
     keep: int | str = option("all", panel="Which tokens", parse=parse_keep)
     """Of each text: 'all' tokens, the 'last', their 'mean' or 'max', or a number of them at random."""
     exclude: tuple[str, ...] = option((), panel="Which tokens")

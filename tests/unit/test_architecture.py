@@ -20,6 +20,8 @@ CLI = Path(importlib.util.find_spec("glp_lens_cli").origin).parent
 LAYERS = [
     "types",
     "errors",
+    "settings",
+    "defaults",
     "numerics",
     "lm",
     "hooks",

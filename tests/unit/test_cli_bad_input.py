@@ -161,11 +161,11 @@ MISTAKES = [
     (COLLECT + " --model {f}/foreign_lm --backend hooked", "opens Llama-architecture folders"),
     (COLLECT + " --model {f}/cut_lm --device banana", "device 'banana' cannot be used here"),
     (COLLECT + " --model {f}/cut_lm --device cuda:77", "try --device cpu"),
-    (COLLECT + " --model {f}/cut_lm --lm-dtype int3", "'int3' is not one of 'bfloat16', 'float32'"),
+    (COLLECT + " --model {f}/cut_lm --lm-dtype int3", "'int3' is not one of 'bfloat16', 'float16', 'float32'"),
     (COLLECT + " --model {f}/cut_lm --backend jax", "'jax' is not one of 'bridge', 'hooked'"),
     (COLLECT + " --hook blocks.1.hook_resid_pots", f"did you mean '{HOOK}'"),
     # collect: output
-    (COLLECT + " --dtype int8 --out {new}", "got dtype 'int8'"),
+    (COLLECT + " --dtype int8 --out {new}", "'int8' is not one of"),
     (COLLECT + " --out {f}/file", "is not an activation store"),
     (COLLECT + " --out {f}/file/below", "Not a directory; choose another folder"),
     (COLLECT + " --out {f}/photos", "is not an activation store"),
