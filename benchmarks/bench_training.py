@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from glp_lens.activations import write_store
 from glp_lens.models.denoiser import Denoiser
-from glp_lens.training.config import TrainConfig
+from glp_lens.training.config import RunOptions, TrainConfig
 from glp_lens.training.loop import train
 from glp_lens.training.objective import Batch, draw_noise
 
@@ -61,9 +61,9 @@ def case(request, tmp_path_factory) -> Case:
 
 def our_training(denoiser: Denoiser, batches: Iterator[Tensor], config: TrainConfig) -> float:
     """Mean loss of the steps."""
-    return train(denoiser, lambda start: map(Batch, islice(batches, start, None)), config, log_points=1).history[0][
-        "loss"
-    ]
+    return train(
+        denoiser, lambda start: map(Batch, islice(batches, start, None)), config, run=RunOptions(log_points=1)
+    ).history[0]["loss"]
 
 
 def plain_training(denoiser: Denoiser, batches: Iterator[Tensor], config: TrainConfig) -> float:

@@ -21,8 +21,8 @@ from scipy.stats import t
 from tqdm.auto import tqdm
 
 import glp_lens as gl
-from glp_lens.artifacts import read_json, write_json
 from glp_lens.evals.results import Results
+from glp_lens.files import read_json, write_json
 from glp_lens.training.config import recipe
 from glp_lens.types import Json
 
@@ -54,7 +54,9 @@ def training(options: argparse.Namespace, store: gl.ActivationStore, held_out: t
     if path.exists() and (kept := read_json(path, "training"))["key"] == key:
         return kept
     config = recipe(run["recipe"], run["rows"], seed=run["seed"])
-    model = gl.GLP.fit(store, config, device=options.device, validation=held_out, state=state, **shape(options))
+    model = gl.GLP.fit(
+        store, config, device=options.device, validation=held_out, run=gl.RunOptions(state=state), **shape(options)
+    )
     curve = [{"rows": e["rows"], LOSS: e[LOSS]} for e in model.history]
     found = {"key": key, **run, "made_by": model.provenance["training"], "curve": curve}
     write_json(path, found)

@@ -126,6 +126,7 @@ def train_glp(
     """
     from glp_lens.models.glp import GLP
     from glp_lens.training import distributed
+    from glp_lens.training.config import RunOptions
 
     if finetune and any(shape.values()):
         raise InputError("a prior that is finetuned keeps its shape: leave out --width, --mlp and --layers")
@@ -133,16 +134,17 @@ def train_glp(
     if distributed.is_main():
         _clear(folder, state, overwrite=overwrite)
     distributed.barrier()
-    options |= {"state": state, "snapshots": checkpoints, "checkpoints": folder / CHECKPOINTS}
+    own = {name: options.pop(name) for name in ("recompute", "shard")}
     with _curve(folder, logger, asdict(config)) as told:
+        options["run"] = RunOptions(
+            state=state, snapshots=checkpoints, checkpoints=folder / CHECKPOINTS, on_entry=told, **own
+        )
         if finetune:
             start = GLP.from_pretrained(*finetune).to(device)
-            return start.finetune(stores if len(stores) > 1 else stores[0], config, on_entry=told, **options)
+            return start.finetune(stores if len(stores) > 1 else stores[0], config, **options)
         options.pop("allow_mismatch")
         shape = {"n_layers": 3, **{name: n for name, n in shape.items() if n}}
-        return GLP.fit(
-            stores if len(stores) > 1 else stores[0], config, on_entry=told, device=device, **shape, **options
-        )
+        return GLP.fit(stores if len(stores) > 1 else stores[0], config, device=device, **shape, **options)
 
 
 def _clear(folder: Path, state: Path, *, overwrite: bool) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from glp_lens.models.random_features import RandomFeatures
     from glp_lens.models.raw import Raw
     from glp_lens.models.sae import SAE
-    from glp_lens.training.config import TrainConfig, recipe
+    from glp_lens.training.config import RunOptions, TrainConfig, recipe
 
 _HOMES = {
     "ActivationStore": "glp_lens.activations",
@@ -44,6 +44,7 @@ _HOMES = {
     "Raw": "glp_lens.models.raw",
     "RandomFeatures": "glp_lens.models.random_features",
     "Neurons": "glp_lens.models.neurons",
+    "RunOptions": "glp_lens.training.config",
     "TrainConfig": "glp_lens.training.config",
     "recipe": "glp_lens.training.config",
 }
@@ -61,6 +62,7 @@ __all__ = [
     "Neurons",
     "RandomFeatures",
     "Raw",
+    "RunOptions",
     "StoreDataset",
     "TrainConfig",
     "collect",

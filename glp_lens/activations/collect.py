@@ -33,9 +33,9 @@ from glp_lens.activations.shard import Source
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.tokens import Keep, Kept, Rule
 from glp_lens.activations.writer import StoreWriter, check_dtype, check_labels, make_writable
-from glp_lens.artifacts import versions
 from glp_lens.corpus import Document
 from glp_lens.errors import InputError
+from glp_lens.files import versions
 from glp_lens.types import Json
 
 SHARD_TOKENS = 65_536

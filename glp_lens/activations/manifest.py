@@ -14,8 +14,8 @@ import numpy as np
 import torch
 import xxhash
 
-from glp_lens.artifacts import read_json
 from glp_lens.errors import InputError
+from glp_lens.files import read_json
 from glp_lens.types import Json
 
 SCHEMA: Final = "glp-lens activations"

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from glp_lens.activations.manifest import ROW_ORDER, SCHEMA, STORED, VERSION, Manifest, Shard, shard_name
 from glp_lens.activations.stats import Stats, measure
-from glp_lens.artifacts import sync_folder
 from glp_lens.errors import InputError
+from glp_lens.files import sync_folder
 from glp_lens.types import Acts
 
 HASH_BLOCK: Final = 256

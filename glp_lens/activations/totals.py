@@ -19,8 +19,8 @@ from torch import Tensor
 
 from glp_lens.activations.shard import no_space
 from glp_lens.activations.stats import Stats, merge
-from glp_lens.artifacts import read_tensors, sync_folder
 from glp_lens.errors import InputError
+from glp_lens.files import read_tensors, sync_folder
 from glp_lens.types import Acts
 
 STATISTICS: Final = "statistics.safetensors"

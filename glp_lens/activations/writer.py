@@ -31,8 +31,8 @@ from glp_lens.activations.stats import Stats
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.totals import STATISTICS, Total, Totals
 from glp_lens.activations.waiting import wait_until
-from glp_lens.artifacts import sync_folder, versions, write_json
 from glp_lens.errors import InputError
+from glp_lens.files import sync_folder, versions, write_json
 from glp_lens.types import Acts, Json
 
 SHARD_ROWS = 65_536

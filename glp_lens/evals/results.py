@@ -10,8 +10,8 @@ from typing import Any, Self
 
 import pandas as pd
 
-from glp_lens.artifacts import read_json, versions, write_atomic, write_json
 from glp_lens.errors import InputError
+from glp_lens.files import read_json, versions, write_atomic, write_json
 from glp_lens.types import Json
 
 FORMAT = 1

@@ -6,8 +6,9 @@ from importlib import import_module
 from pathlib import Path
 
 from glp_lens import hub
-from glp_lens.artifacts import CONFIG, ActivationModel, read_json
+from glp_lens.artifacts import CONFIG, ActivationModel
 from glp_lens.errors import InputError
+from glp_lens.files import read_json
 
 KINDS = {
     "glp": "glp_lens.models.glp:GLP",

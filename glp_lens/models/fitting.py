@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +14,7 @@ from glp_lens.errors import InputError
 from glp_lens.models.denoiser import Denoiser, DenoiserConfig
 from glp_lens.models.sources import Sources
 from glp_lens.training import checkpoint, distributed
-from glp_lens.training.config import TrainConfig
+from glp_lens.training.config import RunOptions, TrainConfig
 from glp_lens.training.loop import train
 from glp_lens.types import Acts, Json
 
@@ -52,12 +50,7 @@ def fit(
     config: TrainConfig,
     *,
     validation: Acts | Sources | None = None,
-    state: Path | None = None,
-    checkpoints: Path | None = None,
-    snapshots: int = 0,
-    on_entry: Callable[[Json], None] | None = None,
-    recompute: bool = False,
-    shard: bool = False,
+    run: RunOptions | None = None,
     finetuned_from: Json | None = None,
 ) -> None:
     """Train a prior in place, on the device that it is on, and write down in its provenance what it saw.
@@ -67,19 +60,20 @@ def fit(
     Raises:
         InputError: settings that cannot train, or a diverged loss.
     """
-    if snapshots and checkpoints is None:
+    run = run or RunOptions()
+    if run.snapshots and run.checkpoints is None:
         raise InputError("snapshots need a folder: pass checkpoints=")
     streams = sources.streams(config.batch_size)
     origin: Json = {"store": sources.provenance()}
     if finetuned_from:
         origin["finetuned_from"] = finetuned_from
     # Only the main process is told entries, and only it saves.
-    entries = checkpoint.history(state) if state else []
+    entries = checkpoint.history(run.state) if run.state else []
 
     def told(entry: Json) -> None:
         entries.append(entry)
-        if on_entry:
-            on_entry(entry)
+        if run.on_entry:
+            run.on_entry(entry)
 
     def describe(prior: GLP, history: list[Json], steps: int) -> None:
         prior.history = history
@@ -92,10 +86,10 @@ def fit(
         prior.provenance = {**origin, "training": training}
 
     def keep(step: int) -> None:
-        if checkpoints is not None and distributed.is_main():
+        if run.checkpoints is not None and distributed.is_main():
             prior = copy.copy(model)
             describe(prior, [entry for entry in entries if entry["step"] <= step], step)
-            prior.save_pretrained(checkpoints / f"step_{step:08d}")
+            prior.save_pretrained(run.checkpoints / f"step_{step:08d}")
 
     def commit(step: int) -> None:
         for stream, rows in streams:
@@ -109,15 +103,11 @@ def fit(
                 sources.feed(config, model),
                 config,
                 validation=None if validation is None else sources.held_out(validation, model),
-                state=state,
+                run=replace(run, on_entry=told),
                 identity=_identity(model, sources, origin),
                 save_now=lambda step: any(stream.commit_due(step * rows) for stream, rows in streams),
                 on_saved=commit,
-                on_entry=told,
-                snapshots=snapshots,
                 on_snapshot=keep,
-                recompute=recompute,
-                shard=shard,
             )
     finally:
         model.denoiser.requires_grad_(False).eval()

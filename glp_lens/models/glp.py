@@ -28,7 +28,7 @@ from glp_lens.models.denoiser import Denoiser, DenoiserConfig
 from glp_lens.models.fitting import fit, initial_denoiser
 from glp_lens.models.rows import check_rows, draw_noise
 from glp_lens.models.sources import ClassVectors, Sources, layer_of
-from glp_lens.training.config import TrainConfig
+from glp_lens.training.config import RunOptions, TrainConfig, recipe
 from glp_lens.types import Acts, Features, Json, PerRow
 
 if TYPE_CHECKING:
@@ -79,50 +79,41 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         *,
         d_model: int | None = None,
         d_mlp: int | None = None,
-        n_layers: int = 6,
+        n_layers: int = 3,
         lm_layers: int | None = None,
         device: str = "cpu",
         validation: Acts | Stores | None = None,
-        state: Path | None = None,
         condition: str | None = None,
         vectors: Tensor | None = None,
         massive: Massive = "gap",
-        checkpoints: Path | None = None,
-        snapshots: int = 0,
-        on_entry: Callable[[Json], None] | None = None,
-        recompute: bool = False,
-        shard: bool = False,
+        run: RunOptions | None = None,
     ) -> Self:
-        """Train a prior on a store, or on a stream while it is collected, which takes a `state` file.
+        """Train a prior on a store, or on a stream while it is collected, which needs `RunOptions.state`.
 
-        Of several stores, siblings at different layers of one language model, comes one prior that is conditioned on
-        the layer; `at` binds it to one. Each batch holds rows of all layers in equal shares.
+        Several stores, siblings at different layers of one language model, give one prior that is conditioned on the
+        layer; `at` binds it to one. Each batch holds rows of all layers in equal shares.
 
         Args:
             store: one store or stream, or several: a sequence, or the dictionary that `collect` gives.
-            config: the recipe; the paper's by default.
+            config: the settings of the training; by default those of `glp-lens train glp`, `recipe("fast")`.
             d_model: width of the denoiser, by default twice that of the activations, as in the paper.
             d_mlp: meta-neurons a block, by default four times the width of the activations.
-            n_layers: blocks.
+            n_layers: blocks; six in the paper.
             lm_layers: layers of the language model, for a prior conditioned on the layer, where the stores do not say.
             validation: held-out activations `(n, d_in)`, or stores, scored along the way with fixed noise.
             state: file that keeps the state of an interrupted training; remove it once the model is saved.
             condition: column of the store with the class of each row, for a prior conditioned on the class. Rows whose
                 label is NaN or negative have none.
-            vectors: `(n_classes, d_condition)`, the embedding of class c in row c; by default each class is its own.
-            massive: rows with a norm beyond the gap in the data, or over this many times the median, count neither in
-                the normaliser nor in the loss, with a warning; None for all. Stores that were collected with a limit
-                have no such rows.
-            checkpoints: folder of the snapshots, each a whole model: `step_00000100` and so on.
-            snapshots: about how many, at steps evenly spaced on a logarithmic scale.
-            on_entry: told each entry of the history when it is made.
-            recompute: compute activations again in the backward pass rather than keep them: slower, less memory.
-            shard: of several processes, spread weights and optimiser over them.
+            vectors: `(n_classes, d_condition)`, the embedding of class c in row c; by default one-hot vectors.
+            massive: which rows are massive activations, excluded from normaliser and loss with a warning: `gap`, those
+                beyond a gap in the norms; a number, those whose norm is over this many medians; None, none. Stores
+                that were collected with a limit have no such rows.
+            run: what does not change the result: state, intermediate models, memory, several processes.
 
         Raises:
             InputError: stores, labels or settings that cannot train, or a diverged loss.
         """
-        config = config or TrainConfig()
+        config = config or recipe()
         sources = Sources.of(store, massive=massive, label=condition, vectors=vectors, lm_layers=lm_layers)
         d_in, width = sources.d_in, None
         if sources.vectors:
@@ -131,8 +122,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         model = cls(initial_denoiser(shape, config), *sources.statistics()).to(device)
         model.class_vectors = sources.vectors
         fit(
-            model, sources, config, validation=_held_out(validation, condition, sources), state=state,
-            checkpoints=checkpoints, snapshots=snapshots, on_entry=on_entry, recompute=recompute, shard=shard,
+            model, sources, config, validation=_held_out(validation, condition, sources), run=run,
         )  # fmt: skip
         return model
 
@@ -143,15 +133,10 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         config: TrainConfig | None = None,
         *,
         validation: Acts | Stores | None = None,
-        state: Path | None = None,
         condition: str | None = None,
         vectors: Tensor | None = None,
         massive: Massive = "gap",
-        checkpoints: Path | None = None,
-        snapshots: int = 0,
-        on_entry: Callable[[Json], None] | None = None,
-        recompute: bool = False,
-        shard: bool = False,
+        run: RunOptions | None = None,
         allow_mismatch: bool = False,
     ) -> Self:
         """A new prior, trained on from this one on other activations, such as those of the language model's chat form.
@@ -166,7 +151,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
             InputError: as `fit`; activations of another width; what `allow_mismatch` is for; layers or a condition
                 that this prior was not trained on.
         """
-        config, shape = config or TrainConfig(), self.denoiser.config
+        config, shape = config or recipe(), self.denoiser.config
         if condition and shape.d_condition is None:
             raise InputError("this prior takes no condition, and finetuning adds none: fit one with condition=")
         known = (self.class_vectors or None) if condition and vectors is None else vectors
@@ -183,8 +168,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         model = copy.deepcopy(self)
         model.class_vectors = sources.vectors or self.class_vectors
         fit(
-            model, sources, config, validation=_held_out(validation, condition, sources), state=state,
-            checkpoints=checkpoints, snapshots=snapshots, on_entry=on_entry, recompute=recompute, shard=shard,
+            model, sources, config, validation=_held_out(validation, condition, sources), run=run,
             finetuned_from={"weights": lm.weights_hash(self.denoiser), "provenance": self.provenance},
         )  # fmt: skip
         return model

@@ -20,8 +20,9 @@ import yaml
 from torch import Tensor
 
 from glp_lens.artifacts import CONFIG as OWN_CONFIG
-from glp_lens.artifacts import check_provenance, read_tensors, versions, write_atomic, write_tensors
+from glp_lens.artifacts import check_provenance
 from glp_lens.errors import InputError
+from glp_lens.files import read_tensors, versions, write_atomic, write_tensors
 from glp_lens.types import Json
 
 CONFIG = "config.yaml"

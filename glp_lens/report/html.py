@@ -8,9 +8,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from glp_lens.artifacts import write_atomic
 from glp_lens.errors import InputError
 from glp_lens.evals.results import Results, metrics_frame
+from glp_lens.files import write_atomic
 from glp_lens.report import sections, verdicts
 from glp_lens.report.labels import Palette, display, duration
 

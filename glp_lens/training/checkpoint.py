@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from glp_lens.artifacts import write_tensors
 from glp_lens.errors import InputError
+from glp_lens.files import write_tensors
 from glp_lens.training import distributed
 from glp_lens.types import Json
 

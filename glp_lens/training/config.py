@@ -1,12 +1,17 @@
-"""How a denoiser is trained: the paper's recipe, and settings to depart from it."""
+"""How a denoiser is trained: recipes, what can be changed in them, and the options of one run."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from glp_lens.errors import InputError
+
+if TYPE_CHECKING:
+    from glp_lens.types import Json
 
 _CHOICES = {
     "optimizer": ("adamw", "muon"),
@@ -18,12 +23,14 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings that decide what a training comes to; the defaults are the paper's recipe.
+    """The settings that determine the result of a training; the defaults are the paper's recipe.
+
+    What does not change the result is in `RunOptions`. `recipe` gives the settings of a recipe by its name.
 
     Attributes:
         rows: activations seen in total; more than the store holds means several epochs.
-        batch_size: rows a step, over all processes and all parts of an accumulated step.
-        accumulate: parts that each process computes its share of a step in, one after the other.
+        batch_size: rows in each optimiser step, over all processes and all micro-batches.
+        accumulate: micro-batches that each process splits its share of a step into (gradient accumulation).
         optimizer: `adamw`, or `muon` for the matrices inside the network and AdamW for the rest.
         lr: peak learning rate.
         lr_start: share of `lr` at the first step.
@@ -35,11 +42,24 @@ class TrainConfig:
         clip: largest norm of the gradient.
         sigmas: how noise levels are drawn; `stratified` covers each batch evenly, with four rows to a level.
         ema: decay of the average of the weights that is validated and saved in their place; 0 for none.
-        init: `default`, torch's; or `tied`: the way in is orthogonal and the way out its transpose, so that the network
-            begins with what it is given, and the time path begins as a factor around one.
-        condition_dropout: share of rows that see no condition, for classifier-free guidance; of priors that take one.
+        init: `default`, torch's; or `tied`: the input projection is orthogonal and the output projection its
+            transpose, so that the untrained network returns about its input, and the timestep modulation starts
+            around one.
+        condition_dropout: of conditional priors, the share of rows whose condition is hidden, for classifier-free
+            guidance.
         autocast: run the network in bfloat16, with float32 master weights.
         seed: of initialisation, order of rows, and noise.
+
+    Raises:
+        InputError: settings that cannot train.
+
+    Example:
+        >>> from glp_lens import TrainConfig
+        >>> config = TrainConfig(rows=4096 * 100, lr=1e-4)
+        >>> config.steps
+        100
+        >>> f"{config.lr_at(0):.0e}, then {config.lr_at(1):.0e}"
+        '1e-06, then 1e-04'
     """
 
     rows: int = 1_000_000
@@ -107,8 +127,38 @@ class TrainConfig:
         return self.lr * (self.lr_end + (1 - self.lr_end) * height)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a training is run and what it writes on the way; none of it changes the trained weights, but for rounding.
+
+    Attributes:
+        state: file that keeps the state of an unfinished training, so that the same call continues an interrupted one.
+            It stays at the end, for whoever saves the model to remove: until then nothing else holds the weights.
+            Several processes must all see it.
+        save_seconds: time between two writes of `state`.
+        checkpoints: folder of intermediate models, each complete: `step_00000100` and so on.
+        snapshots: about how many of them, at steps evenly spaced on a logarithmic scale.
+        log_points: least number of entries in the training curve; there are at most about twice as many.
+        on_entry: called with each entry of the training curve when it is made, in the main process.
+        recompute: compute activations again in the backward pass rather than keep them (activation checkpointing):
+            much less memory, a third more time.
+        shard: of several processes, spread weights, gradients and optimiser states over them (FSDP2).
+        compile: compile the blocks (torch.compile); by default where there are CUDA and Triton.
+    """
+
+    state: Path | None = None
+    save_seconds: float = 30.0
+    checkpoints: Path | None = None
+    snapshots: int = 0
+    log_points: int = 50
+    on_entry: Callable[[Json], None] | None = None
+    recompute: bool = False
+    shard: bool = False
+    compile: bool | None = None
+
+
 FREE = ("accumulate",)
-"""Settings that change a training's result by rounding only: an interrupted one may go on with others."""
+"""Settings that change the result by rounding only: an interrupted training may continue with others."""
 
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -118,15 +168,29 @@ RECIPES: dict[str, dict[str, Any]] = {
         "sigmas": "stratified", "init": "tied",
     },
 }  # fmt: skip
-"""Recipes by name, as departures from the paper's: `fast` takes the fewest rows to a loss, of what was tried
-(docs/results/loss-for-compute); `small` is a plain recipe for small machines."""
+"""Recipes by name, as departures from the paper's: `fast` reached a given loss after the fewest rows of all recipes
+compared in docs/results/loss-for-compute; `small` is AdamW with a tuned learning rate, for small machines."""
+
+DEFAULT_ROWS = 400_000
+"""Rows of a training for which no number is given."""
 
 
-def recipe(name: str, rows: int, **changes: Any) -> TrainConfig:
+def recipe(name: str = "fast", rows: int = DEFAULT_ROWS, **changes: Any) -> TrainConfig:
     """A recipe by its name, with some settings changed; those that are None stay the recipe's.
+
+    Args:
+        name: `fast`, `paper` or `small`.
+        rows: activations seen in total.
+        changes: other fields of `TrainConfig`.
 
     Raises:
         InputError: no recipe of that name, or settings that cannot train.
+
+    Example:
+        >>> from glp_lens import recipe
+        >>> config = recipe("fast", rows=100_000, lr=1e-3)
+        >>> config.batch_size, config.lr, config.decay
+        (256, 0.001, 'linear')
     """
     if name not in RECIPES:
         raise InputError(f"recipe must be one of {', '.join(RECIPES)}, got {name!r}")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glp_lens.artifacts import write_atomic
 from glp_lens.errors import InputError
+from glp_lens.files import write_atomic
 from glp_lens.types import Json
 
 if TYPE_CHECKING:

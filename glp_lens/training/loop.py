@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from glp_lens.errors import InputError
 from glp_lens.training import checkpoint, distributed
-from glp_lens.training.config import FREE, TrainConfig
+from glp_lens.training.config import FREE, RunOptions, TrainConfig
 from glp_lens.training.objective import Batch, Noise, draw_noise, flow_matching_loss, validation_loss
 from glp_lens.training.optim import Average, optimizers
 from glp_lens.types import Json
@@ -51,60 +51,45 @@ def train(
     config: TrainConfig,
     *,
     validation: Batch | None = None,
-    state: Path | None = None,
+    run: RunOptions | None = None,
     identity: Json | None = None,
-    log_points: int = 50,
-    save_seconds: float = 30.0,
     save_now: Callable[[int], bool] = lambda _: False,
     on_saved: Callable[[int], None] = lambda _: None,
-    on_entry: Callable[[Json], None] = lambda _: None,
-    snapshots: int = 0,
     on_snapshot: Callable[[int], None] = lambda _: None,
-    shard: bool = False,
-    recompute: bool = False,
-    compile: bool | None = None,
 ) -> TrainResult:
     """Train `denoiser` in place, on the device it is on.
 
-    Noise and noise levels of a row depend on the seed, the step and its place in the batch alone: a run that was
-    interrupted and resumed ends with the weights of one that was not, and several processes do what one does, save
-    for the rounding of sums.
+    Noise and noise levels of a row depend only on the seed, the step and the row's place in the batch: a run that was
+    interrupted and resumed ends with the weights of one that was not, and several processes give the weights of one,
+    but for rounding of sums.
 
     Args:
         feed: the data, already normalised; of several processes, each gets an equal share of every batch.
         validation: held-out rows, scored at every logging point with noise fixed once.
-        state: file that keeps the training state, so that an interrupted run continues; several processes must all
-            see it. It stays at the end, for whoever saves the model to remove: until then nothing else has it.
-        identity: what else must match for `state` to be continued, for example the store's hash.
-        log_points: entries in the history, at least; at most about twice as many.
-        save_seconds: time between two writes of `state`.
-        save_now: asked after each step, with the number of steps done, whether `state` must be written at once; all
+        run: how the training is run. Its folder of checkpoints is up to `on_snapshot`.
+        identity: what else must match for `run.state` to be continued, for example the store's hash.
+        save_now: called after each step with the number of steps done; whether the state must be written at once. All
             processes must answer the same.
-        on_saved: told after each write, and when a run is resumed, how many steps `state` holds.
-        on_entry: told each entry of the history when it is made, in the main process.
-        snapshots: about how many times to call `on_snapshot`, at steps evenly spaced on a logarithmic scale.
-        on_snapshot: told the number of steps done, while the denoiser holds the weights it would end with (and lies
-            on the CPU if training is sharded); called in every process.
-        shard: spread weights, gradients and optimiser states over the processes (FSDP2); at the end every process
-            has all weights again.
-        recompute: give up activations inside the blocks and compute them again: less memory, a third more time.
-        compile: compile the blocks (torch.compile); by default where there is CUDA and Triton.
+        on_saved: called after each write, and when a run is resumed, with the number of steps that the state holds.
+        on_snapshot: called `run.snapshots` times, in every process, with the number of steps done, while the denoiser
+            holds the weights that it would end with (on the CPU if training is sharded).
 
     Raises:
-        InputError: batches that cannot be shared out evenly; a loss or gradient that is not finite: the weights and
-            the state written last are from before it.
+        InputError: batches that cannot be shared out evenly; a loss or gradient that is not finite: the weights, and
+            the state written last, are from before it.
     """
-    run = _Run(denoiser, config, shard, recompute, compile)
+    run = run or RunOptions()
+    trainer = _Trainer(denoiser, config, run)
     settings = {name: value for name, value in asdict(config).items() if name not in FREE}
     key = {"config": settings, "identity": identity or {}}
     place = checkpoint.Place()
-    if state and (resumed := checkpoint.load(state, key, run.parts())):
+    if run.state and (resumed := checkpoint.load(run.state, key, trainer.parts())):
         place = resumed
         on_saved(place.step)
     step, history, (loss_sum, norm_sum, count) = place.step, place.history, place.pending
-    total = torch.tensor([loss_sum, norm_sum], dtype=torch.float32, device=run.device)
-    every = max(1, config.steps // log_points)
-    marks = snapshot_steps(config.steps, snapshots)
+    total = torch.tensor([loss_sum, norm_sum], dtype=torch.float32, device=trainer.device)
+    every = max(1, config.steps // run.log_points)
+    marks = snapshot_steps(config.steps, run.snapshots)
     began = saved = time.monotonic()
     bar = tqdm(
         total=config.steps * config.batch_size,
@@ -118,14 +103,14 @@ def train(
     data = feed(step)
     with bar:
         while step < config.steps:
-            total, count = total + run.step(step, next(data)), count + 1
+            total, count = total + trainer.step(step, next(data)), count + 1
             step += 1
             bar.update(config.batch_size)
             logging = step % every == 0 or step == config.steps
-            asked = state is not None and save_now(step)
+            asked = run.state is not None and save_now(step)
             keeping = logging or asked or step in marks
-            if (keeping or run.always_look or step % _LOOK == 0) and not run.is_sound(total, weights=keeping):
-                raise run.diverged(step, state, key, on_snapshot if snapshots else None)
+            if (keeping or trainer.always_look or step % _LOOK == 0) and not trainer.is_sound(total, weights=keeping):
+                raise trainer.diverged(step, run.state, key, on_snapshot if run.snapshots else None)
             if logging:
                 loss, norm = (total / count).tolist()
                 entry = {
@@ -137,26 +122,26 @@ def train(
                     "grad_norm": norm,
                 }
                 if validation is not None:
-                    with run.averaged():
-                        entry |= validation_loss(run.denoiser, validation, autocast=config.autocast)
+                    with trainer.averaged():
+                        entry |= validation_loss(trainer.denoiser, validation, autocast=config.autocast)
                 history.append(entry)
                 losses: dict[str, str] = {k: f"{entry[k]:.3f}" for k in ("loss", "validation_loss") if k in entry}
                 bar.set_postfix(losses, refresh=False)  # with the next drawing, not one for each entry
-                if distributed.is_main():
-                    on_entry(entry)
+                if run.on_entry and distributed.is_main():
+                    run.on_entry(entry)
                 total, count = torch.zeros_like(total), 0
             if step in marks:  # before the state, so that a run killed here takes it again
-                with run.final_weights():
+                with trainer.final_weights():
                     on_snapshot(step)
-            if state:
+            if run.state:
                 now = time.monotonic()
-                if step == config.steps or asked or _is_due(step, count == 0, now - saved, save_seconds):
+                if step == config.steps or asked or _is_due(step, count == 0, now - saved, run.save_seconds):
                     pending = (float(total[0]), float(total[1]), count)
                     reached = checkpoint.Place(step, history, place.seconds + now - began, pending)
-                    checkpoint.save(state, key, run.parts(), reached)
+                    checkpoint.save(run.state, key, trainer.parts(), reached)
                     saved = now
                     on_saved(step)
-    run.finish()
+    trainer.finish()
     return TrainResult(history, place.seconds + time.monotonic() - began)
 
 
@@ -172,12 +157,10 @@ def snapshot_steps(steps: int, n: int) -> set[int]:
     return {round(steps ** (i / (n - 1))) for i in range(n)} if n > 1 else {steps} if n else set()
 
 
-class _Run:
-    """A denoiser with what updates it."""
+class _Trainer:
+    """A denoiser with its optimisers and the running average of its weights."""
 
-    def __init__(
-        self, denoiser: nn.Module, config: TrainConfig, shard: bool, recompute: bool, compile: bool | None
-    ) -> None:
+    def __init__(self, denoiser: nn.Module, config: TrainConfig, run: RunOptions) -> None:
         self.given, self.config = denoiser, config
         self.device = next(denoiser.parameters()).device
         self.always_look = self.device.type == "cpu"
@@ -188,14 +171,14 @@ class _Run:
                 f"process(es) times accumulate={config.accumulate}"
             )
         self.share = config.batch_size // world
-        if shard:
+        if run.shard:
             self.denoiser = distributed.shard(denoiser, bfloat16=config.autocast)
         else:  # modules of our own around the same weights, so that the given ones are not compiled for ever
             self.denoiser = deepcopy(denoiser, {id(p): p for p in denoiser.parameters()})
         self.denoiser.train()
-        if recompute:
+        if run.recompute:
             self.denoiser.recompute = True  # type: ignore[assignment]
-        if compile or (compile is None and self.device.type == "cuda" and find_spec("triton")):
+        if run.compile or (run.compile is None and self.device.type == "cuda" and find_spec("triton")):
             for block in self.denoiser.get_submodule("layers").children():
                 block.compile()
         self.module = distributed.wrap(self.denoiser)

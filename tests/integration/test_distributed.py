@@ -22,9 +22,8 @@ from glp_lens.errors import InputError
 from glp_lens.models.glp import GLP
 from glp_lens.training import checkpoint, distributed
 from glp_lens.training.config import TrainConfig
-from glp_lens.training.loop import train
 from glp_lens.training.objective import Batch
-from tests.unit.toy_training import D, Killed, denoiser, rows, same, weights
+from tests.unit.toy_training import D, Killed, denoiser, rows, same, train, weights
 
 STEPS, SIZE = 20, 36
 PLAIN = TrainConfig(rows=STEPS * SIZE, batch_size=SIZE, lr=1e-3, autocast=False)

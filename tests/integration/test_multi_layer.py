@@ -16,7 +16,7 @@ from glp_lens.evals import fidelity, probing
 from glp_lens.evals.entries import Entry
 from glp_lens.evals.probing.tasks import build
 from glp_lens.models.glp import GLP
-from glp_lens.training.config import TrainConfig
+from glp_lens.training.config import RunOptions, TrainConfig
 from tests.conftest import tiny_texts
 
 HOOKS = [f"blocks.{layer}.hook_resid_post" for layer in (0, 1, 3)]
@@ -103,7 +103,7 @@ def test_the_command_line_takes_the_layer_of_the_store(glp, tiny_folder, tmp_pat
 def test_it_trains_while_the_layers_are_collected(tiny_bridge, tmp_path):
     gl.collect(tiny_bridge, tiny_texts(60), hooks=HOOKS[:2], out=tmp_path / "s", window=40)
     streams = open_all(tmp_path / "s", patience=5)
-    one = GLP.fit(streams, SETTINGS, **TINY, state=tmp_path / "state")
+    one = GLP.fit(streams, SETTINGS, **TINY, run=RunOptions(state=tmp_path / "state"))
     assert one.layers == [0, 1]
     assert one.at(1).hook == HOOKS[1]
     with pytest.raises(InputError, match="gives no labels"):

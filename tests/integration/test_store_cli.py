@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from glp_lens.activations import ActivationStore, collect, write_store
 from glp_lens.activations.manifest import MANIFEST, Manifest
-from glp_lens.artifacts import write_json
+from glp_lens.files import write_json
 from tests.conftest import tiny_texts
 
 HOOK = "blocks.1.hook_resid_post"

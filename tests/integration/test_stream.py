@@ -20,12 +20,12 @@ from glp_lens.activations.manifest import MANIFEST, Manifest
 from glp_lens.activations.stream import ActivationStream, collect_stats, open_all
 from glp_lens.activations.totals import STATISTICS, Total, Totals
 from glp_lens.activations.writer import StoreWriter
-from glp_lens.artifacts import write_json
 from glp_lens.errors import InputError
+from glp_lens.files import write_json
 from glp_lens.models.gaussian import Gaussian
 from glp_lens.models.glp import GLP
 from glp_lens.models.sae import SAE
-from glp_lens.training.config import TrainConfig
+from glp_lens.training.config import RunOptions, TrainConfig
 from tests.conftest import tiny_texts
 
 HOOK = "blocks.1.hook_resid_post"
@@ -287,7 +287,7 @@ def test_a_prior_trains_while_its_data_are_collected_and_resumes(tiny_bridge, wh
     shape = {"d_model": 10, "d_mlp": 14, "n_layers": 1}
 
     def fit(folder, state):
-        return GLP.fit(ActivationStream.open(folder, patience=PATIENCE), config, **shape, state=state)
+        return GLP.fit(ActivationStream.open(folder, patience=PATIENCE), config, **shape, run=RunOptions(state=state))
 
     producer = forked(produce, tiny_bridge, tmp_path / "a", HOOK, 2)
     with Watcher(tmp_path / "a") as watcher:

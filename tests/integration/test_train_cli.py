@@ -16,6 +16,7 @@ import glp_lens as gl
 from glp_lens.activations import write_store
 from glp_lens.activations.writer import lock
 from glp_lens.training import history, loop
+from glp_lens.training.config import RunOptions
 
 D = 10
 BASE = "train glp --rows 640 --batch-size 32 --width 12 --mlp 20 --layers 2"
@@ -114,7 +115,7 @@ def test_a_killed_training_keeps_its_curve_and_goes_on_to_the_same_weights(train
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setitem(loop.train.__kwdefaults__, "save_seconds", 0)
+        patch.setitem(RunOptions.__init__.__kwdefaults__, "save_seconds", 0)
         patch.setattr(history, "add_to_history", dying)
         with pytest.raises(Killed):
             train(options, "cut", fails=True)
@@ -153,10 +154,10 @@ def test_a_folder_has_one_training_at_a_time(train, tmp_path):
 
 
 def test_a_diverged_training_says_so_in_a_line_and_leaves_its_curve(train, tmp_path, monkeypatch):
-    monkeypatch.setitem(loop.train.__kwdefaults__, "save_seconds", 0)
-    usual = loop._Run.step
+    monkeypatch.setitem(RunOptions.__init__.__kwdefaults__, "save_seconds", 0)
+    usual = loop._Trainer.step
     spoilt = lambda self, step, batch: usual(self, step, batch) * (float("nan") if step == 6 else 1)  # noqa: E731
-    monkeypatch.setattr(loop._Run, "step", spoilt)
+    monkeypatch.setattr(loop._Trainer, "step", spoilt)
     error = train("--store DATA/acts --checkpoints 3", fails=True)
     assert error.exit_code == 2
     told = error.stderr.strip().splitlines()[-1]

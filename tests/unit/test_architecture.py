@@ -22,6 +22,7 @@ LAYERS = [
     "errors",
     "settings",
     "defaults",
+    "files",
     "numerics",
     "lm",
     "hooks",
@@ -138,7 +139,7 @@ def test_suites_do_not_see_each_other():
 
 
 def test_the_report_sees_results_only():
-    allowed = ("evals.results", "report", "artifacts", "errors", "types")
+    allowed = ("evals.results", "report", "files", "kinds", "errors", "types")
     for path, tree in SOURCES.items():
         for name in imports(tree) if part(path) == "report" else []:
             if within(name, "glp_lens"):

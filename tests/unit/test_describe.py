@@ -10,8 +10,8 @@ import torch
 from glp_lens.activations import write_store
 from glp_lens.activations.describe import describe_folder, describe_store, stores_in
 from glp_lens.activations.manifest import MANIFEST, Manifest
-from glp_lens.artifacts import write_json
 from glp_lens.errors import InputError
+from glp_lens.files import write_json
 from glp_lens.report.plots import norm_histogram
 
 N, D = 331, 11

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,13 +12,13 @@ from glp_lens import provenance
 from glp_lens.activations import batches as batches_module
 from glp_lens.activations import write_store
 from glp_lens.errors import InputError
-from glp_lens.models import fitting, load
+from glp_lens.models import load
 from glp_lens.models.gaussian import Gaussian
 from glp_lens.models.glp import GLP
 from glp_lens.models.rows import mean_and_std
 from glp_lens.models.sources import Sources
 from glp_lens.training import distributed
-from glp_lens.training.config import TrainConfig
+from glp_lens.training.config import RunOptions, TrainConfig
 from tests.conformance import MODES
 
 D, ROWS = 5, 3001
@@ -273,11 +273,10 @@ def test_finetuning_starts_from_the_weights_and_resumes(base, tmp_path, monkeypa
         if entry["step"] == 17:
             raise KeyboardInterrupt
 
-    kept = {"state": tmp_path / "state", "checkpoints": tmp_path / "c", "snapshots": 4}
-    monkeypatch.setattr(fitting, "train", partial(fitting.train, save_seconds=-1.0))
+    run = RunOptions(state=tmp_path / "state", save_seconds=-1.0, checkpoints=tmp_path / "c", snapshots=4)
     with pytest.raises(KeyboardInterrupt):
-        base.finetune(new, settings, on_entry=stop, **kept)
-    got = base.finetune(new, settings, **kept)
+        base.finetune(new, settings, run=replace(run, on_entry=stop))
+    got = base.finetune(new, settings, run=run)
     assert all(torch.equal(p, weights(want)[name]) for name, p in got.denoiser.state_dict().items())
     last = load(tmp_path / "c" / "step_00000030")
     assert torch.equal(last.encode(rows(5)), got.encode(rows(5)))
@@ -287,7 +286,7 @@ def test_finetuning_starts_from_the_weights_and_resumes(base, tmp_path, monkeypa
     assert early.history[-1]["step"] == 3
     assert early.provenance["training"]["rows_seen"] == 3 * 64
     with pytest.raises(InputError, match="other settings or data"):
-        got.finetune(new, settings, state=tmp_path / "state")
+        got.finetune(new, settings, run=RunOptions(state=tmp_path / "state"))
 
 
 def test_finetuning_refuses_other_places_and_accepts_other_models(base, prior, stores, tmp_path):

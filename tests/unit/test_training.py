@@ -11,9 +11,9 @@ from glp_lens.flow.schedule import stratified_sigmas
 from glp_lens.models.denoiser import DenoiserConfig
 from glp_lens.models.fitting import initial_denoiser
 from glp_lens.training.config import RECIPES, TrainConfig, recipe
-from glp_lens.training.loop import snapshot_steps, train
+from glp_lens.training.loop import snapshot_steps
 from glp_lens.training.objective import Batch, draw_noise, step_seed, validation_loss
-from tests.unit.toy_training import COVARIANCE_ROOT, D, batches, denoiser, rows
+from tests.unit.toy_training import COVARIANCE_ROOT, D, batches, denoiser, rows, train
 
 
 def test_loss_falls_to_the_closed_form_bound_of_a_gaussian():

@@ -8,8 +8,7 @@ import torch
 from glp_lens.errors import InputError
 from glp_lens.training import loop
 from glp_lens.training.config import TrainConfig
-from glp_lens.training.loop import train
-from tests.unit.toy_training import batches, denoiser, same, weights
+from tests.unit.toy_training import batches, denoiser, same, train, weights
 
 SIZE = 18
 
@@ -94,12 +93,12 @@ def test_a_huge_learning_rate_is_told_and_never_saved(tmp_path, optimizer):
 def test_where_looking_costs_time_no_bad_weights_are_saved_between_two_looks(tmp_path, monkeypatch):
     """As on an accelerator: the loss is looked at every 20 steps, and before anything is kept."""
 
-    class Seldom(loop._Run):
+    class Seldom(loop._Trainer):
         def __init__(self, *args, **options):
             super().__init__(*args, **options)
             self.always_look = False
 
-    monkeypatch.setattr(loop, "_Run", Seldom)
+    monkeypatch.setattr(loop, "_Trainer", Seldom)
     saved, kept = [], []
     options = {"state": tmp_path / "state", "log_points": 1, "snapshots": 4, "on_snapshot": kept.append}
     line = told(
@@ -116,7 +115,7 @@ def test_weights_that_an_update_overflows_are_not_saved(tmp_path):
     """Loss and gradient of the step were finite; the next step's would not be."""
     model, state = denoiser(), tmp_path / "state.safetensors"
 
-    usual = loop._Run.step
+    usual = loop._Trainer.step
 
     def overflowing(self, step, batch):
         total = usual(self, step, batch)
@@ -126,7 +125,7 @@ def test_weights_that_an_update_overflows_are_not_saved(tmp_path):
         return total
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Run, "step", overflowing)
+        patch.setattr(loop._Trainer, "step", overflowing)
         line = told(model, batches(SIZE), config(), state=state, log_points=20, save_seconds=0)
     assert "training diverged at step 5" in line
     assert "of step 4" in line

@@ -14,9 +14,8 @@ from glp_lens.report.plots import loss_curve
 from glp_lens.training.config import TrainConfig
 from glp_lens.training.history import add_to_history, read_history, write_history
 from glp_lens.training.loggers import LOGGERS, open_logger
-from glp_lens.training.loop import train
 from glp_lens.training.objective import Batch
-from tests.unit.toy_training import Killed, batches, denoiser, rows
+from tests.unit.toy_training import Killed, batches, denoiser, rows, train
 
 SIZE = 20
 CONFIG = TrainConfig(rows=12 * SIZE, batch_size=SIZE, autocast=False)

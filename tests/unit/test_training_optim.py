@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from glp_lens.training.config import TrainConfig
-from glp_lens.training.loop import train
 from glp_lens.training.objective import validation_loss
 from glp_lens.training.optim import Average
-from tests.unit.toy_training import Batch, batches, denoiser, rows, same, weights
+from tests.unit.toy_training import Batch, batches, denoiser, rows, same, train, weights
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from glp_lens.errors import InputError
 from glp_lens.training import checkpoint
 from glp_lens.training.config import TrainConfig
-from glp_lens.training.loop import snapshot_steps, train
+from glp_lens.training.loop import snapshot_steps
 from glp_lens.training.objective import Batch
-from tests.unit.toy_training import Killed, batches, denoiser, rows, same, weights
+from tests.unit.toy_training import Killed, batches, denoiser, rows, same, train, weights
 
 STEPS, SIZE = 12, 24
 HELD = Batch(rows(50, 8))

@@ -1,15 +1,25 @@
 """A small denoiser and correlated Gaussian rows to train it on, the same at every call."""
 
 import math
+from dataclasses import fields
 
 import torch
 
 from glp_lens.models.denoiser import Denoiser, DenoiserConfig
+from glp_lens.training import loop
+from glp_lens.training.config import RunOptions
 from glp_lens.training.objective import Batch
 
 D = 6
 COVARIANCE_ROOT = torch.randn(D, D, generator=torch.Generator().manual_seed(3))
 COVARIANCE_ROOT /= (COVARIANCE_ROOT**2).sum(1, keepdim=True).sqrt()  # unit variances
+
+
+def train(model, feed, config, **options):
+    """`loop.train`; those of the options that are of the run are gathered in `RunOptions`."""
+    own = {field.name for field in fields(RunOptions)} & options.keys()
+    run = RunOptions(**{name: options.pop(name) for name in own})
+    return loop.train(model, feed, config, run=run, **options)
 
 
 class Killed(Exception):

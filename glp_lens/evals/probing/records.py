@@ -10,12 +10,12 @@ from typing import Any
 
 import xxhash
 
-from glp_lens.artifacts import read_json, versions, write_json
 from glp_lens.errors import InputError
 from glp_lens.evals.entries import Entry
 from glp_lens.evals.probing.lines import LISTS
 from glp_lens.evals.probing.rows import Rows
 from glp_lens.evals.probing.scoring import Options
+from glp_lens.files import read_json, versions, write_json
 from glp_lens.types import Json
 
 

@@ -19,7 +19,6 @@ from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
 from glp_lens import corpus, lm, provenance
-from glp_lens.artifacts import read_json, write_json
 from glp_lens.errors import InputError
 from glp_lens.evals.entries import Entry
 from glp_lens.evals.results import Results
@@ -31,6 +30,7 @@ from glp_lens.evals.steering.fluency import FluencyJudge, NGramModel, encode_cor
 from glp_lens.evals.steering.generate import PROMPTS, generate
 from glp_lens.evals.steering.judges import ADMISSION_WORDS, ConceptJudge, SentenceEmbedder, fit_judges
 from glp_lens.evals.steering.scores import Frontier, chosen_elsewhere, halves, harmonic_mean
+from glp_lens.files import read_json, write_json
 from glp_lens.interface import Projector
 from glp_lens.types import Json
 
