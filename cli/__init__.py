@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import shlex
+import sys
 from typing import Annotated
 
 import typer
@@ -38,9 +40,15 @@ metrics.csv and the trained models to --out. Run it again to continue where it s
 
 def _add(name: str, settings: type[Settings], *arguments: str, job: str = "", help: str = "") -> None:
     """Add the command of a job, which says of itself what its docstring says."""
-    job = job or name
-    help = help or inspect.cleandoc(getattr(pipeline, job).__doc__).partition("\n\nArgs:")[0]
-    app.command(name)(command(settings, lambda s: getattr(pipeline, job)(s), help, arguments=arguments))
+    function = getattr(pipeline, job or name)
+    told = {"command"} & inspect.signature(function).parameters.keys()
+
+    def run(values: Settings) -> None:
+        line = shlex.join(["glp-lens", *sys.argv[1:]])
+        getattr(pipeline, job or name)(values, **dict.fromkeys(told, line))
+
+    help = help or inspect.cleandoc(function.__doc__).partition("\n\nArgs:")[0]
+    app.command(name)(command(settings, run, help, arguments=arguments))
 
 
 _add("quickstart", pipeline.CompareJob, job="compare", help=QUICKSTART)

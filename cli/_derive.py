@@ -29,7 +29,7 @@ def command(
     known = options(settings)
 
     def run(config: Path | None = None, **values: Any) -> None:
-        job(settings(**{option.name: _value(option, values[option.name]) for option in known}))
+        job(settings(**{each.name: _value(each, values[each.name], each.name in arguments) for each in known}))
 
     last = sorted(known, key=lambda option: option.panel == "Run")  # where and how stands below what
     parameters = [_parameter(option, argument=option.name in arguments) for option in last]
@@ -45,7 +45,7 @@ def _parameter(option: Option, *, argument: bool) -> inspect.Parameter:
     kind: Any = str if option.parse is not None else option.type
     limits: dict[str, Any] = {}
     if option.several:
-        kind = list[Path] if kind is Path else list[str]
+        kind = list[str]
     elif option.parse is None and kind in (int, float):
         limits = {"min": option.min, "max": option.max}
     default: Any = option.default
@@ -71,13 +71,11 @@ def _parameter(option: Option, *, argument: bool) -> inspect.Parameter:
     )
 
 
-def _value(option: Option, value: Any) -> Any:
-    """What typer read, as the settings take it: lists may be repeated options or separated by commas."""
-    if not option.several or value is None:
+def _value(option: Option, value: Any, argument: bool) -> Any:
+    """What typer read, as the settings take it: an option of several values is repeated or has them between commas."""
+    if not option.several or value is None or argument:
         return value
-    items: list[Any] = [str(item) for item in value]
-    if option.type is not Path:
-        items = [item for text in items for item in split(text)]
+    items: list[Any] = [item for text in value for item in split(str(text))]
     numeric = option.parse is None and option.type in (int, float)
     try:
         items = [option.type(item) for item in items] if numeric else items

@@ -19,7 +19,6 @@ from glp_lens.pipeline.fidelity import FidelityJob, fidelity
 from glp_lens.pipeline.inputs import ContextSettings, LanguageModelSettings, RunSettings, open_language_model
 from glp_lens.pipeline.probe import ProbeJob, open_tasks, probe
 from glp_lens.pipeline.report import ReportJob, report
-from glp_lens.pipeline.results import command_line
 from glp_lens.pipeline.stages import Stage, run_stages, stage_seconds
 from glp_lens.pipeline.steer import SteerJob, steer
 from glp_lens.pipeline.train import TrainJob, train
@@ -94,6 +93,7 @@ def compare(
     *,
     model: lm.Model | None = None,
     texts: Sequence[str | Document] | None = None,
+    command: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Train a GLP, an SAE, PCA and the baselines on one language model's activations, and compare them.
@@ -105,6 +105,7 @@ def compare(
     Args:
         model: a HookedTransformer or TransformerBridge to use instead of the one that the settings name.
         texts: training texts to use instead of those that the settings name; a twentieth, chosen by hash, is held out.
+        command: the command line, for the page.
         say: prints a line.
 
     Returns:
@@ -114,7 +115,7 @@ def compare(
         InputError: bad settings, a model or hook point that cannot be used, or a folder that holds another run.
     """
     _check(settings)
-    run = _Comparison(settings, model, texts)
+    run = _Comparison(settings, model, texts, command)
     shared = settings.to_json() | run.identify()
     run_stages(run.stages(), shared, settings.out, overwrite=settings.overwrite, say=say, defaults=_defaults())
     say(f"report: {settings.out / 'report.html'}")
@@ -126,9 +127,13 @@ class _Comparison:
     """One run: its jobs, and the language model and texts that they share."""
 
     def __init__(
-        self, settings: CompareJob, model: lm.Model | None, texts: Sequence[str | Document] | None
+        self,
+        settings: CompareJob,
+        model: lm.Model | None,
+        texts: Sequence[str | Document] | None,
+        command: str | None,
     ) -> None:
-        self.settings, self.given_model, self.texts = settings, model, texts
+        self.settings, self.given_model, self.texts, self.command = settings, model, texts, command
 
     def identify(self) -> Json:
         """What stands for a language model or texts in memory, and for files, in the settings of stages."""
@@ -274,7 +279,7 @@ class _Comparison:
             "config": s.to_json(),
             "training": [{"model": name, **each} for name, each in training.items()],
             "store": about,
-            "command": command_line(),
+            "command": self.command,
             "seed": s.seed,
             "versions": versions(),
             "notes": [f"Wall-clock seconds by stage: {seconds}."],

@@ -26,12 +26,15 @@ class DensityJob(DensitySettings, ModelsSettings, ResultSettings):
     """Folder for the output."""
 
 
-def density(settings: DensityJob, *, say: Callable[[str], None] = print, page: bool = True) -> Results:
+def density(
+    settings: DensityJob, *, page: bool = True, command: str | None = None, say: Callable[[str], None] = print
+) -> Results:
     """Held-out flow-matching loss beside the exact Gaussian bound, and typicality scores.
 
     Args:
-        say: prints a line.
         page: also write report.html.
+        command: the command line, for the page.
+        say: prints a line.
 
     Raises:
         InputError: models or a store that cannot be used, or results that are already there.
@@ -53,4 +56,4 @@ def density(settings: DensityJob, *, say: Callable[[str], None] = print, page: b
     history = next((model.history for model in trained.values() if getattr(model, "history", None)), None)
     if history:
         results.extras["history"] = history
-    return finish(results, settings.out, say, page=page, seed=settings.seed)
+    return finish(results, settings, page=page, command=command, say=say)

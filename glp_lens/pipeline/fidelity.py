@@ -45,16 +45,18 @@ def fidelity(
     *,
     model: lm.Model | None = None,
     texts: Sequence[str | Document] | None = None,
-    say: Callable[[str], None] = print,
     page: bool = True,
+    command: str | None = None,
+    say: Callable[[str], None] = print,
 ) -> Results:
     """Reconstruction error, and the change in language-model loss, on held-out texts.
 
     Args:
         model: a HookedTransformer or TransformerBridge to use instead of the one that the settings name.
         texts: texts in memory to use instead of those that the settings name; their held-out part is used.
-        say: prints a line.
         page: also write report.html.
+        command: the command line, for the page.
+        say: prints a line.
 
     Raises:
         InputError: models, a store, texts or a hook point that cannot be used, or results that are already there.
@@ -76,4 +78,4 @@ def fidelity(
         folder=settings.out / "cache",
         allow_mismatch=settings.allow_mismatch,
     )
-    return finish(results, settings.out, say, page=page, seed=settings.seed)
+    return finish(results, settings, page=page, command=command, say=say)

@@ -57,7 +57,12 @@ class ProbeJob(TaskSettings, ProbingSettings, ModelsSettings, LanguageModelSetti
 
 
 def probe(
-    settings: ProbeJob, *, model: lm.Model | None = None, say: Callable[[str], None] = print, page: bool = True
+    settings: ProbeJob,
+    *,
+    model: lm.Model | None = None,
+    page: bool = True,
+    command: str | None = None,
+    say: Callable[[str], None] = print,
 ) -> Results:
     """Sparse probing: how well single features, and few of them, of each model separate two classes.
 
@@ -65,8 +70,9 @@ def probe(
 
     Args:
         model: a HookedTransformer or TransformerBridge to use instead of the one that the settings name.
-        say: prints a line.
         page: also write report.html.
+        command: the command line, for the page.
+        say: prints a line.
 
     Raises:
         InputError: models, tasks, a store or a hook point that cannot be used, or results that are already there.
@@ -91,7 +97,7 @@ def probe(
         allow_mismatch=settings.allow_mismatch,
         device=settings.device,
     )
-    return finish(results, settings.out, say, page=page, seed=settings.seed)
+    return finish(results, settings, page=page, command=command, say=say)
 
 
 def open_tasks(settings: TaskSettings, seed: int, names: Sequence[str] | None = None) -> list[Task]:

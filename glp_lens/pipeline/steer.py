@@ -37,14 +37,20 @@ class SteerJob(SteeringSettings, ModelsSettings, LanguageModelSettings, ResultSe
 
 
 def steer(
-    settings: SteerJob, *, model: lm.Model | None = None, say: Callable[[str], None] = print, page: bool = True
+    settings: SteerJob,
+    *,
+    model: lm.Model | None = None,
+    page: bool = True,
+    command: str | None = None,
+    say: Callable[[str], None] = print,
 ) -> Results:
     """Steer generation towards a topic, plain and repaired by each model, and judge concept and fluency.
 
     Args:
         model: a HookedTransformer or TransformerBridge to use instead of the one that the settings name.
-        say: prints a line.
         page: also write report.html.
+        command: the command line, for the page.
+        say: prints a line.
 
     Raises:
         InputError: models, a store or a hook point that cannot be used, or results that are already there.
@@ -64,4 +70,4 @@ def steer(
         folder=settings.out / "cache",
         allow_mismatch=settings.allow_mismatch,
     )
-    return finish(results, settings.out, say, page=page, seed=settings.seed)
+    return finish(results, settings, page=page, command=command, say=say)

@@ -423,7 +423,7 @@ def settings(monkeypatch, tmp_path):
     """Runs `compare` and gives back what the library was asked for."""
     seen = SimpleNamespace()
 
-    def fake(settings):
+    def fake(settings, command):
         seen.config = settings
 
     monkeypatch.setattr(glp_lens.pipeline, "compare", fake)
