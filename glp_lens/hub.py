@@ -8,22 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from glp_lens.errors import InputError
+from glp_lens.kinds import KINDS
 from glp_lens.types import Json
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _UNREACHED = re.compile("Connect|Timeout|Proxy|LocalEntry")
 """In the names of errors that mean the Hub was not reached; whose errors they are depends on the client's version."""
-
-_KINDS = {
-    "glp": "A generative latent prior ([Luo et al., 2026](https://arxiv.org/abs/2602.06964)), a diffusion model of a "
-    "language model's activations",
-    "sae": "A sparse autoencoder of a language model's activations",
-    "pca": "Principal components of a language model's activations",
-    "gaussian": "A Gaussian fitted to a language model's activations",
-    "raw": "Activations of a language model, kept as a baseline",
-    "random": "Random features of a language model's activations, a control",
-    "neurons": "The MLP neurons of a language model, a baseline",
-}
 
 _RELEASED = (
     'The files are in the format of the released GLPs, whose code opens them with `load_glp("{}", checkpoint="final")`.'
@@ -158,7 +148,7 @@ def card(about: Json, repo_id: str, *, license: str | None = None, released: boo
         "Versions": _facts(about["versions"]),
     }
     title = f"---\n{header.to_yaml()}\n---\n\n# {repo_id.rsplit('/', 1)[-1]}\n"
-    what = f"\n{_KINDS.get(kind, 'A model of activations')}, of width {about['d_in']}.\n"
+    what = f"\n{KINDS[kind].card if kind in KINDS else 'A model of activations'}, of width {about['d_in']}.\n"
     return title + what + "".join(f"\n## {name}\n\n{text}\n" for name, text in sections.items() if text)
 
 

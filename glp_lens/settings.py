@@ -159,7 +159,7 @@ def _options(settings: Any) -> tuple[Option, ...]:
 
 
 def _option(name: str, hint: Any, default: Any, extra: typing.Mapping[str, Any], help: str, panel: str) -> Option:
-    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     kinds = [part for part in parts if part is not types.NoneType]
     several = typing.get_origin(kinds[0]) is tuple and typing.get_args(kinds[0])[-1] is Ellipsis
     kind = typing.get_args(kinds[0])[0] if several else kinds[0]

@@ -1,4 +1,4 @@
-"""Models of activations behind one interface, and the registry that knows each kind by its name."""
+"""Models of activations behind one interface, and loading any of them by its folder."""
 
 from __future__ import annotations
 
@@ -9,17 +9,7 @@ from glp_lens import hub
 from glp_lens.artifacts import CONFIG, ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.files import read_json
-
-KINDS = {
-    "glp": "glp_lens.models.glp:GLP",
-    "sae": "glp_lens.models.sae:SAE",
-    "pca": "glp_lens.models.pca:PCA",
-    "gaussian": "glp_lens.models.gaussian:Gaussian",
-    "raw": "glp_lens.models.raw:Raw",
-    "random": "glp_lens.models.random_features:RandomFeatures",
-    "neurons": "glp_lens.models.neurons:Neurons",
-}
-"""Kind, as `config.json` writes it, to `module:class`; a module is imported when its kind is asked for."""
+from glp_lens.kinds import KINDS, kind_of
 
 _RELEASED = "config.yaml"
 """What a folder in the format of the released GLPs holds instead of `config.json`."""
@@ -35,10 +25,9 @@ def model_class(kind: str) -> type[ActivationModel]:
     Raises:
         InputError: unknown kind.
     """
-    if kind not in KINDS:
-        raise InputError(f"unknown kind of model {kind!r}: expected one of {', '.join(KINDS)}")
-    module, name = KINDS[kind].split(":")
-    return getattr(import_module(module), name)
+    module, name = kind_of(kind).model.split(":")
+    cls: type[ActivationModel] = getattr(import_module(module), name)
+    return cls
 
 
 def load(folder: str | Path, *, revision: str | None = None) -> ActivationModel:

@@ -65,7 +65,7 @@ class PCA(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sample
         n_components: int | None = None,
         keep_variance: float = 0.9,
         standardize: bool = True,
-        max_rows: int = 100_000,
+        max_rows: int | None = None,
         seed: int = 0,
     ) -> Self:
         """Fit scikit-learn's PCA on rows drawn from the store.
@@ -75,7 +75,7 @@ class PCA(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sample
             n_components: components kept; by default all.
             keep_variance: sets `k`, to the fewest components that explain this share of the variance.
             standardize: bring each dimension to variance 1 first, as the GLP does.
-            max_rows: rows to fit on; they are held in memory.
+            max_rows: most rows to fit on; by default all. They are held in memory, in float64.
             seed: of the choice of rows.
 
         Raises:
@@ -83,7 +83,7 @@ class PCA(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sample
         """
         from sklearn.decomposition import PCA as Estimator
 
-        rows = min(len(store), max_rows)
+        rows = len(store) if max_rows is None else min(len(store), max_rows)
         most = min(rows, store.d_in)
         if rows < 2:
             raise InputError(f"PCA needs at least 2 rows, got {rows}: collect more")

@@ -25,6 +25,7 @@ from glp_lens.errors import InputError
 from glp_lens.interface import Featurizer, Projector, Reconstructor, Scorer
 from glp_lens.models import sae_metadata
 from glp_lens.models.rows import check_rows
+from glp_lens.training.config import DEFAULT_ROWS
 from glp_lens.types import Acts, Features, Json, PerRow
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from glp_lens.activations.stream import ActivationStream
 
 _BLOCK = 4096
+_HELD_OUT = 100_000
+"""Rows of a held-out store that are looked at."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +95,13 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
         *,
         n_latents: int | None = None,
         k: int = 32,
-        rows: int = 400_000,
+        rows: int = DEFAULT_ROWS,
         batch_size: int = 512,
         lr: float = 2e-3,
         aux_coefficient: float = 1.0,
         dead_after_rows: int = 10_000,
-        autocast: bool = False,
+        autocast: bool = True,
+        validation: Acts | ActivationStore | None = None,
         device: str = "cpu",
         seed: int = 0,
     ) -> Self:
@@ -117,6 +121,7 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
             dead_after_rows: a latent counts as dead after this many rows without firing. sae-lens's default,
                 1,000 steps, is longer than a short run, so that its auxiliary loss would never act.
             autocast: compute in bfloat16, with float32 weights.
+            validation: held-out activations; the trained model's `health` on them is kept in its provenance.
             device: where to train, and where the model stays.
             seed: of the initial weights and the order of rows.
 
@@ -193,6 +198,9 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
                 "autocast": autocast,
             },
         }
+        if validation is not None:
+            health = model.health(validation if isinstance(validation, Tensor) else validation.rows(0, _HELD_OUT))
+            model.provenance["training"] |= {"alive": health.alive, "l0": health.l0, "heldout_fvu": health.fvu}
         return model
 
     @classmethod

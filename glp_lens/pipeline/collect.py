@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from glp_lens.defaults import DEFAULT_DTYPE, Dtype
 from glp_lens.errors import InputError
+from glp_lens.kinds import massive_rule
 from glp_lens.pipeline.inputs import ContextSettings, LanguageModelSettings, RunSettings
 from glp_lens.settings import option
 
@@ -21,14 +22,6 @@ if TYPE_CHECKING:
     from glp_lens.types import Json
 
 STDIN = "-"
-
-
-def parse_massive(text: str) -> float | str | None:
-    """The rule for massive activations of its text: `gap`, a multiple of the median norm, or None for 0."""
-    try:
-        return "gap" if text == "gap" else float(text) or None
-    except ValueError:
-        raise InputError(f"--massive takes 'gap', a number of median norms, or 0, got {text!r}") from None
 
 
 def parse_keep(text: str) -> int | str:
@@ -79,7 +72,7 @@ class CollectJob(LanguageModelSettings, ContextSettings, RunSettings):
     """Of each text: 'all' tokens, the 'last', their 'mean' or 'max', or a number of them at random."""
     exclude: tuple[str, ...] = option((), panel="Which tokens")
     """Tokens to leave out, separated by commas; 'special' names all special ones."""
-    massive: float | str | None = option("gap", panel="Which tokens", parse=parse_massive)
+    massive: float | str | None = option("gap", panel="Which tokens", parse=massive_rule)
     """Leave out norms beyond the gap in the data ('gap'), or over this many times the median; 0 keeps all."""
     chat: bool = option(False, panel="Which tokens")
     """Put the texts into the model's chat template."""

@@ -227,11 +227,11 @@ class _Comparison:
         own: dict[str, Json] = {
             "glp": {
                 "rows": s.rows, "batch_size": s.glp_batch, "lr": s.glp_lr, "d_model": s.glp_width, "d_mlp": s.glp_mlp,
-                "n_layers": s.glp_layers, "validation": str(self.acts("heldout")),
+                "n_layers": s.glp_layers, "validation": self.acts("heldout"),
             },
             "sae": {
                 "rows": s.rows, "batch_size": s.sae_batch, "lr": s.sae_lr, "n_latents": s.sae_latents, "k": s.sae_k,
-                "validation": str(self.acts("heldout")),
+                "validation": self.acts("heldout"),
             },
             "pca_raw": {"kind": "pca", "standardize": False},
             "random": {"n_features": s.glp_layers * s.glp_mlp},
@@ -239,7 +239,7 @@ class _Comparison:
         for name in names:
             changes: Json = {"kind": name, **own.get(name, {})}
             job = TrainJob(
-                store=(str(self.acts("train")),), out=s.out / "models" / name, device=s.device, seed=s.seed,
+                store=(self.acts("train"),), out=s.out / "models" / name, device=s.device, seed=s.seed,
                 overwrite=True, **changes,
             )  # fmt: skip
             train(job, say=_quiet)

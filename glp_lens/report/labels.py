@@ -6,38 +6,27 @@ import math
 import re
 from collections.abc import Iterable
 
+from glp_lens.kinds import KINDS
+
 MINUS = "\u2212"
 THIN = "\u202f"
 PAPER = "#fefefe"
 """The fill of hollow marks; in the page it becomes the background of the reader's theme."""
 
-_NAMES = {
-    "glp": "GLP",
-    "sae": "SAE",
-    "pca": "PCA",
+_NAMES = {name: kind.title for name, kind in KINDS.items()} | {
     "pca_raw": "PCA raw",
-    "gaussian": "Gaussian",
-    "raw": "raw activations",
     "dense": "dense probe",
     "plain": "no repair",
     "random": "random direction",
     "sigma": "σ",
     "unsteered": "not steered",
-    "neurons": "MLP neurons",
 }
-_SUITE_NAMES = {"probing": {"random": "random features"}}
+_SUITE_NAMES = {"probing": {"random": KINDS["random"].title}}
 
 # Okabe and Ito's colours, which stay apart under the common colour blindnesses, and one marker each.
-_STYLES = {
-    "glp": ("#d55e00", "o"),
-    "sae": ("#0072b2", "s"),
-    "pca": ("#009e73", "^"),
+_STYLES = {name: (kind.color, kind.marker) for name, kind in KINDS.items()} | {
     "pca_raw": ("#56b4e9", "p"),
-    "gaussian": ("#cc79a7", "D"),
-    "raw": ("#b09c00", "v"),
-    "neurons": ("#8a63c4", "<"),
     "plain": ("#e69f00", "P"),
-    "random": ("#8c8c8c", "X"),
     "dense": ("#8c8c8c", "|"),
     "mean": ("#8c8c8c", "X"),
     "predict": ("#8c8c8c", "X"),

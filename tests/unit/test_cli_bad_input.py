@@ -186,7 +186,10 @@ MISTAKES = [
         "train pca --store {f}/store --out {new} --condition kind",
         "--condition is an option of a GLP, not of kind 'pca'",
     ),
-    ("train sae --store {f}/store --out {new} --validation {f}/store", "--validation is an option of a GLP, not of"),
+    (
+        "train pca --store {f}/store --out {new} --validation {f}/store",
+        "--validation is an option of a GLP or SAE",
+    ),
     ("train glp --store {f}/store --out {new} --k 4", "--k is an option of a SAE, not of kind 'glp'"),
     ("train raw --store {f}/store --out {new} --features 4", "--features is an option of a RANDOM, not of kind 'raw'"),
     ("train random --store {f}/store --out {new} --features 0", "Invalid value for '--features'"),
