@@ -90,15 +90,15 @@ def norms(batch: Forwarded, usable: Tensor, hook: str, documents: Sequence[Docum
     if rows is None or rows.ndim != 3:
         got = "nothing" if rows is None else f"shape {tuple(rows.shape)}"
         raise InputError(f"hook point {hook} gives {got}, expected (batch, pos, d): choose another one")
-    found = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32).cpu()
-    bad = (usable & ~torch.isfinite(found)).nonzero()
+    norm: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32).cpu()
+    bad = (usable & ~torch.isfinite(norm)).nonzero()
     if len(bad):
         text, position = bad[0].tolist()
         raise InputError(
             f"activations at {hook} are not finite in document {documents[batch.texts[text]].text[:40]!r} "
             f"(position {position}): run the model in bfloat16 or float32"
         )
-    return found
+    return norm
 
 
 def usable_tokens(batch: Forwarded, how: Rule) -> tuple[Tensor, dict[str, int]]:
