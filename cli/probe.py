@@ -196,12 +196,8 @@ def probe(
         )
     results = probing.run(
         entries,
-        loaded,
-        activations,
-        seeds=range(seeds),
-        ks=sizes,
-        seed=seed,
-        device=device,
+        probing.ProbingData(loaded, activations, device),
+        probing.ProbingSettings(ks=sizes, seeds=seeds, seed=seed),  # type: ignore[arg-type]
         folder=out / "scores",
         allow_mismatch=allow_mismatch,
     )

@@ -55,15 +55,15 @@ def steer(
     ranks = matched_ranks(trained, activations.sample(2048, seed=0))
     opened, point = m.open_lm(model, hook, backend, lm_dtype, device, trained)
     results = steering.run(
-        opened,
         projector_entries(trained, project_u, project_sigma, ranks, fast=fast),
-        concept,
-        hook=point,
-        act_norm=activations.median_norm,
-        strengths=alphas,
-        prompts=prompts,
-        new_tokens=new_tokens,
-        seed=seed,
+        steering.SteeringData(opened, point, activations.median_norm),
+        steering.SteeringSettings(
+            concept=concept,  # type: ignore[arg-type]
+            strengths=alphas,
+            prompts=prompts,
+            new_tokens=new_tokens,
+            seed=seed,
+        ),
         folder=out / "cache",
         allow_mismatch=allow_mismatch,
     )
@@ -116,17 +116,14 @@ def fidelity(
     pool = list(corpus.from_files(split(texts), piece=piece)) if texts else corpus.packaged(seed, "heldout")
     opened, point = m.open_lm(model, hook, backend, lm_dtype, device, trained)
     entries = [Entry(label, found) for label, found in trained.items()]
-    found = density.run(entries, heldout.rows(), heldout.column("doc_id"), seed=seed)
+    rows = density.DensityData(heldout.rows(), heldout.column("doc_id"), heldout.provenance())
+    settings = density.DensitySettings(seed=seed)
+    found = density.run(entries, rows, settings, allow_mismatch=allow_mismatch)
     _finish(found, out / "density", "flow_loss", setting="sigma=all")
     results = suite.run(
-        opened,
         reconstruction_entries(trained, project_u, matched_ranks(trained, heldout.sample(2048, seed=0)), fast=fast),
-        pool[:documents],
-        point,
-        mean=heldout.stats.mean,
-        std=heldout.stats.var.sqrt(),
-        context=context,
-        seed=seed,
+        suite.FidelityData(opened, point, pool, heldout.stats.mean, heldout.stats.var.sqrt()),
+        suite.FidelitySettings(documents=documents, context=context, seed=seed),
         allow_mismatch=allow_mismatch,
     )
     _finish(results, out / "fidelity", "delta_nll")

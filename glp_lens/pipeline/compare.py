@@ -14,7 +14,6 @@ from glp_lens.errors import InputError
 from glp_lens.evals import density, fidelity, probing, steering
 from glp_lens.evals.entries import Entry
 from glp_lens.evals.results import Results, metrics_frame
-from glp_lens.evals.steering.generate import PROMPTS
 from glp_lens.evals.steering.judges import SentenceEmbedder
 from glp_lens.models.gaussian import Gaussian
 from glp_lens.models.glp import GLP
@@ -258,7 +257,8 @@ class _Comparison:
     def density(self) -> None:
         """Held-out flow-matching loss beside the Gaussian bound."""
         entries = [Entry(kind, self.trained[kind]) for kind in ("glp", "sae", "pca", "gaussian")]
-        results = density.run(entries, self.heldout.rows(), self.heldout.column("doc_id"), seed=self.config.seed)
+        data = density.DensityData(self.heldout.rows(), self.heldout.column("doc_id"), self.heldout.provenance())
+        results = density.run(entries, data, density.DensitySettings(seed=self.config.seed))
         results.extras["history"] = self._glp().history
         results.save(self.out / "results" / "density")
 
@@ -273,11 +273,8 @@ class _Comparison:
         activations = probing.collect(self.model, tasks, self.hook, context=c.context, cache=cache)
         results = probing.run(
             probing_entries(self.trained, c.sigmas),
-            tasks,
-            activations,
-            ks=c.ks,
-            seed=c.seed,
-            device=c.device,
+            probing.ProbingData(tasks, activations, c.device),
+            probing.ProbingSettings(ks=c.ks, seed=c.seed),
             folder=cache / "scores",
         )
         results.save(self.out / "results" / "probing")
@@ -285,16 +282,17 @@ class _Comparison:
     def steering(self) -> None:
         """Steered generation, plain and repaired."""
         c = self.config
-        results = steering.run(
-            self.model,
-            projector_entries(self.trained, c.project_u, c.project_sigma, self.ranks, fast=c.fast),
-            c.concept,
-            hook=self.hook,
-            act_norm=self.store.median_norm,
+        settings = steering.SteeringSettings(
+            concept=c.concept,  # type: ignore[arg-type]
             strengths=c.strengths,
             prompts=c.prompts,
             new_tokens=c.new_tokens,
             seed=c.seed,
+        )
+        results = steering.run(
+            projector_entries(self.trained, c.project_u, c.project_sigma, self.ranks, fast=c.fast),
+            steering.SteeringData(self.model, self.hook, self.store.median_norm),
+            settings,
             folder=self.out / "cache" / "steering",
         )
         results.save(self.out / "results" / "steering")
@@ -303,14 +301,15 @@ class _Comparison:
         """Reconstruction error and the change in language-model loss."""
         c = self.config
         results = fidelity.run(
-            self.model,
             reconstruction_entries(self.trained, c.project_u, self.ranks, fast=c.fast),
-            self.documents("heldout")[: c.documents],
-            self.hook,
-            mean=self.store.stats.mean,
-            std=self.store.stats.var.sqrt(),
-            context=c.context,
-            seed=c.seed,
+            fidelity.FidelityData(
+                self.model,
+                self.hook,
+                self.documents("heldout"),
+                self.store.stats.mean,
+                self.store.stats.var.sqrt(),
+            ),
+            fidelity.FidelitySettings(documents=c.documents, context=c.context, seed=c.seed),
         )
         results.save(self.out / "results" / "fidelity")
 
@@ -342,8 +341,8 @@ def _check(config: CompareConfig) -> None:
     SentenceEmbedder.check()
     if config.concept not in steering.NAMES:
         raise InputError(f"concept must be one of {', '.join(steering.NAMES)}, got {config.concept!r}")
-    if not 2 <= config.prompts <= len(PROMPTS):
-        raise InputError(f"prompts must lie between 2 and {len(PROMPTS)}, got {config.prompts}")
+    if not 2 <= config.prompts <= len(steering.PROMPTS):
+        raise InputError(f"prompts must lie between 2 and {len(steering.PROMPTS)}, got {config.prompts}")
 
 
 def training_table(trained: dict[str, ActivationModel]) -> list[Json]:

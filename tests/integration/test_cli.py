@@ -1,5 +1,6 @@
 """The stages one by one, as commands, on a tiny model folder: what one writes, the next reads."""
 
+import dataclasses
 import json
 import shlex
 from pathlib import Path
@@ -187,8 +188,9 @@ def test_steer_with_named_models(command, models, monkeypatch):
     def by_hand(ngrams, tokenize, prompts, unsteered, human, *, seed):
         return calibrate(ngrams, tokenize, ["the of"] * len(human), [t[20:] for t in human], human, seed=seed)
 
-    def toy(model, entries, concept, **options):
-        return run(model, entries, toy_concept(), embedder=Words(), fluency_texts=ordered_texts(), **options)
+    def toy(entries, data, settings, **options):
+        own = {"concept": toy_concept(), "embedder": Words(), "fluency_texts": ordered_texts()}
+        return run(entries, dataclasses.replace(data, **own), settings, **options)
 
     monkeypatch.setattr(steering, "run", toy)
     monkeypatch.setattr(suite.FluencyJudge, "calibrate", by_hand)

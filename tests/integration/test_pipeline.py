@@ -49,8 +49,9 @@ def _judges_of_a_toy_language():
     """The tiny model knows a hundred words, so concept, sentence model and fluent text are made of those."""
     run, calibrate = steering.run, suite.FluencyJudge.calibrate
 
-    def toy(model, entries, concept, **options):
-        return run(model, entries, toy_concept(), embedder=Words(), fluency_texts=ordered_texts(), **options)
+    def toy(entries, data, settings, **options):
+        own = {"concept": toy_concept(), "embedder": Words(), "fluency_texts": ordered_texts()}
+        return run(entries, dataclasses.replace(data, **own), settings, **options)
 
     def by_hand(ngrams, tokenize, prompts, unsteered, human, *, seed):
         return calibrate(ngrams, tokenize, ["the of"] * len(human), [t[20:] for t in human], human, seed=seed)
