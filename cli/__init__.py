@@ -9,9 +9,9 @@ import sys
 from typing import Annotated
 
 import typer
-from glp_lens_cli import push, store
-from glp_lens_cli._app import Commands
-from glp_lens_cli._derive import command
+from . import push, store
+from ._app import Commands
+from ._derive import command
 
 from glp_lens import pipeline
 from glp_lens.settings import Settings

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from glp_lens_cli._app import Config, split
+from ._app import Config, split
 
 from glp_lens.errors import InputError
 from glp_lens.settings import Option, Settings, options

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from glp_lens_cli._app import Config
+from ._app import Config
 
 
 def push(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from glp_lens_cli._app import Commands
+from ._app import Commands
 
 if TYPE_CHECKING:
     from glp_lens.activations import ActivationStore
@@ -41,7 +41,7 @@ def info(
 
     Of a folder of several stores, one line each. An interrupted store, a part or a stream is told as such.
     """
-    from glp_lens_cli import _info
+    from . import _info
 
     from glp_lens.activations import ActivationStore
     from glp_lens.activations.describe import describe_folder, stores_in
@@ -292,7 +292,7 @@ def _check_form(option: str, form: str) -> None:
 
 
 def _ids(text: str) -> list[int]:
-    from glp_lens_cli._app import split
+    from ._app import split
 
     from glp_lens.errors import InputError
 

@@ -235,8 +235,8 @@ def test_edits_between_attention_and_mlp_reach_the_stream_of_one_class_only(tiny
         lm.check_edit(tiny_bridge, MID)
     mean = torch.zeros(24)
     with pytest.raises(InputError, match="reaches only the MLP"):
-        fidelity.run(tiny_bridge, [], tiny_texts(3), MID, mean=mean)
-    assert fidelity.run(tiny_hooked, [], tiny_texts(3), MID, mean=mean).metrics
+        fidelity.run([], fidelity.FidelityData(tiny_bridge, MID, tiny_texts(3), mean))
+    assert fidelity.run([], fidelity.FidelityData(tiny_hooked, MID, tiny_texts(3), mean)).metrics
     push = hooks.steer(torch.ones(24), 1.0)
     tokens = torch.tensor([[0, 5, 6, 7]])
     for model in (tiny_bridge, tiny_hooked):
