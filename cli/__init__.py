@@ -9,12 +9,13 @@ import sys
 from typing import Annotated
 
 import typer
-from . import push, store
-from ._app import Commands
-from ._derive import command
 
 from glp_lens import pipeline
 from glp_lens.settings import Settings
+
+from . import push, store
+from ._app import Commands
+from ._derive import command
 
 # Tokenizer threads beside forked workers only bring a warning here.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 import yaml
@@ -16,23 +16,24 @@ from typer.core import TyperGroup
 from glp_lens.errors import InputError
 
 _DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
-# typer brings its own copy of click from some version on, so the class is found through what both export.
+# typer brings its own copy of click from some version on, so its classes are found through what both export.
+_Context: TypeAlias = Any
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 class Commands(TyperGroup):
     """Commands whose mistakes end in one line and exit code 2."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: _Context) -> list[str]:
         """In the order they were added: the order they are used in."""
         return list(self.commands)
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: _Context, args: list[str]) -> list[str]:
         """Read the group's own options."""
         with _mistakes_told():
             return super().parse_args(ctx, args)
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: _Context) -> Any:
         """Read the options of a command and run it."""
         with _mistakes_told(), warnings_told():
             return super().invoke(ctx)

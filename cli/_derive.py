@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from ._app import Config, split
 
 from glp_lens.errors import InputError
 from glp_lens.settings import Option, Settings, options
+
+from ._app import Config, split
 
 
 def command(
@@ -88,4 +89,3 @@ def _value(option: Option, value: Any, argument: bool) -> Any:
         what = "numbers" if numeric else "values"
         raise InputError(f"{option.flag} takes {what} separated by commas, for example {example}; got {given!r}")
     return tuple(items)
-

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from ._app import Commands
 
 if TYPE_CHECKING:
@@ -41,11 +42,11 @@ def info(
 
     Of a folder of several stores, one line each. An interrupted store, a part or a stream is told as such.
     """
-    from . import _info
-
     from glp_lens.activations import ActivationStore
     from glp_lens.activations.describe import describe_folder, stores_in
     from glp_lens.errors import InputError
+
+    from . import _info
 
     if png is not None and png.suffix.lower() != ".png":
         raise InputError(f"--png takes the name of a .png file, got {str(png)!r}")
@@ -292,9 +293,9 @@ def _check_form(option: str, form: str) -> None:
 
 
 def _ids(text: str) -> list[int]:
-    from ._app import split
-
     from glp_lens.errors import InputError
+
+    from ._app import split
 
     items = split(text)
     if not all(item.isdecimal() for item in items):

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 import xxhash
 
-from glp_lens.artifacts import read_json, versions, write_json
 from glp_lens.errors import InputError
 from glp_lens.evals.results import Results
+from glp_lens.files import read_json, versions, write_json
 from glp_lens.types import Json
 
 

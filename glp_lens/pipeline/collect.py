@@ -141,7 +141,7 @@ def collect(
 
     Args:
         model: a HookedTransformer or TransformerBridge to use instead of the one that the settings name.
-        texts: texts in memory to use instead of those that the settings name.
+        texts: texts in memory to use instead of reading those that the settings name.
         say: prints a line.
 
     Returns:
@@ -151,7 +151,7 @@ def collect(
         InputError: texts, model or hook point that cannot be used, or a folder that holds something else.
     """
     command = settings.command()
-    if texts is not None:
+    if texts is not None and not settings.texts:
         command["options"]["corpus"] = f"own texts ({settings.split})"
     stores = _run(command, settings.out, ray=settings.ray, part=settings.shard, model=model, texts=texts)
     for store in stores:

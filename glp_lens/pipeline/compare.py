@@ -138,20 +138,21 @@ class _Comparison:
     def identify(self) -> Json:
         """What stands for a language model or texts in memory, and for files, in the settings of stages."""
         from glp_lens import corpus, lm
+        from glp_lens.corpus.opening import HUB
 
-        found: Json = {}
+        known: Json = {}
         if self.given_model is not None:
-            found["model"] = f"{lm.name_of(self.given_model)}, weights {lm.weights_hash(self.given_model)}"
+            known["model"] = f"{lm.name_of(self.given_model)}, weights {lm.weights_hash(self.given_model)}"
         files = self.settings.texts
-        if self.texts is None and files and not any(spec.startswith(corpus.HUB) for spec in files):
+        if self.texts is None and files and not any(spec.startswith(HUB) for spec in files):
             if not (self.settings.out / "stages" / "collect.json").exists():
                 # A wrong model or hook point is refused before texts are read, which takes a while.
                 lm.check_hook(self.model, self.settings.hook or lm.default_hook(self.model))
             piece = corpus.CHARACTERS_PER_TOKEN * self.settings.context
             self.texts = list(corpus.from_files(files, self.settings.text_column, piece=piece))
         if self.texts is not None:
-            found["texts"] = f"{len(self.texts)} texts, hash {_hash(self.texts)}"
-        return found
+            known["texts"] = f"{len(self.texts)} texts, hash {_hash(self.texts)}"
+        return known
 
     def stages(self) -> list[Stage]:
         """All stages, in order: their jobs, and the settings that these depend on."""
@@ -291,10 +292,11 @@ class _Comparison:
 
 def _check(settings: CompareJob) -> None:
     """Refuse before any work what a late stage would refuse after minutes."""
+    from glp_lens.corpus.tables import TABLES, kind_of
     from glp_lens.evals import probing
     from glp_lens.evals.steering.judges import SentenceEmbedder
 
-    files = [spec for spec in settings.tasks if probing.is_file(spec)]
+    files = [spec for spec in settings.tasks if kind_of(spec) in TABLES]
     probing.names([spec for spec in settings.tasks if spec not in files] or None)
     if files:
         open_tasks(settings, settings.seed, files)

@@ -41,6 +41,7 @@ def density(
     """
     from glp_lens.evals import density as suite
     from glp_lens.evals.entries import Entry
+    from glp_lens.models.glp import GLP
     from glp_lens.pipeline.inputs import at_hook
 
     settings.refuse_overwrite("results.json")
@@ -49,11 +50,11 @@ def density(
     trained = at_hook(trained, heldout.hook)
     results = suite.run(
         [Entry(label, model) for label, model in trained.items()],
-        suite.DensityData(heldout.rows(), heldout.column("doc_id")),
+        suite.DensityData(heldout.rows(), heldout.column("doc_id"), heldout.provenance()),
         DensitySettings.of(settings),
+        folder=settings.out / "cache",
         allow_mismatch=settings.allow_mismatch,
     )
-    history = next((model.history for model in trained.values() if getattr(model, "history", None)), None)
-    if history:
-        results.extras["history"] = history
+    if glp := next((model for model in trained.values() if isinstance(model, GLP)), None):
+        results.extras["history"] = glp.history
     return finish(results, settings, page=page, command=command, say=say)

@@ -81,8 +81,8 @@ class ModelsSettings(Settings):
     panel = "Data"
 
     models: tuple[str, ...]
-    """Trained models, separated by commas, each optionally named (glp=runs/a/glp): folders of any kind, sae-lens folders,
-    Hub ids, or sae-lens:RELEASE:SAE_ID."""
+    """Trained models, separated by commas, each optionally named (glp=runs/a/glp): folders of any kind, sae-lens
+    folders, Hub ids, or sae-lens:RELEASE:SAE_ID."""
     allow_mismatch: bool = option(False, panel="Language model")
     """Use models trained at another hook point, on another language model or weight processing."""
 
@@ -156,7 +156,9 @@ def check_store(
         )
 
 
-def open_training_store(folder: Path, trained: Mapping[str, ActivationModel], *, allow_mismatch: bool) -> ActivationStore:
+def open_training_store(
+    folder: Path, trained: Mapping[str, ActivationModel], *, allow_mismatch: bool
+) -> ActivationStore:
     """A store of the activations that the models were trained on, whose statistics a suite measures with."""
     from glp_lens.activations import ActivationStore
 
@@ -165,7 +167,9 @@ def open_training_store(folder: Path, trained: Mapping[str, ActivationModel], *,
     return store
 
 
-def open_heldout_store(folder: Path, trained: Mapping[str, ActivationModel], *, allow_mismatch: bool) -> ActivationStore:
+def open_heldout_store(
+    folder: Path, trained: Mapping[str, ActivationModel], *, allow_mismatch: bool
+) -> ActivationStore:
     """A store that can stand for unseen activations: of the models' hook point, and not what they were trained on.
 
     Raises:

@@ -91,11 +91,10 @@ def probe(
         tasks, entries = [task], _entries(settings, trained, activations.source["hook"])
     results = suite.run(
         entries,
-        suite.ProbingData(tasks, activations),
+        suite.ProbingData(tasks, activations, settings.device),
         ProbingSettings.of(settings),
         folder=settings.out / "scores",
         allow_mismatch=settings.allow_mismatch,
-        device=settings.device,
     )
     return finish(results, settings, page=page, command=command, say=say)
 
@@ -142,9 +141,7 @@ def _of_texts(
         entries.append(Entry("neurons", neurons))
         points.append(str(neurons.hook))
     cache = settings.cache or settings.out / "cache"
-    return entries, suite.collect(
-        model, tasks, points, pooling=settings.pooling, context=settings.context, cache=cache
-    )
+    return entries, suite.collect(model, tasks, points, pooling=settings.pooling, context=settings.context, cache=cache)
 
 
 def _of_store(settings: ProbeJob, folder: Path) -> tuple[Task, TaskActivations]:

@@ -12,8 +12,8 @@ from typing import Any
 
 import xxhash
 
-from glp_lens.files import read_json, write_json
 from glp_lens.errors import InputError
+from glp_lens.files import read_json, write_json
 from glp_lens.types import Json
 
 

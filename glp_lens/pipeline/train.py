@@ -43,7 +43,7 @@ class _Shared(Settings):
 
     panel: ClassVar[str] = "Run"
 
-    kind: Trainable = option(parse=_trainable)  # noqa: RUF009
+    kind: Trainable = option(parse=_trainable)
     """glp, sae, pca, gaussian, raw or random."""
     store: tuple[Path, ...] = option((Path("acts"),), panel="Data")
     """Folder of an activation store, written by 'collect'; for a GLP of several layers their folders, or the folder
@@ -217,7 +217,7 @@ def _fit_glp(settings: TrainJob, stores: Sequence[Store], held_out: Sequence[Act
     with _curve(folder, settings.logger, asdict(config)) as note:
         run = RunOptions(
             state=folder / STATE, checkpoints=folder / CHECKPOINTS, snapshots=settings.checkpoints, on_entry=note,
-            recompute=settings.recompute, shard=settings.shard,
+            recompute=settings.recompute, shard=settings.shard_weights,
         )  # fmt: skip
         given: dict[str, Any] = {
             "validation": held_out or None, "condition": settings.condition, "massive": settings.massive, "run": run,

@@ -112,7 +112,9 @@ def test_commands_collect_and_train_what_the_comparison_does(run):
 
 def test_fidelity_is_measured_on_held_out_texts_whoever_names_them(run):
     texts = [f"{text} {i}" for i, text in enumerate(tiny_texts(400, seed=9))]
-    settings = FidelityJob.of(run.settings, models="runs/models/pca", store="runs/acts/train", out="elsewhere", texts=())
+    settings = FidelityJob.of(
+        run.settings, models="runs/models/pca", store="runs/acts/train", out="elsewhere", texts=()
+    )
     results = fidelity(settings, texts=texts, say=lambda _line: None)
     heldout = [document.text for document in gl.corpus.split_documents(texts, "heldout")][: settings.documents]
     assert results.data["documents_hash"] == hashlib.sha256("\0".join(heldout).encode()).hexdigest()[:16]

@@ -23,8 +23,8 @@ from glp_lens.models.pca import PCA
 from tests.conftest import tiny_texts
 
 HOOK = "blocks.1.hook_resid_post"
-COMMANDS = ["quickstart", "collect", "train", "probe", "steer", "fidelity", "density", "compare", "report", "push", "store info",
-            "store verify", "store repair", "store merge", "store import", "store export"]  # fmt: skip
+COMMANDS = ["quickstart", "collect", "train", "probe", "steer", "fidelity", "density", "compare", "report", "push",
+            "store info", "store verify", "store repair", "store merge", "store import", "store export"]  # fmt: skip
 runner = CliRunner(env={"COLUMNS": "200"})
 
 
