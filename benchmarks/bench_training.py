@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from bench_batches import Data, released_loader
 from by_row import CEILING, random_denoiser, velocity_by_row
-from conftest import OURS
+from conftest import OURS, Timed
 from torch import Tensor, nn
 
 from glp_lens.activations import write_store
@@ -48,7 +49,7 @@ class Case:
 
 
 @pytest.fixture(scope="module", params=SHAPES)
-def case(request, tmp_path_factory) -> Case:
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     d, (blocks, steps) = request.param, SHAPES[request.param]
     generator = torch.Generator().manual_seed(1)
     x = torch.randn((steps + 1) * BATCH, d, generator=generator).bfloat16()
@@ -61,9 +62,9 @@ def case(request, tmp_path_factory) -> Case:
 
 def our_training(denoiser: Denoiser, batches: Iterator[Tensor], config: TrainConfig) -> float:
     """Mean loss of the steps."""
-    return train(
-        denoiser, lambda start: map(Batch, islice(batches, start, None)), config, run=RunOptions(log_points=1)
-    ).history[0]["loss"]
+    run = RunOptions(log_points=1)
+    trained = train(denoiser, lambda start: map(Batch, islice(batches, start, None)), config, run=run)
+    return float(trained.history[0]["loss"])
 
 
 def plain_training(denoiser: Denoiser, batches: Iterator[Tensor], config: TrainConfig) -> float:
@@ -115,11 +116,11 @@ def losses() -> dict[int, float]:
 
 @pytest.mark.parametrize("loading", [False, True], ids=["compute", "loading"])
 @pytest.mark.parametrize("way", TRAININGS)
-def test_training(way, loading, case, losses, timed):
+def test_training(way: str, loading: bool, case: Case, losses: dict[int, float], timed: Timed) -> None:
     training, load = TRAININGS[way]
     config = recipe(case.steps)
 
-    def setup() -> tuple[tuple[Denoiser, Iterator[Tensor], TrainConfig], dict]:
+    def setup() -> tuple[tuple[Denoiser, Iterator[Tensor], TrainConfig], dict[str, Any]]:
         batches = iter(list(case.batches())[: case.steps])
         return (copy.deepcopy(case.denoiser), load(case.data) if loading else batches, config), {}
 
@@ -139,29 +140,29 @@ def training_products(denoiser: Denoiser, rows: dict[str, int]) -> Callable[[], 
         multiplied = 0
         for name, w in weights.items():
             x, error = inputs[rows[name], w.shape[1]], errors[rows[name], w.shape[0]]
-            found = [x @ w.T, error.T @ x]
+            made = [x @ w.T, error.T @ x]
             if name not in ("in_proj", "time_embed.0"):
-                found.append(error @ w)
-            multiplied += len(found) * rows[name] * w.numel()
+                made.append(error @ w)
+            multiplied += len(made) * rows[name] * w.numel()
         return multiplied
 
     return products
 
 
-def test_ceiling(case, timed):
+def test_ceiling(case: Case, timed: Timed) -> None:
     sigma = draw_noise(recipe(case.steps), 0, range(BATCH), 1, torch.device("cpu")).sigma
     distinct = len(sigma.unique())
-    linear = [name for name, m in case.denoiser.named_modules() if isinstance(m, nn.Linear)]
+    linear = {name: m for name, m in case.denoiser.named_modules() if isinstance(m, nn.Linear)}
     rows = {name: distinct if "time_" in name else BATCH for name in linear}
     products = training_products(case.denoiser, rows)
     work = label("compute alone", case)
     multiplied = timed(work, CEILING, products, amount=BATCH, unit="rows", rounds=ROUNDS)
-    first = sum(rows[n] * case.denoiser.get_submodule(n).weight.numel() for n in ("in_proj", "time_embed.0"))
+    first = sum(rows[n] * linear[n].weight.numel() for n in ("in_proj", "time_embed.0"))
     flops = 3 * case.denoiser.flops_per_row(BATCH / distinct) * BATCH
     assert 2 * (multiplied + first) == pytest.approx(flops)
 
 
-def test_training_is_the_same_mathematics():
+def test_training_is_the_same_mathematics() -> None:
     config = recipe(steps=3, batch=70, autocast=False)
     data = torch.randn(3, 70, 48, generator=torch.Generator().manual_seed(1))
     start = random_denoiser(48, blocks=3)

@@ -3,11 +3,12 @@
 import os
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import OURS
+from conftest import OURS, Timed
 from torch import Tensor
 
 from glp_lens.activations.manifest import Manifest
@@ -39,13 +40,13 @@ WAYS = {OURS: ours, DURABLE: plain, CACHED: cached}
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("d_in", [576, 2048])
-def test_write(d_in, way, tmp_path, timed):
+def test_write(d_in: int, way: str, tmp_path: Path, timed: Timed) -> None:
     rows = BYTES // (2 * d_in)
     x = torch.randn(rows, d_in, generator=torch.Generator().manual_seed(0)).bfloat16()
     manifest = Manifest(hook="h", d_in=d_in, dtype="bfloat16", source={}, versions={})
     folders = (tmp_path / str(i) for i in count())
 
-    def setup():
+    def setup() -> tuple[tuple[Path, Tensor, Manifest], dict[str, Any]]:
         folder = next(folders)
         folder.mkdir()
         return (folder, x, manifest), {}

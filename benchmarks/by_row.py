@@ -27,8 +27,9 @@ def velocity_by_row(denoiser: Denoiser, z: Tensor, sigma: Tensor) -> Tensor:
     """The denoiser's mathematics with its time path computed for each row, whether levels repeat or not."""
     e = denoiser.time_embed(sinusoidal(1000 * sigma, denoiser.config.d_model))
     h = denoiser.in_proj(z)
-    for block in denoiser.layers:
+    for block in denoiser.blocks:
         x = block.ln(h)
         gate = nn.functional.silu(block.gate_proj(x) * block.time_proj(e))
         h = h + block.down_proj(gate * block.up_proj(x))
-    return denoiser.out_proj(denoiser.ln(h))
+    velocity: Tensor = denoiser.out_proj(denoiser.ln(h))
+    return velocity

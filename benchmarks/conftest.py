@@ -6,7 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import torch
@@ -28,6 +28,24 @@ class Timing:
         return f"{self.value / scale:.3g}{suffix} {self.unit}"
 
 
+class Timed(Protocol):
+    """What the fixture `timed` gives."""
+
+    def __call__(
+        self,
+        work: str,
+        way: str,
+        function: Callable[..., Any],
+        *arguments: Any,
+        amount: float,
+        unit: str,
+        rounds: int = 3,
+        setup: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]] | None = None,
+    ) -> Any: ...
+
+
+Sized = Callable[[str, str, float, str], None]
+"""What the fixture `sized` gives."""
 TIMINGS = pytest.StashKey[list[Timing]]()
 
 
@@ -41,7 +59,7 @@ def pytest_report_header() -> str:
 
 
 @pytest.fixture
-def timed(benchmark, request: pytest.FixtureRequest):
+def timed(benchmark: Any, request: pytest.FixtureRequest) -> Timed:
     """`timed(work, way, function, *arguments, amount=..., unit=...)` gives back what the last round returned.
 
     `work` groups the ways that are compared, one of which is `glp-lens`. `amount` is how many of `unit` one
@@ -70,13 +88,17 @@ def timed(benchmark, request: pytest.FixtureRequest):
 
 
 @pytest.fixture
-def sized(request: pytest.FixtureRequest) -> Callable[[str, str, float, str], None]:
+def sized(request: pytest.FixtureRequest) -> Sized:
     """`sized(work, way, value, unit)` puts something other than a speed, such as memory, in the table."""
-    return lambda *row: request.config.stash[TIMINGS].append(Timing(*row))
+
+    def run(work: str, way: str, value: float, unit: str) -> None:
+        request.config.stash[TIMINGS].append(Timing(work, way, value, unit))
+
+    return run
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     timings = config.stash[TIMINGS]
     ours = {timing.work: timing for timing in timings if timing.way == OURS}
     peers = [timing for timing in timings if timing.way != OURS and timing.work in ours]

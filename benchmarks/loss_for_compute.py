@@ -64,7 +64,7 @@ def training(options: argparse.Namespace, store: gl.ActivationStore, held_out: t
     return found
 
 
-def shape(options: argparse.Namespace) -> dict[str, int]:
+def shape(options: argparse.Namespace) -> Json:
     """Of the network, the same for all."""
     return {"d_model": options.width, "d_mlp": options.mlp, "n_layers": options.layers}
 

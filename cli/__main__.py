@@ -1,5 +1,5 @@
 """`python -m glp_lens_cli`, which `torchrun -m` needs."""
 
-from glp_lens_cli import app
+from . import app
 
 app(prog_name="glp-lens")

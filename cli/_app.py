@@ -6,9 +6,8 @@ import errno
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 import yaml
@@ -17,23 +16,24 @@ from typer.core import TyperGroup
 from glp_lens.errors import InputError
 
 _DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
-# typer brings its own copy of click from some version on, so the class is found through what both export.
+# typer brings its own copy of click from some version on, so its classes are found through what both export.
+_Context: TypeAlias = Any
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 class Commands(TyperGroup):
     """Commands whose mistakes end in one line and exit code 2."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: _Context) -> list[str]:
         """In the order they were added: the order they are used in."""
         return list(self.commands)
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: _Context, args: list[str]) -> list[str]:
         """Read the group's own options."""
         with _mistakes_told():
             return super().parse_args(ctx, args)
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: _Context) -> Any:
         """Read the options of a command and run it."""
         with _mistakes_told(), warnings_told():
             return super().invoke(ctx)
@@ -102,14 +102,16 @@ def _load_config(ctx: typer.Context, value: Path | None) -> Path | None:
             f"config file {value} sets {', '.join(unknown)}, not options of '{ctx.info_name}': "
             f"known are {', '.join(sorted(known))}"
         )
-    values = {name: item if known[name].nargs == -1 else _text(item) for name, item in settings.items()}
+    values = {name: _as_option(known[name], item) for name, item in settings.items()}
     ctx.default_map = {**(ctx.default_map or {}), **values}
     return value
 
 
-def _text(value: Any) -> Any:
-    """A YAML list stands for the comma-separated lists that options take."""
-    return ",".join(str(v) for v in value) if isinstance(value, list) else value
+def _as_option(option: Any, value: Any) -> Any:
+    """A value of a YAML file as click takes it: lists for options that may be repeated, else text with commas."""
+    if option.multiple if hasattr(option, "multiple") else option.nargs == -1:
+        return [str(item) for item in (value if isinstance(value, list) else [value])]
+    return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
 Config = Annotated[
@@ -127,14 +129,3 @@ Config = Annotated[
 def split(text: str) -> list[str]:
     """The items of a comma-separated option."""
     return [item.strip() for item in text.split(",") if item.strip()]
-
-
-def numbers(text: str, option: str) -> tuple[float, ...]:
-    """The numbers of a comma-separated option; at least one."""
-    try:
-        found = tuple(float(item) for item in split(text))
-    except ValueError:
-        found = ()
-    if not found or not all(map(isfinite, found)):
-        raise InputError(f"{option} takes numbers separated by commas, for example 0.2,0.4; got {text!r}")
-    return found

@@ -85,9 +85,9 @@ def size(n: int) -> str:
 
 def listed(items: Iterable[object], most: int = 6) -> str:
     """The first few of many, and how many more there are."""
-    items = [str(item) for item in items]
-    more = f" and {len(items) - most:,} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
+    names = [str(item) for item in items]
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _facts(facts: dict[str, str]) -> RenderableType | None:

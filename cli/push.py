@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from glp_lens_cli import options as o
+
+from ._app import Config
 
 
 def push(
@@ -29,7 +30,7 @@ def push(
     ] = None,
     license: Annotated[str | None, typer.Option("--license", help="For the model card, for example mit.")] = None,
     message: Annotated[str | None, typer.Option("--message", help="Of the commit.")] = None,
-    config: o.Config = None,
+    config: Config = None,
 ) -> None:
     """Publish a model with a model card, with the token of `hf auth login` or HF_TOKEN."""
     from glp_lens import hub, models

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from glp_lens_cli._app import Commands
+
+from ._app import Commands
 
 if TYPE_CHECKING:
     from glp_lens.activations import ActivationStore
@@ -41,11 +42,11 @@ def info(
 
     Of a folder of several stores, one line each. An interrupted store, a part or a stream is told as such.
     """
-    from glp_lens_cli import _info
-
     from glp_lens.activations import ActivationStore
     from glp_lens.activations.describe import describe_folder, stores_in
     from glp_lens.errors import InputError
+
+    from . import _info
 
     if png is not None and png.suffix.lower() != ".png":
         raise InputError(f"--png takes the name of a .png file, got {str(png)!r}")
@@ -162,15 +163,15 @@ def _out(store: Path, manifest: Any) -> Path:
 
 def _go_on(folder: Path, out: Path, manifest: Any, refetch: bool, rest: str) -> None:
     """Collect what was dropped again, or say how to."""
-    from glp_lens_cli import collect
-
+    from glp_lens import pipeline
     from glp_lens.errors import InputError
 
     if manifest.part is not None:
         i, n = manifest.part
         how = f"run the same glp-lens collect --shard {i}/{n} again: it collects exactly the missing shards"
     elif manifest.command is not None and refetch:
-        collect.again(manifest.command, out)
+        for store in pipeline.collect_again(manifest.command, out):
+            typer.echo(f"{len(store):,} rows: {store.path}")
         return
     elif manifest.command is not None:
         how = f"run glp-lens store repair {folder} --refetch: it collects exactly the missing shards"
@@ -292,9 +293,9 @@ def _check_form(option: str, form: str) -> None:
 
 
 def _ids(text: str) -> list[int]:
-    from glp_lens_cli._app import split
-
     from glp_lens.errors import InputError
+
+    from ._app import split
 
     items = split(text)
     if not all(item.isdecimal() for item in items):

@@ -193,7 +193,8 @@ def _signature(x: Tensor) -> Tensor:
 def _projections(width: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         drawn = torch.randn(width, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-        return (drawn / width**0.5).to(device)
+        scaled: Tensor = drawn / width**0.5
+        return scaled.to(device)
 
 
 def _joined(one: _Edited, other: _Edited) -> _Edited:

@@ -81,7 +81,7 @@ class GLPFit(GradientFit):
     """Micro-batches that each step is computed in (gradient accumulation)."""
     recompute: bool = option(False, panel="GLP: memory and machines")
     """Compute activations again in the backward pass rather than keep them."""
-    shard: bool = option(False, panel="GLP: memory and machines")
+    shard_weights: bool = option(False, panel="GLP: memory and machines")
     """Under torchrun, spread weights and optimiser states over the processes."""
     allow_mismatch: bool = False
     """Accept a --validation store, or --finetune a GLP, of another hook point, language model or weight processing."""

@@ -77,12 +77,18 @@ def same_hook(trained: Json, source: Json, hook: str) -> bool:
     return lm.same_point(_names(trained), [hook, *(source.get("hook_names") or {}).get(hook, ())])
 
 
-def here(model: lm.Model, hook: str) -> Json:
-    """The same of a language model and hook point. It hashes all weights: once is enough for many checks."""
-    about = lm.describe(model)
+def here(model: lm.Model, hook: str, identity: Json | None = None) -> Json:
+    """What would be known of activations collected from a language model at a hook point.
+
+    Args:
+        model: the language model.
+        hook: the hook point.
+        identity: `lm.identity(model)`, where the caller knows it already: making it reads all weights.
+    """
+    identity = identity or lm.identity(model)
     names = lm.names_of(model, hook) if hook in model.hook_dict else [hook]
-    width = about["d_model"] if any(lm.RESIDUAL.fullmatch(name) for name in names) else None
-    return {"hook": hook, "hook_names": names, "d_in": width, "model": about, "weights": lm.weights_hash(model)}
+    width = identity["model"]["d_model"] if any(lm.RESIDUAL.fullmatch(name) for name in names) else None
+    return {"hook": hook, "hook_names": names, "d_in": width, **identity}
 
 
 def mismatches(trained: Json, found: Json) -> list[str]:

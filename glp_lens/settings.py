@@ -136,9 +136,14 @@ class Settings:
         return {known.name: _plain(getattr(self, known.name)) for known in options(type(self))}
 
 
-@cache
 def options(settings: type[Settings]) -> tuple[Option, ...]:
     """The settings of a class, in order."""
+    key: Any = settings
+    return _options(key)
+
+
+@cache
+def _options(settings: Any) -> tuple[Option, ...]:
     docs: dict[str, str] = {}
     panels: dict[str, str] = {}
     hints: dict[str, Any] = {}
@@ -149,14 +154,14 @@ def options(settings: type[Settings]) -> tuple[Option, ...]:
             hints |= typing.get_type_hints(cls)
     return tuple(
         _option(f.name, hints[f.name], f.default, f.metadata, docs.get(f.name, ""), panels[f.name])
-        for f in fields(settings)  # type: ignore[arg-type]
+        for f in fields(settings)
     )
 
 
 def _option(name: str, hint: Any, default: Any, extra: typing.Mapping[str, Any], help: str, panel: str) -> Option:
     parts = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     kinds = [part for part in parts if part is not types.NoneType]
-    several = typing.get_origin(kinds[0]) is tuple
+    several = typing.get_origin(kinds[0]) is tuple and typing.get_args(kinds[0])[-1] is Ellipsis
     kind = typing.get_args(kinds[0])[0] if several else kinds[0]
     flag = extra.get("flag") or "--" + name.replace("_", "-")
     about = extra.get("min"), extra.get("max"), extra.get("panel") or panel, flag, extra.get("parse")
@@ -167,12 +172,12 @@ def _docs(cls: type) -> dict[str, str]:
     """The string below each field of a class."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)
-    found = {}
+    docs = {}
     for node, below in zip(body.body, body.body[1:], strict=False):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(below, ast.Expr):
-            if isinstance(below.value, ast.Constant) and isinstance(below.value.value, str):
-                found[node.target.id] = " ".join(below.value.value.split())
-    return found
+        match node, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                docs[name] = " ".join(text.split())
+    return docs
 
 
 def _plain(value: Any) -> Any:

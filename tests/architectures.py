@@ -227,28 +227,31 @@ def cover(name: str, folder: Path) -> Covered:
     """Open a model, collect from it, and generate from it with a projection, beside transformers."""
     make(name, folder / "model")
     try:
-        model = lm.open_model(str(folder / "model"))
+        model = lm.open_model(str(folder / "model"), dtype="float32")
         store = gl.collect(model, tiny_texts(40), hooks=[HOOK], out=folder / "acts", context=24, dtype="float32",
                            massive=None, progress=lambda _: None)  # fmt: skip
     except InputError as refused:
         return Covered(str(refused))
+    assert isinstance(store, gl.ActivationStore)
     blocks = store.provenance()["model"]["blocks"]
     reference = Reference(name, folder / "model", blocks)
     want = torch.cat([reference.run(ids)[0][1:] for ids in lm.to_ids(model, tiny_texts(40), 24)])
     x = store.rows()
     rows = float((x - want).norm(dim=1).max() / (want - want.mean(0)).norm(dim=1).mean())
     pca = gl.PCA.fit(store, n_components=9)
-    name_, fn = pca.projection_hook(model=model)
     prompts = [lm.to_ids(model, [text], 6)[0] for text in tiny_texts(3, seed=7)]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             cached = lm.caches_keys_and_values(model, torch.tensor(prompts[:1]))
             steps: list[int] = []
-            watch = ("blocks.0.hook_resid_post", lambda x, *, hook: steps.append(x.shape[1]) or x)
-            found = [
-                lm.generate(model, torch.tensor([p]), NEW, hooks=[(name_, fn), watch])[0].tolist() for p in prompts
-            ]
+
+            def count(x: Tensor, *, hook: Any = None) -> Tensor:
+                steps.append(x.shape[1])
+                return x
+
+            hooks = [pca.projection_hook(model=model), ("blocks.0.hook_resid_post", count)]
+            texts = [lm.generate(model, torch.tensor([p]), NEW, hooks=hooks)[0].tolist() for p in prompts]
     except InputError as refused:
         return Covered(str(refused), blocks, rows, "none")
     whole = []
@@ -259,7 +262,7 @@ def cover(name: str, folder: Path) -> Covered:
         whole.append(text[0].tolist())
     truth = [reference.continued(prompt, pca.project) for prompt in prompts]
     generation = "cached" if cached and steps[1] == 1 else "whole text"
-    return Covered("", blocks, rows, generation, (found == truth, whole == truth))
+    return Covered("", blocks, rows, generation, (texts == truth, whole == truth))
 
 
 def reason(refused: str) -> str:
@@ -268,20 +271,20 @@ def reason(refused: str) -> str:
     return line.partition(": ")[0].replace("|", "/")
 
 
-def row(name: str, found: Covered) -> str:
+def row(name: str, covered: Covered) -> str:
     """A line of the table of language models."""
-    rows = "equal" if found.rows < EQUAL else "no"
-    blocks = f"`{found.blocks}`" if found.blocks else ""
-    what = "generation refused" if found.blocks else "refused"
-    note = f"{what}: {reason(found.refused)}" if found.refused else ""
-    return f"| {name} | {ARCHITECTURES[name].special} | {rows} | {found.generation or 'no'} | {blocks} | {note} |"
+    rows = "equal" if covered.rows < EQUAL else "no"
+    blocks = f"`{covered.blocks}`" if covered.blocks else ""
+    what = "generation refused" if covered.blocks else "refused"
+    note = f"{what}: {reason(covered.refused)}" if covered.refused else ""
+    return f"| {name} | {ARCHITECTURES[name].special} | {rows} | {covered.generation or 'no'} | {blocks} | {note} |"
 
 
 def autoencoders(folder: Path) -> dict[str, str]:
     """What opening an autoencoder of each architecture of sae-lens ends in: empty, or the line it is refused with."""
     from sae_lens.registry import SAE_CLASS_REGISTRY
 
-    found = {}
+    refusals = {}
     for name, (kind, config) in sorted(SAE_CLASS_REGISTRY.items()):
         settings = {"d_in": 12, "d_sae": 20, "d_out": 12, "k": 3, "bottleneck_factor": 2, "n_heads": 2}
         if "transcoder" in name:
@@ -290,10 +293,10 @@ def autoencoders(folder: Path) -> dict[str, str]:
         sae.save_model(folder / name)
         try:
             gl.SAE.from_sae_lens(folder / name)
-            found[name] = ""
+            refusals[name] = ""
         except InputError as refused:
-            found[name] = "refused: " + reason(str(refused)).replace(", from None to None", "")
-    return found
+            refusals[name] = "refused: " + reason(str(refused)).replace(", from None to None", "")
+    return refusals
 
 
 def versions() -> str:

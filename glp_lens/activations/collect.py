@@ -95,6 +95,7 @@ def collect(
     window: int | None = None,
     command: Json | None = None,
     progress: Callable[[int], Any] | None = None,
+    identity: Json | None = None,
 ) -> ActivationStore | dict[str, ActivationStore]:
     """Collect the activations of texts at one or several hook points into activation stores.
 
@@ -130,6 +131,7 @@ def collect(
             has used. 0 keeps no rows, only their statistics: see `collect_stats`.
         command: options with which a program can make the same call again; kept in the manifest.
         progress: told the number of tokens of each forward pass, in place of a progress bar of this call's own.
+        identity: `lm.identity(model)`, where the caller knows it already: making it reads all weights.
 
     Returns:
         The store, or with several hook points a dictionary of them; of a stream, and of a part that got no rows, an
@@ -155,8 +157,7 @@ def collect(
         width = max(int(model.cfg.d_model), int(getattr(model.cfg, "d_mlp", None) or 0) if in_mlp else 0)
         shard_tokens = min(small, SHARD_BYTES // (width * TORCH[dtype].itemsize))
     source: Json = {
-        "model": lm.describe(model),
-        "weights": lm.weights_hash(model),
+        **(identity or lm.identity(model)),
         "tokenizer": _describe_tokenizer(model),
         "corpus": {"name": corpus, "seed": seed},
         "hook_names": {name: lm.names_of(model, name) for name in names},
@@ -247,7 +248,7 @@ class _Reader:
                 labels=check_labels(
                     {label: "float32" if kind.kind == "f" else "int64" for label, kind in labels.items()}
                 ),
-                examples=[self.model.tokenizer.decode(row[1:25]) for row in ids[:3]],
+                examples=[lm.tokenizer_of(self.model).decode(row[1:25]) for row in ids[:3]],
             )
             for name, first_rows in rows.items()
         }
@@ -485,8 +486,7 @@ def _check(
 ) -> None:
     if isinstance(texts, str):
         raise InputError("texts must be several texts, got one string: pass a list, [text]")
-    if model.tokenizer is None:
-        raise InputError("this model has no tokenizer to read texts with: open it with one")
+    lm.tokenizer_of(model)  # refused without one
     limit = int(model.cfg.n_ctx)
     if not 2 <= context <= limit:
         raise InputError(f"context must be 2 to {limit} tokens for this model, got {context}")
@@ -563,9 +563,10 @@ def _documents(texts: Iterable[str | Document]) -> Iterator[Document]:
 
 
 def _describe_tokenizer(model: lm.Model) -> Json:
-    vocabulary = sorted(model.tokenizer.get_vocab().items())
+    tokenizer = lm.tokenizer_of(model)
+    vocabulary = sorted(tokenizer.get_vocab().items())
     return {
-        "class": type(model.tokenizer).__name__,
+        "class": type(tokenizer).__name__,
         "bos_id": lm.bos_id(model),
         "vocabulary": xxhash.xxh3_64_hexdigest(json.dumps(vocabulary).encode()),
     }

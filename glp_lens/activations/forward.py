@@ -58,7 +58,7 @@ def generate(
         temperature: of sampling; 0 takes the likeliest token.
         seeds: one for each prompt; a batch draws from its first prompt's.
     """
-    eos = model.tokenizer.eos_token_id
+    eos = lm.tokenizer_of(model).eos_token_id
     for batch in _same_length([len(row) for row in ids], new_tokens, budget):
         prompt = torch.tensor([ids[i] for i in batch])
         tokens = lm.generate(model, prompt, new_tokens, temperature=temperature, seed=seeds[batch[0]])

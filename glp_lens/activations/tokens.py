@@ -65,7 +65,7 @@ def rule(model: lm.Model, keep: Keep, exclude: Iterable[str | int], seed: int) -
     """
     if keep not in ("all", "last", *_POOLED) and not (type(keep) is int and keep >= 1):
         raise InputError(f"keep must be 'all', 'last', 'mean', 'max' or a number of tokens, got {keep!r}")
-    tokenizer, ids = model.tokenizer, set[int]()
+    tokenizer, ids = lm.tokenizer_of(model), set[int]()
     vocabulary = tokenizer.get_vocab()
     for token in exclude:
         if token == "special":
@@ -90,15 +90,15 @@ def norms(batch: Forwarded, usable: Tensor, hook: str, documents: Sequence[Docum
     if rows is None or rows.ndim != 3:
         got = "nothing" if rows is None else f"shape {tuple(rows.shape)}"
         raise InputError(f"hook point {hook} gives {got}, expected (batch, pos, d): choose another one")
-    found = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32).cpu()
-    bad = (usable & ~torch.isfinite(found)).nonzero()
+    norm: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32).cpu()
+    bad = (usable & ~torch.isfinite(norm)).nonzero()
     if len(bad):
         text, position = bad[0].tolist()
         raise InputError(
             f"activations at {hook} are not finite in document {documents[batch.texts[text]].text[:40]!r} "
             f"(position {position}): run the model in bfloat16 or float32"
         )
-    return found
+    return norm
 
 
 def usable_tokens(batch: Forwarded, how: Rule) -> tuple[Tensor, dict[str, int]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +17,76 @@ from glp_lens.types import Json
 FORMAT = 1
 
 
+class Setting:
+    """What identifies a number besides model, task and metric: values by key, in order.
+
+    In files it is `key=value;key=value`; a key without a value stands for itself, as in `real vs shuffled`. Values are
+    kept as they are written there. Settings are immutable and equal if all parts are, in their order; they are not
+    iterable, so that pandas compares them as single values.
+
+    >>> setting = Setting(split="dedup") | Setting(mode="equal", features=64)
+    >>> str(setting), setting.get("split"), setting.number("features")
+    ('split=dedup;mode=equal;features=64', 'dedup', 64.0)
+    """
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, values: Mapping[str, object] | None = None, /, **more: object) -> None:
+        """Values by key, as a mapping or as keywords."""
+        self._parts: tuple[tuple[str, str | None], ...] = tuple(
+            (key, _written(value)) for key, value in {**(values or {}), **more}.items()
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """A setting as files have it."""
+        setting = cls()
+        pairs = (part.partition("=") for part in text.split(";")) if text else ()
+        setting._parts = tuple((key, value if equals else None) for key, equals, value in pairs)
+        return setting
+
+    def get(self, key: str) -> str | None:
+        """The value of a key as it is written; None without one."""
+        return next((value for own, value in self._parts if own == key), None)
+
+    def number(self, key: str) -> float:
+        """The value of a key as a number; NaN if there is none, or it is none."""
+        try:
+            return float(self.get(key) or math.nan)
+        except ValueError:
+            return math.nan
+
+    def without(self, key: str) -> Setting:
+        """All parts but that of a key."""
+        rest = Setting()
+        rest._parts = tuple(part for part in self._parts if part[0] != key)
+        return rest
+
+    def __or__(self, other: Setting) -> Setting:
+        joined = Setting()
+        joined._parts = self._parts + other._parts
+        return joined
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Setting) and self._parts == other._parts
+
+    def __hash__(self) -> int:
+        return hash(self._parts)
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def __str__(self) -> str:
+        return ";".join(key if value is None else f"{key}={value}" for key, value in self._parts)
+
+    def __repr__(self) -> str:
+        return f"Setting.parse({str(self)!r})"
+
+
+def _written(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 @dataclass(frozen=True)
 class Metric:
     """One measured number, tidy: one row of `metrics.csv`.
@@ -25,23 +95,46 @@ class Metric:
         suite: `probing`, `steering`, `fidelity` or `density`.
         model: label of the model, for example `glp` or `sae`.
         task: dataset, concept or document set; `all` for a mean over them.
-        setting: everything else that identifies the number, as `key=value` joined by `;`.
+        setting: everything else that identifies the number.
         metric: name of the quantity, with its unit where it has one.
         value: the number; NaN if it could not be measured (say why in `Results.failures`).
         ci_low: lower end of the 95% interval, NaN if there is none.
         ci_high: upper end.
         n: number of independent units (rows, prompts, tasks, documents) behind it.
+        other: what the model is compared with, or which kind of the quantity it is; in files it stands behind the
+            metric's name, `auc_diff:sae`.
     """
 
     suite: str
     model: str
     task: str
-    setting: str
+    setting: Setting
     metric: str
     value: float
     ci_low: float = math.nan
     ci_high: float = math.nan
     n: int = 0
+    other: str = ""
+
+    @property
+    def name(self) -> str:
+        """The metric as files name it."""
+        return f"{self.metric}:{self.other}" if self.other else self.metric
+
+    def row(self) -> Json:
+        """As a row of the files, by the names of `COLUMNS`."""
+        return {key: getattr(self, key) for key in COLUMNS} | {"setting": str(self.setting), "metric": self.name}
+
+    @classmethod
+    def from_row(cls, row: Json) -> Self:
+        """What `row` gave, or JSON made of it, where NaN is null."""
+        values = {key: math.nan if value is None else value for key, value in row.items()}
+        metric, _, other = values.pop("metric").partition(":")
+        return cls(**values | {"setting": Setting.parse(values["setting"])}, metric=metric, other=other)
+
+
+COLUMNS = ("suite", "model", "task", "setting", "metric", "value", "ci_low", "ci_high", "n")
+"""Of `metrics.csv`."""
 
 
 @dataclass
@@ -68,17 +161,29 @@ class Results:
     seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=versions)
 
-    def add(self, model: str, task: str, setting: str, metric: str, value: float, **rest: Any) -> None:
-        """Append one metric of this suite; `rest` is `ci_low`, `ci_high`, `n`."""
+    def add(self, model: str, task: str, setting: Setting | str, metric: str, value: float, **rest: Any) -> None:
+        """Append one metric of this suite; `rest` is `ci_low`, `ci_high`, `n`, `other`.
+
+        Setting and metric may also be as files have them: `alpha=0.4;sigma=0.2` and `harmonic_diff:plain`.
+        """
+        if ":" in metric:
+            metric, _, rest["other"] = metric.partition(":")
+        setting = Setting.parse(setting) if isinstance(setting, str) else setting
         self.metrics.append(Metric(self.suite, model, task, setting, metric, float(value), **rest))
 
     def frame(self) -> pd.DataFrame:
-        """The metrics as a table, one row a metric."""
+        """The metrics as in `metrics.csv`, one row a metric."""
         return metrics_frame(self.metrics)
 
     def to_json(self) -> Json:
         """As JSON; NaN, which JSON lacks, becomes null."""
-        return _plain(asdict(self))
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return _plain(values | {"metrics": [metric.row() for metric in self.metrics]})  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_json(cls, value: Json) -> Self:
+        """What `to_json` gave; KeyError, TypeError or AttributeError if it is something else."""
+        return cls(**value | {"metrics": [Metric.from_row(row) for row in value["metrics"]]})
 
     def save(self, folder: str | Path) -> Path:
         """Write `results.json` and `metrics.csv` to `folder`, each atomically."""
@@ -99,16 +204,19 @@ class Results:
         if value.pop("format", None) != FORMAT or not {f.name for f in fields(cls)} >= set(value):
             raise InputError(f"{path} is not a results file of format {FORMAT}: run the suite again")
         try:
-            written: list[Json] = value["metrics"]
-            value["metrics"] = [Metric(**{k: math.nan if v is None else v for k, v in m.items()}) for m in written]  # type: ignore[arg-type]
-            return cls(**value)
+            return cls.from_json(value)
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is damaged ({error}): run the suite again") from None
 
 
 def metrics_frame(metrics: Iterable[Metric]) -> pd.DataFrame:
     """Metrics as a table with the columns of `metrics.csv`, also when there are none."""
-    return pd.DataFrame([vars(m) for m in metrics], columns=[f.name for f in fields(Metric)])
+    return pd.DataFrame([metric.row() for metric in metrics], columns=list(COLUMNS))
+
+
+def structured_frame(metrics: Iterable[Metric]) -> pd.DataFrame:
+    """Metrics as a table with a column for each attribute of `Metric`, settings as `Setting`."""
+    return pd.DataFrame([vars(metric) for metric in metrics], columns=[f.name for f in fields(Metric)])
 
 
 def _plain(value: Any) -> Any:

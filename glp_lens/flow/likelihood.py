@@ -97,7 +97,8 @@ def directional(velocity: Velocity, z: Acts, sigma: float, directions: Tensor) -
 
     def product(e: Tensor) -> Tensor:
         e = e.to(z.dtype).expand_as(z)
-        return (e * pull_back(e)[0]).sum(1)
+        pulled: Tensor = pull_back(e)[0]
+        return (e * pulled).sum(1)
 
     return v, vmap(product, out_dims=1, chunk_size=max(1, _ROWS // max(1, len(z))))(directions)
 

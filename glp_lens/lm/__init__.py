@@ -4,16 +4,10 @@ Everything here is duck-typed on what `HookedTransformer` and `TransformerBridge
 works too.
 """
 
+from glp_lens.defaults import DEFAULT_MODEL, Backend
 from glp_lens.lm.generating import caches_keys_and_values, generate
-from glp_lens.lm.model import Model, describe, model_device, name_of, weight_processing, weights_hash
-from glp_lens.lm.opening import (
-    DEFAULT_MODEL,
-    DTYPES,
-    Backend,
-    cache_folder,
-    check_device,
-    open_model,
-)
+from glp_lens.lm.model import describe, identity, model_device, name_of, weight_processing, weights_hash
+from glp_lens.lm.opening import DTYPES, cache_folder, check_device, open_model
 from glp_lens.lm.points import (
     RESIDUAL,
     check_edit,
@@ -27,8 +21,9 @@ from glp_lens.lm.points import (
     rows_at,
     same_point,
 )
+from glp_lens.lm.protocol import Model, Tokenizer
 from glp_lens.lm.running import Hooks, activations, token_nll
-from glp_lens.lm.tokens import bos_id, chat_ids, pad, to_ids
+from glp_lens.lm.tokens import bos_id, chat_ids, pad, to_ids, tokenizer_of
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -37,6 +32,7 @@ __all__ = [
     "Backend",
     "Hooks",
     "Model",
+    "Tokenizer",
     "activations",
     "bos_id",
     "cache_folder",
@@ -48,6 +44,7 @@ __all__ = [
     "default_hook",
     "describe",
     "generate",
+    "identity",
     "is_by_token",
     "is_mid_stream",
     "mid_stream_carries",
@@ -61,6 +58,7 @@ __all__ = [
     "same_point",
     "to_ids",
     "token_nll",
+    "tokenizer_of",
     "weight_processing",
     "weights_hash",
 ]

@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from glp_lens.errors import InputError
-from glp_lens.lm.model import Model, encoder_decoder
+from glp_lens.lm.model import encoder_decoder
 from glp_lens.lm.points import outputs_of_blocks
+from glp_lens.lm.protocol import Model
 
 _VERSION = 1
 _LARGEST = 1_000_000_000

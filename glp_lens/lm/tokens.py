@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 
 from glp_lens.errors import InputError
-from glp_lens.lm.model import Model
+from glp_lens.lm.protocol import Model, Tokenizer
+
+
+def tokenizer_of(model: Model) -> Tokenizer:
+    """The model's tokenizer.
+
+    Raises:
+        InputError: it has none.
+    """
+    if model.tokenizer is None:
+        raise InputError("this model has no tokenizer to read texts with: open it with one")
+    return model.tokenizer
 
 
 def to_ids(
@@ -24,7 +35,7 @@ def to_ids(
     `truncate` names the side that is cut from a longer text; BOS stays. A tokenizer without a BOS uses its
     EOS, as TransformerLens does.
     """
-    tokenizer = model.tokenizer
+    tokenizer = tokenizer_of(model)
     bos = bos_id(model)
     texts = [_encodable(text) for text in texts]
     rows: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
@@ -46,7 +57,7 @@ def chat_ids(
     Raises:
         InputError: the tokenizer has no chat template, or the template refuses a conversation.
     """
-    tokenizer = model.tokenizer
+    tokenizer = tokenizer_of(model)
     if tokenizer.chat_template is None:
         raise InputError("this model's tokenizer has no chat template: collect without chat")
     rows = []
@@ -67,7 +78,7 @@ def _encodable(text: str) -> str:
 
 def bos_id(model: Model) -> int:
     """The id put in front of every sequence."""
-    tokenizer = model.tokenizer
+    tokenizer = tokenizer_of(model)
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if bos is None:
         raise InputError("this model's tokenizer has neither a BOS nor an EOS token to begin sequences with")

@@ -285,7 +285,7 @@ class Denoiser(nn.Module):
         """The blocks, first to last."""
         return cast("list[Block]", list(self.layers))
 
-    def flops_per_row(self, rows_per_sigma: int = 1) -> float:
+    def flops_per_row(self, rows_per_sigma: float = 1) -> float:
         """Floating-point operations of one forward pass for one row, 2 a multiplication.
 
         Args:

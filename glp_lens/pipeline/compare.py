@@ -1,65 +1,112 @@
-"""The whole comparison in one call: activations, models, suites, report."""
+"""Comparing: all jobs in a row, with shared settings, from texts to a report."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from glp_lens import corpus, lm, models, provenance
-from glp_lens.activations import ActivationStore, collect
-from glp_lens.artifacts import ActivationModel
-from glp_lens.corpus import Document
 from glp_lens.errors import InputError
-from glp_lens.evals import density, fidelity, probing, steering
-from glp_lens.evals.entries import Entry
-from glp_lens.evals.results import Results, metrics_frame
-from glp_lens.evals.steering.generate import PROMPTS
-from glp_lens.evals.steering.judges import SentenceEmbedder
-from glp_lens.files import versions, write_atomic, write_json
-from glp_lens.models.gaussian import Gaussian
-from glp_lens.models.glp import GLP
-from glp_lens.models.pca import PCA
-from glp_lens.models.random_features import RandomFeatures
-from glp_lens.models.raw import Raw
-from glp_lens.models.sae import SAE
-from glp_lens.pipeline.config import CompareConfig
-from glp_lens.pipeline.entries import matched_ranks, probing_entries, projector_entries, reconstruction_entries
+from glp_lens.evals.density.settings import DensitySettings
+from glp_lens.evals.fidelity.settings import FidelitySettings
+from glp_lens.evals.probing.settings import ProbingSettings, Size, TaskSettings, parse_size
+from glp_lens.evals.steering.settings import SteeringSettings
+from glp_lens.pipeline.collect import CollectJob, collect
+from glp_lens.pipeline.density import DensityJob, density
+from glp_lens.pipeline.fidelity import FidelityJob, fidelity
+from glp_lens.pipeline.inputs import ContextSettings, LanguageModelSettings, RunSettings, open_language_model
+from glp_lens.pipeline.probe import ProbeJob, open_tasks, probe
+from glp_lens.pipeline.report import ReportJob, report
 from glp_lens.pipeline.stages import Stage, run_stages, stage_seconds
-from glp_lens.report import write_report
-from glp_lens.report.plots import loss_curve
-from glp_lens.training.config import RunOptions, recipe
-from glp_lens.training.history import add_to_history, read_history, write_history
-from glp_lens.types import Json
+from glp_lens.pipeline.steer import SteerJob, steer
+from glp_lens.pipeline.train import TrainJob, train
+from glp_lens.settings import Settings, option, options
+
+if TYPE_CHECKING:
+    from glp_lens import lm
+    from glp_lens.activations import ActivationStore
+    from glp_lens.corpus import Document
+    from glp_lens.types import Json
 
 SUITES = ("density", "probing", "steering", "fidelity")
-_LM = ("model", "backend", "lm_dtype", "hook", "device", "seed")
-_GLP = ("rows", "glp_width", "glp_mlp", "glp_layers", "glp_lr", "glp_batch")
-_SAE = ("rows", "sae_latents", "sae_k", "sae_lr", "sae_batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareJob(
+    TaskSettings, ProbingSettings, SteeringSettings, FidelitySettings, DensitySettings, LanguageModelSettings,
+    ContextSettings, RunSettings,
+):  # fmt: skip
+    """Settings of `compare` and `quickstart`: those of all jobs. The defaults finish in minutes on two CPU cores."""
+
+    panel = "Sizes"
+
+    texts: tuple[str, ...] = option((), panel="Data")
+    """Texts as in 'collect', of which a twentieth is held out; by default the packaged corpus."""
+    tokens: int = option(150_000, min=1)
+    """Activations collected for training."""
+    heldout_tokens: int = option(8_000, min=1)
+    """Activations of held-out documents."""
+    rows: int = option(400_000, min=1)
+    """Activations shown to the GLP and to the SAE each; above --tokens means several epochs."""
+    glp_width: int = option(768, min=1)
+    """Width of the GLP's denoiser."""
+    glp_mlp: int = option(1536, min=1)
+    """Meta-neurons in each block of the GLP's denoiser."""
+    glp_layers: int = option(3, min=1)
+    """Blocks of the GLP's denoiser."""
+    glp_lr: float = option(2e-3, min=0)
+    """Peak learning rate of the GLP."""
+    glp_batch: int = option(256, min=1)
+    """Rows in each of its steps."""
+    sae_latents: int = option(2304, min=1)
+    """Dictionary size of the SAE."""
+    sae_k: int = option(32, min=1)
+    """Latents active on a row."""
+    sae_lr: float = option(2e-3, min=0)
+    """Peak learning rate of the SAE."""
+    sae_batch: int = option(512, min=1)
+    """Rows in each of its steps."""
+    probe_train: int = option(256, min=10, panel="Tasks")
+    """Most training texts a task."""
+    probe_test: int = option(200, min=4, panel="Tasks")
+    """Most test texts a task."""
+    ks: tuple[Size, ...] = option((16,), min=1, panel="Probes", parse=parse_size)
+    """Numbers of features of the k-sparse probes, 'dense' for all of them; or 'none'."""
+    out: Path = option(Path("runs"), panel="Run")
+    """Folder for the output."""
+    overwrite: bool = option(False, panel="Run")
+    """Redo stages that were done with other settings, instead of refusing."""
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        super().__post_init__()
+        if self.rows < self.glp_batch:
+            raise InputError(f"rows must be at least one batch of {self.glp_batch}, got {self.rows}")
+        if self.sae_k > self.sae_latents:
+            raise InputError(f"sae_k must be at most sae_latents = {self.sae_latents}, got {self.sae_k}")
 
 
 def compare(
-    config: CompareConfig,
-    out: str | Path,
+    settings: CompareJob,
     *,
     model: lm.Model | None = None,
     texts: Sequence[str | Document] | None = None,
-    overwrite: bool = False,
     command: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Train a GLP, an SAE, PCA and the baselines on one language model's activations, and compare them.
 
-    Writes to `out`: `acts/` (the stores), `models/` (the trained artifacts), `results/` (one folder a suite),
+    Writes to `out`: `acts/` (the stores), `models/` (the trained models), `results/` (one folder a suite),
     `report.html`, `plots/`, `results.json` and `metrics.csv`. A stage whose output is there and matches is
     skipped; an interrupted one continues.
 
     Args:
-        model: a HookedTransformer or TransformerBridge to use instead of `config.model`.
-        texts: training texts instead of `config.texts`; a twentieth, chosen by hash, is held out.
-        overwrite: redo stages that were done with other settings, instead of refusing.
-        command: the command line, for the report.
-        say: prints one line of progress.
+        model: a HookedTransformer or TransformerBridge to use instead of the one that the settings name.
+        texts: training texts to use instead of those that the settings name; a twentieth, chosen by hash, is held out.
+        command: the command line, for the page.
+        say: prints a line.
 
     Returns:
         The path of `report.html`.
@@ -67,293 +114,206 @@ def compare(
     Raises:
         InputError: bad settings, a model or hook point that cannot be used, or a folder that holds another run.
     """
-    _check(config)
-    run = _Comparison(config, Path(out), model, texts, command)
-    if texts is None and config.texts:
-        if not (run.out / "stages" / "collect.json").exists():
-            _ = run.hook  # a wrong model or hook point is refused before texts are read, which takes a while
-        texts = list(corpus.from_files(config.texts, piece=corpus.CHARACTERS_PER_TOKEN * config.context))
-        run.texts = texts
-    settings = config.to_json()
-    if model is not None:
-        settings["model"] = f"{lm.name_of(model)}, weights {lm.weights_hash(model)}"
-    if texts is not None:
-        settings["texts"] = f"{len(texts)} texts, hash {_hash(texts)}"
-    run_stages(run.stages(), settings, run.out, overwrite=overwrite, say=say)
-    return run.out / "report.html"
+    _check(settings)
+    run = _Comparison(settings, model, texts, command)
+    shared = settings.to_json() | run.identify()
+    run_stages(run.stages(), shared, settings.out, overwrite=settings.overwrite, say=say, defaults=_defaults())
+    say(f"report: {settings.out / 'report.html'}")
+    say(f"numbers: {settings.out / 'metrics.csv'} and {settings.out / 'results.json'}")
+    return settings.out / "report.html"
 
 
 class _Comparison:
-    """One run: the stages, and what they share, each opened when first needed."""
+    """One run: its jobs, and the language model and texts that they share."""
 
     def __init__(
         self,
-        config: CompareConfig,
-        out: Path,
+        settings: CompareJob,
         model: lm.Model | None,
         texts: Sequence[str | Document] | None,
         command: str | None,
     ) -> None:
-        self.config, self.out, self.given_model, self.texts, self.command = config, out, model, texts, command
+        self.settings, self.given_model, self.texts, self.command = settings, model, texts, command
+
+    def identify(self) -> Json:
+        """What stands for a language model or texts in memory, and for files, in the settings of stages."""
+        from glp_lens import corpus, lm
+        from glp_lens.corpus.opening import HUB
+
+        known: Json = {}
+        if self.given_model is not None:
+            known["model"] = f"{lm.name_of(self.given_model)}, weights {lm.weights_hash(self.given_model)}"
+        files = self.settings.texts
+        if self.texts is None and files and not any(spec.startswith(HUB) for spec in files):
+            if not (self.settings.out / "stages" / "collect.json").exists():
+                # A wrong model or hook point is refused before texts are read, which takes a while.
+                lm.check_hook(self.model, self.settings.hook or lm.default_hook(self.model))
+            piece = corpus.CHARACTERS_PER_TOKEN * self.settings.context
+            self.texts = list(corpus.from_files(files, self.settings.text_column, piece=piece))
+        if self.texts is not None:
+            known["texts"] = f"{len(self.texts)} texts, hash {_hash(self.texts)}"
+        return known
 
     def stages(self) -> list[Stage]:
-        """All stages, in order."""
+        """All stages, in order: their jobs, and the settings that these depend on."""
+        language_model = (*_names(LanguageModelSettings), "device", "seed")
+        corpus = ("texts", "tokens", "heldout_tokens", "context")
+        glp = ("rows", "glp_width", "glp_mlp", "glp_layers", "glp_lr", "glp_batch")
+        sae = ("rows", "sae_latents", "sae_k", "sae_lr", "sae_batch")
         fits = ("train-glp", "train-sae", "train-baselines")
+        baselines = ("pca", "pca_raw", "gaussian", "raw", "random")
+        probing = (*_names(TaskSettings), *_names(ProbingSettings))
         return [
-            Stage("collect", (*_LM, "texts", "tokens", "heldout_tokens", "context"), (), ("acts",), self.collect),
-            Stage("train-glp", _GLP, ("collect",), ("models/glp", "models/glp.state"), self.train_glp),
-            Stage("train-sae", _SAE, ("collect",), ("models/sae",), self.train_sae),
-            Stage(
-                "train-baselines",
-                ("glp_mlp", "glp_layers"),
-                ("collect",),
-                ("models/pca", "models/pca_raw", "models/gaussian", "models/raw", "models/random"),
-                self.train_baselines,
-            ),
-            Stage("density", (), fits, ("results/density",), self.density),
-            Stage(
-                "probing",
-                ("tasks", "probe_train", "probe_test", "sigmas", "ks"),
-                fits,
-                ("results/probing", "cache/probing"),
-                self.probing,
-            ),
-            Stage(
-                "steering",
-                ("concept", "strengths", "prompts", "new_tokens", "project_u", "project_sigma", "fast"),
-                fits,
-                ("results/steering", "cache/steering"),
-                self.steering,
-            ),
-            Stage("fidelity", ("documents", "project_u", "fast"), fits, ("results/fidelity",), self.fidelity),
+            Stage("collect", (*language_model, *corpus), (), ("acts",), self.collect),
+            Stage("train-glp", glp, ("collect",), ("models/glp",), partial(self.train, "glp")),
+            Stage("train-sae", sae, ("collect",), ("models/sae",), partial(self.train, "sae")),
+            Stage("train-baselines", ("glp_mlp", "glp_layers"), ("collect",), tuple(f"models/{b}" for b in baselines),
+                  partial(self.train, *baselines)),
+            Stage("density", _names(DensitySettings), fits, ("results/density",), self.density),
+            Stage("probing", probing, fits, ("results/probing", "cache/probing"), self.probe),
+            Stage("steering", _names(SteeringSettings), fits, ("results/steering",), self.steer),
+            Stage("fidelity", _names(FidelitySettings), fits, ("results/fidelity",), self.fidelity),
             Stage("report", (), SUITES, ("report.html", "results.json", "metrics.csv", "plots"), self.report),
-        ]
-
-    # -- what the stages share -----------------------------------------------------------------------------
+        ]  # fmt: skip
 
     @cached_property
     def model(self) -> lm.Model:
-        """The language model."""
-        c = self.config
+        """The language model, refused if another one's activations are already in the folder."""
+        from glp_lens import provenance
+
         model = self.given_model
         if model is None:
-            model = lm.open_model(c.model, device=c.device, dtype=c.lm_dtype, backend=c.backend)
-        if (self.out / "stages" / "train-glp.json").exists():  # then the store is complete
-            found = provenance.mismatches(self.store.provenance(), provenance.here(model, self.store.hook))
-            if found:
+            model = open_language_model(self.settings, self.settings.device)
+        if (self.settings.out / "stages" / "train-glp.json").exists():  # then the store is complete
+            store = self.store
+            differences = provenance.mismatches(store.provenance(), provenance.here(model, store.hook))
+            if differences:
                 raise InputError(
-                    f"{self.out} was collected {', '.join(found)}: use the same copy of the model, or another folder"
+                    f"{self.settings.out} was collected {', '.join(differences)}: use the same copy of the model, or "
+                    "another folder"
                 )
         return model
 
-    @cached_property
-    def hook(self) -> str:
-        """The hook point of the run."""
-        return lm.check_hook(self.model, self.config.hook or lm.default_hook(self.model))
-
-    @cached_property
+    @property
     def store(self) -> ActivationStore:
         """Training activations."""
-        return ActivationStore.open(self.out / "acts" / "train")
+        from glp_lens.activations import ActivationStore
 
-    @cached_property
-    def heldout(self) -> ActivationStore:
-        """Activations of held-out documents."""
-        store = ActivationStore.open(self.out / "acts" / "heldout")
-        provenance.check(
-            f"{self.store.path} was collected",
-            self.store.provenance(),
-            store.provenance(),
-            remedy=f"collect {store.path} the same way, with overwrite",
-        )
-        return store
+        return ActivationStore.open(self.acts("train"))
 
-    def documents(self, split: corpus.Split) -> list[Document]:
-        """Texts of a split, in seeded order."""
-        if self.texts is None:
-            return corpus.packaged(self.config.seed, split)
-        return corpus.split_documents(self.texts, split, seed=self.config.seed)
+    def acts(self, split: str) -> Path:
+        """Folder of the activations of a split."""
+        return self.settings.out / "acts" / split
 
-    @cached_property
-    def trained(self) -> dict[str, ActivationModel]:
-        """The trained models by kind."""
-        return {
-            kind: models.load(self.out / "models" / kind).to(self.config.device)
-            for kind in ("glp", "sae", "pca", "pca_raw", "gaussian", "raw", "random")
-        }
+    def job(self, kind: type[Any], **changes: Any) -> Any:
+        """A job with the shared settings, whose results are written anew."""
+        return kind.of(self.settings, **changes)
 
-    @cached_property
-    def ranks(self) -> dict[str, int]:
-        """The ranks at which PCA has the SAE's error on held-out rows."""
-        return matched_ranks(self.trained, self.heldout.sample(2048, seed=0))
-
-    # -- stages --------------------------------------------------------------------------------------------
+    def suite(self, kind: type[Any], name: str, *models: str, **changes: Any) -> Any:
+        """The job of a suite on trained models."""
+        folders = tuple(f"{model}={self.settings.out / 'models' / model}" for model in models)
+        return self.job(kind, models=folders, out=self.settings.out / "results" / name, overwrite=True, **changes)
 
     def collect(self) -> None:
         """Activations of training and held-out texts."""
-        c = self.config
-        name = "sae-probes texts" if self.texts is None else ", ".join(c.texts) or "own texts"
-        sizes: dict[corpus.Split, int] = {"train": c.tokens, "heldout": c.heldout_tokens}
-        for split, tokens in sizes.items():
-            collect(
-                self.model,
-                self.documents(split),
-                self.hook,
-                self.out / "acts" / split,
-                max_tokens=tokens,
-                context=c.context,
-                seed=c.seed,
-                corpus=f"{name} ({split})",
-            )
+        s = self.settings
+        for split, tokens in (("train", s.tokens), ("heldout", s.heldout_tokens)):
+            hook = (s.hook,) if s.hook else ()
+            job = self.job(CollectJob, out=self.acts(split), split=split, tokens=tokens, hook=hook)
+            collect(job, model=self.model, texts=self.texts, say=_quiet)
 
-    def train_glp(self) -> None:
-        """The generative latent prior."""
-        c = self.config
-        folder = self.out / "models" / "glp"
-        glp = GLP.fit(
-            self.store,
-            recipe("fast", c.rows, batch_size=c.glp_batch, lr=c.glp_lr, seed=c.seed),
-            d_model=c.glp_width,
-            d_mlp=c.glp_mlp,
-            n_layers=c.glp_layers,
-            device=c.device,
-            validation=self.heldout.sample(2048, seed=0),
-            run=RunOptions(state=self.out / "models" / "glp.state", on_entry=partial(add_to_history, folder)),
-        )
-        glp.save_pretrained(folder)
-        write_history(folder, glp.history)
-        loss_curve(read_history(folder), folder / "loss.png", title="Training of the GLP")
-        (self.out / "models" / "glp.state").unlink(missing_ok=True)
-
-    def train_sae(self) -> None:
-        """The TopK SAE, by sae-lens."""
-        c = self.config
-        sae = SAE.fit(
-            self.store,
-            n_latents=c.sae_latents,
-            k=c.sae_k,
-            rows=c.rows,
-            batch_size=c.sae_batch,
-            lr=c.sae_lr,
-            validation=self.heldout,
-            device=c.device,
-            seed=c.seed,
-        )
-        sae.save_pretrained(self.out / "models" / "sae")
-
-    def train_baselines(self) -> None:
-        """PCA, the Gaussian and raw activations, on the same rows; random features, as many as the GLP's."""
-        c, seed = self.config, self.config.seed
-        for name, standardize in (("pca", True), ("pca_raw", False)):
-            pca = PCA.fit(self.store, standardize=standardize, seed=seed)
-            pca.save_pretrained(self.out / "models" / name)
-        Gaussian.fit(self.store, seed=seed).save_pretrained(self.out / "models" / "gaussian")
-        Raw.fit(self.store, seed=seed).save_pretrained(self.out / "models" / "raw")
-        random = RandomFeatures.fit(self.store, n_features=c.glp_layers * c.glp_mlp, seed=seed)
-        random.save_pretrained(self.out / "models" / "random")
+    def train(self, *names: str) -> None:
+        """Trained models: the GLP, the SAE, or PCA, the Gaussian, raw activations and random features."""
+        s = self.settings
+        own: dict[str, Json] = {
+            "glp": {
+                "rows": s.rows, "batch_size": s.glp_batch, "lr": s.glp_lr, "d_model": s.glp_width, "d_mlp": s.glp_mlp,
+                "n_layers": s.glp_layers, "validation": self.acts("heldout"),
+            },
+            "sae": {
+                "rows": s.rows, "batch_size": s.sae_batch, "lr": s.sae_lr, "n_latents": s.sae_latents, "k": s.sae_k,
+                "validation": self.acts("heldout"),
+            },
+            "pca_raw": {"kind": "pca", "standardize": False},
+            "random": {"n_features": s.glp_layers * s.glp_mlp},
+        }  # fmt: skip
+        for name in names:
+            changes: Json = {"kind": name, **own.get(name, {})}
+            job = TrainJob(
+                store=(self.acts("train"),), out=s.out / "models" / name, device=s.device, seed=s.seed,
+                overwrite=True, **changes,
+            )  # fmt: skip
+            train(job, say=_quiet)
 
     def density(self) -> None:
         """Held-out flow-matching loss beside the Gaussian bound."""
-        entries = [Entry(kind, self.trained[kind]) for kind in ("glp", "sae", "pca", "gaussian")]
-        results = density.run(entries, self.heldout.rows(), self.heldout.column("doc_id"), seed=self.config.seed)
-        results.extras["history"] = self._glp().history
-        results.save(self.out / "results" / "density")
+        job = self.suite(DensityJob, "density", "glp", "sae", "pca", "gaussian", store=self.acts("heldout"))
+        density(job, say=_quiet, page=False)
 
-    def probing(self) -> None:
-        """1-D and k-sparse probes on the sae-probes tasks."""
-        c = self.config
-        tasks = [
-            probing.load(name, max_train=c.probe_train, max_test=c.probe_test)
-            for name in probing.names(c.tasks or None)
-        ]
-        cache = self.out / "cache" / "probing"
-        activations = probing.collect(self.model, tasks, self.hook, context=c.context, cache=cache)
-        results = probing.run(
-            probing_entries(self.trained, c.sigmas),
-            tasks,
-            activations,
-            ks=c.ks,
-            seed=c.seed,
-            device=c.device,
-            folder=cache / "scores",
-        )
-        results.save(self.out / "results" / "probing")
+    def probe(self) -> None:
+        """1-D and k-sparse probes."""
+        models = ("glp", "sae", "pca", "gaussian", "raw", "random")
+        job = self.suite(ProbeJob, "probing", *models, cache=self.settings.out / "cache" / "probing")
+        probe(job, model=self.model, say=_quiet, page=False)
 
-    def steering(self) -> None:
+    def steer(self) -> None:
         """Steered generation, plain and repaired."""
-        c = self.config
-        results = steering.run(
-            self.model,
-            projector_entries(self.trained, c.project_u, c.project_sigma, self.ranks, fast=c.fast),
-            c.concept,
-            hook=self.hook,
-            act_norm=self.store.median_norm,
-            strengths=c.strengths,
-            prompts=c.prompts,
-            new_tokens=c.new_tokens,
-            seed=c.seed,
-            folder=self.out / "cache" / "steering",
-        )
-        results.save(self.out / "results" / "steering")
+        job = self.suite(SteerJob, "steering", "glp", "sae", "pca", "gaussian", store=self.acts("train"))
+        steer(job, model=self.model, say=_quiet, page=False)
 
     def fidelity(self) -> None:
         """Reconstruction error and the change in language-model loss."""
-        c = self.config
-        results = fidelity.run(
-            self.model,
-            reconstruction_entries(self.trained, c.project_u, self.ranks, fast=c.fast),
-            self.documents("heldout")[: c.documents],
-            self.hook,
-            mean=self.store.stats.mean,
-            std=self.store.stats.var.sqrt(),
-            context=c.context,
-            seed=c.seed,
-        )
-        results.save(self.out / "results" / "fidelity")
+        models = ("glp", "sae", "pca", "pca_raw")
+        job = self.suite(FidelityJob, "fidelity", *models, store=self.acts("train"))
+        fidelity(job, model=self.model, texts=self.texts, say=_quiet, page=False)
 
     def report(self) -> None:
         """The page, and all numbers in one file each."""
-        results = [Results.load(self.out / "results" / suite) for suite in SUITES]
-        seconds = stage_seconds(self.out)
+        from glp_lens import models
+        from glp_lens.files import versions
+
+        s, about = self.settings, self.store.provenance()
+        trained = ("glp", "sae", "pca", "pca_raw", "gaussian", "raw")
+        training = {name: models.load(s.out / "models" / name).provenance.get("training", {}) for name in trained}
+        seconds = ", ".join(f"{name} {value:.0f}" for name, value in stage_seconds(s.out).items())
         context: Json = {
-            "title": f"GLP, SAE and PCA on {self.store.provenance()['model']['name'].split(' (')[0].split('/')[-1]}",
-            "training": training_table({k: m for k, m in self.trained.items() if k != "random"}),  # nothing was trained
-            "store": self.store.provenance(),
+            "config": s.to_json(),
+            "training": [{"model": name, **each} for name, each in training.items()],
+            "store": about,
             "command": self.command,
-            "seed": self.config.seed,
+            "seed": s.seed,
             "versions": versions(),
-            "notes": [f"Wall-clock seconds by stage: {', '.join(f'{k} {v:.0f}' for k, v in seconds.items())}."],
+            "notes": [f"Wall-clock seconds by stage: {seconds}."],
         }
-        write_report(results, self.out, context)
-        merge_results(results, self.out, {"config": self.config.to_json(), **context})
-
-    def _glp(self) -> GLP:
-        glp = self.trained["glp"]
-        assert isinstance(glp, GLP)
-        return glp
+        title = f"GLP, SAE and PCA on {about['model']['name'].split(' (')[0].split('/')[-1]}"
+        folders = tuple(s.out / "results" / suite for suite in SUITES)
+        report(ReportJob(folders=folders, out=s.out, title=title, overwrite=True), context=context, say=_quiet)
 
 
-def _check(config: CompareConfig) -> None:
+def _check(settings: CompareJob) -> None:
     """Refuse before any work what a late stage would refuse after minutes."""
-    probing.names(config.tasks or None)
+    from glp_lens.corpus.tables import TABLES, kind_of
+    from glp_lens.evals import probing
+    from glp_lens.evals.steering.judges import SentenceEmbedder
+
+    files = [spec for spec in settings.tasks if kind_of(spec) in TABLES]
+    probing.names([spec for spec in settings.tasks if spec not in files] or None)
+    if files:
+        open_tasks(settings, settings.seed, files)
     SentenceEmbedder.check()
-    if config.concept not in steering.NAMES:
-        raise InputError(f"concept must be one of {', '.join(steering.NAMES)}, got {config.concept!r}")
-    if not 2 <= config.prompts <= len(PROMPTS):
-        raise InputError(f"prompts must lie between 2 and {len(PROMPTS)}, got {config.prompts}")
 
 
-def training_table(trained: dict[str, ActivationModel]) -> list[Json]:
-    """What each model got: rows, parameters, compute."""
-    return [{"model": kind, **model.provenance.get("training", {})} for kind, model in trained.items()]
+def _names(settings: type[Settings]) -> tuple[str, ...]:
+    """Names of the settings of a class; seed and context are those of the whole run."""
+    return tuple(each.name for each in options(settings) if each.name not in ("seed", "context"))
 
 
-def merge_results(results: Sequence[Results], out: Path, context: Json) -> None:
-    """`metrics.csv` and `results.json` of all suites together, in `out`."""
-    frame = metrics_frame(m for r in results for m in r.metrics)
-    write_atomic(out / "metrics.csv", frame.to_csv(index=False))
-    suites = {r.suite: r.to_json() for r in results}
-    write_json(out / "results.json", {"format": 1, **context, "suites": suites})
+def _defaults() -> Json:
+    return CompareJob().to_json()
+
+
+def _quiet(line: str) -> None:
+    """Stages say what they do."""
 
 
 def _hash(texts: Sequence[str | Document]) -> str:

@@ -1,45 +1,50 @@
-"""What each suite compares: the trained models, each with the options it is run with."""
+"""What each suite compares: the trained models, each at the settings it is run with."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.evals.entries import Entry
+from glp_lens.evals.fidelity.settings import FidelitySettings
+from glp_lens.evals.steering.settings import SteeringSettings
 from glp_lens.interface import Projector, Reconstructor
 from glp_lens.models.glp import GLP
 from glp_lens.models.pca import PCA
 from glp_lens.models.random_features import RandomFeatures
+from glp_lens.models.raw import Raw
+
+if TYPE_CHECKING:
+    from glp_lens.activations import ActivationStore
+    from glp_lens.artifacts import ActivationModel
+
+Trained = Mapping[str, "ActivationModel"]
 
 
-def probing_entries(trained: dict[str, ActivationModel], sigmas: Sequence[float]) -> list[Entry]:
+def probing_entries(trained: Trained, sigmas: Sequence[float]) -> list[Entry]:
     """What probing compares: a GLP's meta-neurons, and every other model's features.
 
     A GLP stands at the first of the noise levels. More of them are a sweep, which also gives the features of all
     levels side by side; neither is in the pairwise comparisons.
     """
-    found = []
+    entries = []
     for label, model in trained.items():
-        if label == "pca_raw":  # fidelity's second view of PCA
-            continue
         if model.kind != "glp":
-            found.append(Entry(label, model))
+            entries.append(Entry(label, model))
         elif len(sigmas) == 1:
-            found.append(Entry(label, model, {"sigma": sigmas[0]}))
+            entries.append(Entry(label, model, {"sigma": sigmas[0]}))
         else:
-            found += [
+            entries += [
                 Entry(f"{label} sigma={sigma:g}", model, {"sigma": sigma}, main=sigma == sigmas[0]) for sigma in sigmas
             ]
             together = tuple(sorted(sigmas))
             name = "+".join(f"{sigma:g}" for sigma in together)
-            found.append(Entry(f"{label} sigma={name}", model, {"sigma": together}, main=False))
-    return found
+            entries.append(Entry(f"{label} sigma={name}", model, {"sigma": together}, main=False))
+    return entries
 
 
-def random_control(trained: Mapping[str, ActivationModel], *, seed: int = 0) -> RandomFeatures:
+def random_control(trained: Trained, *, seed: int = 0) -> RandomFeatures:
     """Random features of the scale and number of the first GLP's.
 
     Raises:
@@ -54,50 +59,55 @@ def random_control(trained: Mapping[str, ActivationModel], *, seed: int = 0) -> 
     return RandomFeatures.draw(*glp.statistics(None, glp.device), glp.n_features, seed=seed)
 
 
-def projector_entries(
-    trained: dict[str, ActivationModel], u: float, sigma: float, ranks: dict[str, int], *, fast: bool = False
-) -> list[Entry]:
-    """What steering compares: each model that can put an edited activation back, a GLP at two noise levels."""
-    found, pace = [], {"fast": True} if fast else {}
+def projector_entries(trained: Trained, settings: SteeringSettings, ranks: Mapping[str, int]) -> list[Entry]:
+    """What steering compares: each model that can put an edited activation back, a GLP at two noise levels.
+
+    Raw activations would leave it as it is, which is steering without repair.
+    """
+    entries, pace = [], _pace(fast=settings.fast)
     for label, model in trained.items():
         if model.kind == "glp":
-            found += [
-                Entry(label, model, {"u": u, **pace}),
+            sigma = settings.project_sigma
+            entries += [
+                Entry(label, model, {"u": settings.project_u, **pace}),
                 Entry(f"{label} sigma={sigma:g}", model, {"sigma": sigma, **pace}),
             ]
-        elif isinstance(model, Projector) and label not in ("raw", "pca_raw"):
-            found.append(Entry(label, model, {"k": ranks[label]} if label in ranks else {}))
-    return found
+        elif isinstance(model, Projector) and not isinstance(model, Raw):
+            entries.append(Entry(label, model, {"k": ranks[label]} if label in ranks else {}))
+    return entries
 
 
-def reconstruction_entries(
-    trained: dict[str, ActivationModel], u: float, ranks: dict[str, int], *, fast: bool = False
-) -> list[Entry]:
+def reconstruction_entries(trained: Trained, settings: FidelitySettings, ranks: Mapping[str, int]) -> list[Entry]:
     """What fidelity compares: a GLP at several noise levels, PCA at several ranks, any SAE."""
-    found, pace = [], {"fast": True} if fast else {}
+    entries, pace = [], _pace(fast=settings.fast)
     for label, model in trained.items():
         if model.kind == "glp":
-            found.append(Entry(label, model, {"u": u, **pace}))
-            found += [Entry(f"{label} sigma={s:g}", model, {"sigma": s, **pace}) for s in (0.3, 0.2, 0.1)]
+            entries.append(Entry(label, model, {"u": settings.project_u, **pace}))
+            entries += [Entry(f"{label} sigma={s:g}", model, {"sigma": s, **pace}) for s in (0.3, 0.2, 0.1)]
         elif isinstance(model, PCA):
             own = ranks.get(label, model.k)
             others = {max(1, own // 4), min(model.n_features, own * 7 // 5)}
-            found += [Entry(label if k == own else f"{label} k={k}", model, {"k": k}) for k in sorted({own, *others})]
-        elif isinstance(model, Reconstructor) and model.kind != "raw":
-            found.append(Entry(label, model))
-    return found
+            entries += [Entry(label if k == own else f"{label} k={k}", model, {"k": k}) for k in sorted({own, *others})]
+        elif isinstance(model, Reconstructor) and not isinstance(model, Raw):
+            entries.append(Entry(label, model))
+    return entries
 
 
-def matched_ranks(trained: dict[str, ActivationModel], rows: Tensor) -> dict[str, int]:
-    """For each PCA the rank whose squared error on `rows` comes nearest below the SAE's; empty without an SAE.
+def _pace(*, fast: bool) -> dict[str, Any]:
+    return {"fast": True} if fast else {}
+
+
+def matched_ranks(trained: Trained, store: ActivationStore) -> dict[str, int]:
+    """For each PCA the rank whose squared error on training rows comes nearest below the SAE's; empty without an SAE.
 
     PCA's error can be set to anything by its rank, so it is compared at the distortion the SAE happens to have.
     """
     sae = next((m for m in trained.values() if m.kind == "sae" and isinstance(m, Reconstructor)), None)
     if sae is None:
         return {}
+    rows = store.sample(2048, seed=0)
     limit = float((rows - sae.reconstruct(rows)).square().sum())
-    found = {}
+    ranks = {}
     for label, model in trained.items():
         if isinstance(model, PCA):
             low, high = 1, model.n_features
@@ -107,5 +117,5 @@ def matched_ranks(trained: dict[str, ActivationModel], rows: Tensor) -> dict[str
                     high = middle
                 else:
                     low = middle + 1
-            found[label] = low
-    return found
+            ranks[label] = low
+    return ranks

@@ -37,7 +37,13 @@ class Stage:
 
 
 def run_stages(
-    stages: Sequence[Stage], settings: Json, folder: Path, *, overwrite: bool, say: Callable[[str], None]
+    stages: Sequence[Stage],
+    settings: Json,
+    folder: Path,
+    *,
+    overwrite: bool,
+    say: Callable[[str], None],
+    defaults: Json | None = None,
 ) -> None:
     """Run the stages in order, each at most once.
 
@@ -48,23 +54,27 @@ def run_stages(
     Args:
         settings: all settings by name, JSON-like.
         say: prints one line.
+        defaults: what settings were that a run of an earlier version did not have.
 
     Raises:
         InputError: the folder holds a run with other settings, and `overwrite` is off.
     """
     marks = {stage.name: folder / "stages" / f"{stage.name}.json" for stage in stages}
-    wanted: dict[str, Json] = {}
+    inputs: dict[str, Json] = {}
     stale: list[tuple[Stage, str]] = []
     for stage in stages:
         own = {name: settings[name] for name in stage.settings}
-        wanted[stage.name] = {"settings": own, "needs": {n: _digest(wanted[n]) for n in stage.needs}}
+        inputs[stage.name] = {"settings": own, "needs": {n: _digest(inputs[n]) for n in stage.needs}}
         if marks[stage.name].exists():
-            found = read_json(marks[stage.name], f"mark of stage {stage.name!r}")
-            changed = _difference(found, wanted[stage.name])
+            mark = read_json(marks[stage.name], f"mark of stage {stage.name!r}")
+            before = {**(defaults or {}), **mark.get("settings", {})}
+            changed = _difference(before, mark.get("needs"), inputs[stage.name])
             if changed and _made(stage, folder):
                 stale.append((stage, changed))
             elif changed:  # it failed before it made anything
                 marks[stage.name].unlink()
+            else:  # as recorded, so that what later stages recorded of it stays the same too
+                inputs[stage.name] = {key: mark[key] for key in ("settings", "needs")}
     if stale and not overwrite:
         stage, changed = stale[0]
         raise InputError(
@@ -78,24 +88,24 @@ def run_stages(
         marks[stage.name].unlink()
 
     for number, stage in enumerate(stages, 1):
-        mark, head = marks[stage.name], f"[{number}/{len(stages)}] {stage.name}"
-        found = read_json(mark, "mark") if mark.exists() else {}
-        if found.get("seconds") is not None and set(found.get("made", [])) <= set(_made(stage, folder)):
+        path, head = marks[stage.name], f"[{number}/{len(stages)}] {stage.name}"
+        mark = read_json(path, "mark") if path.exists() else {}
+        if mark.get("seconds") is not None and set(mark.get("made", [])) <= set(_made(stage, folder)):
             say(f"{head}: already done")
             continue
         say(head)
-        write_json(mark, {**wanted[stage.name], "seconds": None})
+        write_json(path, {**inputs[stage.name], "seconds": None})
         began = time.monotonic()
         stage.work()
         seconds = round(time.monotonic() - began, 1)
-        write_json(mark, {**wanted[stage.name], "seconds": seconds, "made": _made(stage, folder)})
+        write_json(path, {**inputs[stage.name], "seconds": seconds, "made": _made(stage, folder)})
         say(f"{head}: done in {seconds:.0f} s")
 
 
 def stage_seconds(folder: Path) -> dict[str, float]:
     """Wall-clock seconds of each finished stage."""
-    found = {path.stem: read_json(path, "mark").get("seconds") for path in sorted((folder / "stages").glob("*.json"))}
-    return {name: seconds for name, seconds in found.items() if seconds is not None}
+    marks = {path.stem: read_json(path, "mark") for path in sorted((folder / "stages").glob("*.json"))}
+    return {name: mark["seconds"] for name, mark in marks.items() if mark.get("seconds") is not None}
 
 
 def _made(stage: Stage, folder: Path) -> list[str]:
@@ -107,11 +117,11 @@ def _digest(value: Any) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True).encode())
 
 
-def _difference(found: Json, wanted: Json) -> str:
+def _difference(before: Json, needs: object, inputs: Json) -> str:
     """Which settings differ, in words; empty if none."""
-    before, after = found.get("settings", {}), wanted["settings"]
+    after = inputs["settings"]
     changed = [f"{name} {before.get(name)!r} -> {after[name]!r}" for name in after if before.get(name) != after[name]]
-    if not changed and found.get("needs") != wanted["needs"]:
+    if not changed and needs != inputs["needs"]:
         changed = ["what it reads from earlier stages"]
     return ", ".join(changed)[:300]
 

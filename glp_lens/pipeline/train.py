@@ -43,7 +43,7 @@ class _Shared(Settings):
 
     panel: ClassVar[str] = "Run"
 
-    kind: Trainable = option(parse=_trainable)  # noqa: RUF009
+    kind: Trainable = option(parse=_trainable)
     """glp, sae, pca, gaussian, raw or random."""
     store: tuple[Path, ...] = option((Path("acts"),), panel="Data")
     """Folder of an activation store, written by 'collect'; for a GLP of several layers their folders, or the folder
@@ -61,7 +61,7 @@ class _Shared(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(*reversed(_FITS), _Shared):  # type: ignore[misc]
+class TrainJob(*reversed(_FITS), _Shared):  # type: ignore[misc]
     """Settings of a training: those of every kind, and those of each, which are refused for the others."""
 
     def __post_init__(self) -> None:
@@ -88,7 +88,7 @@ class TrainSettings(*reversed(_FITS), _Shared):  # type: ignore[misc]
         return self.out or Path("models") / self.kind
 
 
-def train(settings: TrainSettings, *, say: Callable[[str], None] | None = None) -> ActivationModel:
+def train(settings: TrainJob, *, say: Callable[[str], None] | None = None) -> ActivationModel:
     """Train a model on a store and save it in `settings.folder`; an interrupted training of a GLP is continued.
 
     The folder of a GLP also holds its training curve, as a table and a picture, and its checkpoints. Started by
@@ -168,7 +168,7 @@ def _open(folder: Path, kind: str, *, wait: bool) -> Store:
     return ActivationStream.open(folder, checkpointed=kind == "glp")
 
 
-def _open_validation(settings: TrainSettings, stores: Sequence[Store]) -> list[ActivationStore]:
+def _open_validation(settings: TrainJob, stores: Sequence[Store]) -> list[ActivationStore]:
     """The held-out stores, refused if they hold other activations than the training stores."""
     from glp_lens import provenance
     from glp_lens.activations import ActivationStore
@@ -187,7 +187,7 @@ def _open_validation(settings: TrainSettings, stores: Sequence[Store]) -> list[A
     return held_out
 
 
-def _fit(settings: TrainSettings, stores: Sequence[Store], held_out: Sequence[ActivationStore]) -> ActivationModel:
+def _fit(settings: TrainJob, stores: Sequence[Store], held_out: Sequence[ActivationStore]) -> ActivationModel:
     """A model of any kind but a GLP: all its settings are keywords of its `fit`; those that are None stay its own."""
     from glp_lens import models
 
@@ -202,7 +202,7 @@ def _fit(settings: TrainSettings, stores: Sequence[Store], held_out: Sequence[Ac
     return model
 
 
-def _fit_glp(settings: TrainSettings, stores: Sequence[Store], held_out: Sequence[ActivationStore]) -> ActivationModel:
+def _fit_glp(settings: TrainJob, stores: Sequence[Store], held_out: Sequence[ActivationStore]) -> ActivationModel:
     """A new prior, or one that is finetuned; its training curve is kept in the folder on the way."""
     from glp_lens.models.glp import GLP
     from glp_lens.training import distributed
@@ -217,7 +217,7 @@ def _fit_glp(settings: TrainSettings, stores: Sequence[Store], held_out: Sequenc
     with _curve(folder, settings.logger, asdict(config)) as note:
         run = RunOptions(
             state=folder / STATE, checkpoints=folder / CHECKPOINTS, snapshots=settings.checkpoints, on_entry=note,
-            recompute=settings.recompute, shard=settings.shard,
+            recompute=settings.recompute, shard=settings.shard_weights,
         )  # fmt: skip
         given: dict[str, Any] = {
             "validation": held_out or None, "condition": settings.condition, "massive": settings.massive, "run": run,

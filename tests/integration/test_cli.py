@@ -1,5 +1,6 @@
 """The stages one by one, as commands, on a tiny model folder: what one writes, the next reads."""
 
+import dataclasses
 import json
 import shlex
 from pathlib import Path
@@ -173,10 +174,9 @@ def test_probe_takes_all_rows_of_a_task_when_asked(command, models):
 
 
 def test_fidelity_and_density(command, models):
-    line = f"fidelity LM --models {models} --store heldout --texts texts.csv --documents 5 --context 24"
-    said = command(line + " --out results")
-    assert "delta_nll" in said
-    assert "flow_loss" in said
+    line = f"fidelity LM --models {models} --store acts --texts texts.csv --documents 5 --context 24"
+    assert "delta LM loss" in command(line)
+    assert "loss" in command(f"density --models {models} --store heldout")
     assert {"clean", "mean ablation", "glp", "sae", "pca"} <= set(pd.read_csv("results/fidelity/metrics.csv").model)
     assert {"glp", "gaussian"} <= set(pd.read_csv("results/density/metrics.csv").model)
 
@@ -187,8 +187,9 @@ def test_steer_with_named_models(command, models, monkeypatch):
     def by_hand(ngrams, tokenize, prompts, unsteered, human, *, seed):
         return calibrate(ngrams, tokenize, ["the of"] * len(human), [t[20:] for t in human], human, seed=seed)
 
-    def toy(model, entries, concept, **options):
-        return run(model, entries, toy_concept(), embedder=Words(), fluency_texts=ordered_texts(), **options)
+    def toy(entries, data, settings, **options):
+        own = {"concept": toy_concept(), "embedder": Words(), "fluency_texts": ordered_texts()}
+        return run(entries, dataclasses.replace(data, **own), settings, **options)
 
     monkeypatch.setattr(steering, "run", toy)
     monkeypatch.setattr(suite.FluencyJudge, "calibrate", by_hand)

@@ -45,7 +45,7 @@ def opener(folder):
     def open_model():
         from glp_lens.lm import open_model
 
-        return open_model(folder, backend="bridge")
+        return open_model(folder, backend="bridge", dtype="float32")
 
     return open_model
 

@@ -51,6 +51,11 @@ def mean():
     return torch.linspace(-0.1, 0.1, D)
 
 
+def run(model, entries, documents, hook=HOOK, *, mean, std=None, batch_size=8, allow_mismatch=False, **settings):
+    data = fidelity.FidelityData(model, hook, documents, mean, std, batch_size)
+    return fidelity.run(entries, data, fidelity.FidelitySettings(**settings), allow_mismatch=allow_mismatch)
+
+
 def pick(results, model, metric):
     frame = results.frame()
     return frame[(frame.model == model) & (frame.metric == metric)].iloc[0]
@@ -74,7 +79,7 @@ def by_hand(model, texts, function, context, hook=HOOK):
 def test_numbers_equal_a_loop_over_documents(tiny_model, texts, mean):
     shrink = Shrink(mean)
     entries = [Entry("whole", shrink), Entry("half", shrink, {"keep": 0.5})]
-    results = fidelity.run(tiny_model, entries, texts, HOOK, mean=mean, context=17, batch_size=4)
+    results = run(tiny_model, entries, texts, HOOK, mean=mean, context=17, batch_size=4)
     clean, n = by_hand(tiny_model, texts, lambda x: x, 17)
     half, _ = by_hand(tiny_model, texts, lambda x: mean + 0.5 * (x - mean), 17)
     floor, _ = by_hand(tiny_model, texts, mean.expand_as, 17)
@@ -97,7 +102,7 @@ def test_heads_are_replaced_side_by_side(tiny_model, texts, mean):
         def reconstruct(self, x, **options):
             return weight * x
 
-    results = fidelity.run(
+    results = run(
         tiny_model, [Entry("weigh", Weigh(mean, hook=hook))], texts, hook, mean=mean, context=17, batch_size=4
     )
     clean, n = by_hand(tiny_model, texts, lambda x: x, 17, hook)
@@ -111,7 +116,7 @@ def test_heads_are_replaced_side_by_side(tiny_model, texts, mean):
 def test_a_hook_point_without_such_rows_is_refused(tiny_model, texts, mean, point):
     hook = f"blocks.1.{point}"
     with pytest.raises(InputError, match="gives shape .*expected|has width 1, the mean 24"):
-        fidelity.run(tiny_model, [Entry("whole", Shrink(mean, hook=hook))], texts, hook, mean=mean)
+        run(tiny_model, [Entry("whole", Shrink(mean, hook=hook))], texts, hook, mean=mean)
 
 
 @pytest.mark.filterwarnings(r"ignore:\s*This SAE has non-empty")
@@ -129,11 +134,11 @@ def test_an_autoencoder_of_centred_weights_is_refused_on_raw_ones(open_layernorm
     vars(autoencoder.cfg.metadata).update(hook_name=HOOK, model_name="custom", model_from_pretrained_kwargs=asked)
     autoencoder.save_model(tmp_path)
     entries = [Entry("sae", SAE.from_sae_lens(tmp_path))]
-    results = fidelity.run(centred, entries, texts, HOOK, mean=torch.zeros(D))
+    results = run(centred, entries, texts, HOOK, mean=torch.zeros(D))
     assert pick(results, "sae", "fvu").value < 1e-6
     with pytest.raises(InputError, match=r"with centred weights \(here raw\)"):
-        fidelity.run(raw, entries, texts, HOOK, mean=torch.zeros(D))
-    wrong = fidelity.run(raw, entries, texts, HOOK, mean=torch.zeros(D), allow_mismatch=True)
+        run(raw, entries, texts, HOOK, mean=torch.zeros(D))
+    wrong = run(raw, entries, texts, HOOK, mean=torch.zeros(D), allow_mismatch=True)
     assert pick(wrong, "sae", "fvu").value > 0.01
     assert "with centred weights (here raw)" in wrong.failures[0]
 
@@ -148,7 +153,7 @@ def test_standardised_fvu_divides_each_dimension_by_its_variance(tiny_bridge, te
     std = torch.linspace(0.1, 3.0, D)
     std[5] = 0  # never varied in training: does not count
     options = {"mean": mean, "context": 20}
-    results = fidelity.run(tiny_bridge, [Entry("zero", Zero(mean))], texts, HOOK, std=std, **options)
+    results = run(tiny_bridge, [Entry("zero", Zero(mean))], texts, HOOK, std=std, **options)
     tokens, mask = lm.pad(lm.to_ids(tiny_bridge, texts, 20))
     inner = mask.clone()
     inner[:, 0] = False
@@ -159,19 +164,16 @@ def test_standardised_fvu_divides_each_dimension_by_its_variance(tiny_bridge, te
     assert found.ci_low < found.value < found.ci_high
     assert pick(results, "zero", "fvu").value != pytest.approx(found.value, rel=0.05)
     assert pick(results, "mean ablation", "fvu_standardised").value == pytest.approx(1, rel=1e-6)
-    without = fidelity.run(tiny_bridge, [Entry("zero", Zero(mean))], texts, HOOK, **options)
+    without = run(tiny_bridge, [Entry("zero", Zero(mean))], texts, HOOK, **options)
     assert "fvu_standardised" not in set(without.frame().metric)
     with pytest.raises(InputError, match="standard deviation"):
-        fidelity.run(tiny_bridge, [Entry("zero", Zero(mean))], texts, HOOK, std=std[:1], **options)
+        run(tiny_bridge, [Entry("zero", Zero(mean))], texts, HOOK, std=std[:1], **options)
 
 
 def test_noise_is_shared_by_models_and_independent_of_the_batch_size(tiny_bridge, texts, mean):
     first, second = Shrink(mean), Shrink(mean)
     entries = [Entry("a", first, {"amount": 0.3}), Entry("b", second, {"amount": 0.3})]
-    runs = [
-        fidelity.run(tiny_bridge, entries, texts, HOOK, mean=mean, context=20, batch_size=size).frame()
-        for size in (2, 9)
-    ]
+    runs = [run(tiny_bridge, entries, texts, HOOK, mean=mean, context=20, batch_size=size).frame() for size in (2, 9)]
     np.testing.assert_allclose(runs[0].value, runs[1].value, atol=1e-5)
     gap = runs[0][runs[0].metric == "delta_nll_diff:b"].iloc[0]
     assert gap.value == pytest.approx(0, abs=1e-6)
@@ -185,10 +187,10 @@ def test_massive_rows_pass_unchanged_and_are_counted(tiny_bridge, texts, mean):
     norms = lm.activations(tiny_bridge, tokens, mask, [HOOK])[HOOK].norm(dim=2)[inner].sort().values
     limit = float((norms[-4] + norms[-3]) / 2)
     shrink = Shrink(mean, max_norm=limit)
-    results = fidelity.run(tiny_bridge, [Entry("none", shrink, {"keep": 0.0})], texts, HOOK, mean=mean, context=20)
+    results = run(tiny_bridge, [Entry("none", shrink, {"keep": 0.0})], texts, HOOK, mean=mean, context=20)
     assert results.data["massive_rows_unchanged"] == 3
     everything = Shrink(mean, max_norm=1e-9)
-    results = fidelity.run(tiny_bridge, [Entry("none", everything)], texts, HOOK, mean=mean, context=20)
+    results = run(tiny_bridge, [Entry("none", everything)], texts, HOOK, mean=mean, context=20)
     assert pick(results, "mean ablation", "delta_nll").value == pytest.approx(0, abs=1e-6)
 
 
@@ -199,7 +201,7 @@ def test_a_model_at_several_settings_is_compared_at_equal_fvu(tiny_bridge, texts
         Entry("glp s=2", knob, {"keep": 0.5}),
         Entry("sae", other, {"keep": 0.6}),
     ]
-    results = fidelity.run(tiny_bridge, entries, texts, HOOK, mean=mean, context=20)
+    results = run(tiny_bridge, entries, texts, HOOK, mean=mean, context=20)
     frame = results.frame()
     matched = frame[frame.metric == "delta_nll_matched_diff:sae"].iloc[0]
     weight = np.log(0.16 / 0.01) / np.log(0.25 / 0.01)
@@ -220,12 +222,12 @@ def test_a_foreign_model_is_refused(tiny_bridge, texts, mean, store, words):
     foreign = Shrink(mean)
     foreign.provenance["store"] |= store
     with pytest.raises(InputError, match=words):
-        fidelity.run(tiny_bridge, [Entry("foreign", foreign)], texts, HOOK, mean=mean)
+        run(tiny_bridge, [Entry("foreign", foreign)], texts, HOOK, mean=mean)
 
 
 def test_labels_must_differ_and_texts_must_not_be_empty(tiny_bridge, texts, mean):
     entry = Entry("sae", Shrink(mean))
-    with pytest.raises(InputError, match="labels must differ"):
-        fidelity.run(tiny_bridge, [entry, entry], texts, HOOK, mean=mean)
+    with pytest.raises(InputError, match="labels must be unique and other than 'clean', 'mean ablation'"):
+        run(tiny_bridge, [entry, entry], texts, HOOK, mean=mean)
     with pytest.raises(InputError, match="no document"):
-        fidelity.run(tiny_bridge, [entry], [""], HOOK, mean=mean)
+        run(tiny_bridge, [entry], [""], HOOK, mean=mean)

@@ -49,7 +49,7 @@ def test_models_are_described_as_raw_and_processing_is_seen(tiny_folder, tiny_mo
     about = lm.describe(tiny_model)
     assert about["weight_processing"] == "raw"
     assert (about["n_layers"], about["d_model"], about["class"]) == (4, 24, type(tiny_model).__name__)
-    hooked = lm.open_model(str(tiny_folder), backend="hooked")
+    hooked = lm.open_model(str(tiny_folder), backend="hooked", dtype="float32")
     assert isinstance(hooked, HookedTransformer)
     hooked.process_weights_(fold_ln=True, center_writing_weights=True)
     assert lm.weight_processing(hooked) in ("folded", "folded+centred")

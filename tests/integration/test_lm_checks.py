@@ -36,16 +36,16 @@ def made(tmp_path):
 def test_a_conversion_that_drops_biases_is_refused_unless_told_not_to_look(made, cache, monkeypatch):
     pytest.importorskip("transformer_lens.pretrained.weight_conversions.llama")
     folder = made("Llama with biases")
-    assert lm.open_model(folder).cfg.n_layers == 3  # a bridge keeps them
+    assert lm.open_model(folder, dtype="float32").cfg.n_layers == 3  # a bridge keeps them
     with pytest.raises(InputError, match=r"backend='hooked', computes something else than transformers") as error:
-        lm.open_model(folder, backend="hooked")
+        lm.open_model(folder, backend="hooked", dtype="float32")
     assert "\n" not in str(error.value)
-    assert lm.open_model(folder, backend="hooked", check=False).cfg.n_layers == 3
+    assert lm.open_model(folder, backend="hooked", check=False, dtype="float32").cfg.n_layers == 3
     monkeypatch.setenv("GLP_LENS_CHECK", "0")
-    assert lm.open_model(folder, backend="hooked").cfg.n_layers == 3
+    assert lm.open_model(folder, backend="hooked", dtype="float32").cfg.n_layers == 3
     monkeypatch.setenv("GLP_LENS_CHECK", "yes")
     with pytest.raises(InputError, match="GLP_LENS_CHECK must be 0 or 1"):
-        lm.open_model(folder)
+        lm.open_model(folder, dtype="float32")
 
 
 def test_that_a_model_agrees_is_remembered_for_its_files(tiny_folder, tmp_path, cache, monkeypatch):
@@ -58,18 +58,18 @@ def test_that_a_model_agrees_is_remembered_for_its_files(tiny_folder, tmp_path, 
     assert compared == ["bridge"]
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes())  # other files, as far as anyone can tell
-    lm.open_model(str(folder))
+    lm.open_model(str(folder), dtype="float32")
     assert compared == ["bridge"] * 2
 
 
 def test_a_large_model_is_opened_with_a_line_that_it_was_not_compared(tiny_folder, cache, monkeypatch):
     monkeypatch.setattr(checking, "_LARGEST", 1000)
     with pytest.warns(UserWarning, match="was not compared with transformers"):
-        lm.open_model(str(tiny_folder))
+        lm.open_model(str(tiny_folder), dtype="float32")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        lm.open_model(str(tiny_folder), check=True)
-        lm.open_model(str(tiny_folder))  # compared by now
+        lm.open_model(str(tiny_folder), check=True, dtype="float32")
+        lm.open_model(str(tiny_folder), dtype="float32")  # compared by now
 
 
 # -- generation ------------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def test_a_cache_that_is_lost_is_found_out_and_done_without(tiny_bridge, monkeyp
 
 def test_generated_rows_are_those_of_a_forward_pass_over_the_text(made, tmp_path, cache):
     for name in ("Rwkv", "Llama"):
-        model = lm.open_model(made(name))
+        model = lm.open_model(made(name), dtype="float32")
         hook = architectures.HOOK
         store = gl.collect(model, tiny_texts(6), hook, tmp_path / "acts" / name, context=12, dtype="float32",
                            massive=None, generate=gl.Generation(5, temperature=0.0))  # fmt: skip
@@ -113,7 +113,7 @@ def test_generated_rows_are_those_of_a_forward_pass_over_the_text(made, tmp_path
 
 
 def test_masked_language_models_neither_generate_nor_have_a_loss(made, tmp_path, cache):
-    model = lm.open_model(made("Bert"))
+    model = lm.open_model(made("Bert"), dtype="float32")
     tokens, mask = lm.pad(lm.to_ids(model, tiny_texts(2), 12))
     for call in (
         lambda: lm.generate(model, tokens, 3),
@@ -141,7 +141,7 @@ def test_processing_is_told_by_what_it_did(made, name, cache):
         "centred" if centres else "raw  ": lambda m: m.process_weights(fold_ln=False, fold_value_biases=False),
     }
     for said, process in ways.items():
-        model = lm.open_model(folder, check=False)
+        model = lm.open_model(folder, check=False, dtype="float32")
         process(model)
         assert lm.weight_processing(model) == said.strip()
 
@@ -175,7 +175,7 @@ def test_centring_is_seen_in_any_number_format(dtype):
 
 
 def test_which_names_are_one_point_is_the_models_own(made, tmp_path, cache):
-    llama, gemma = lm.open_model(made("Llama")), lm.open_model(made("Gemma2"))
+    llama, gemma = lm.open_model(made("Llama"), dtype="float32"), lm.open_model(made("Gemma2"), dtype="float32")
     names = ["blocks.1.hook_mlp_out", "blocks.1.mlp.hook_out"]
     assert lm.names_of(llama, names[0]) == names
     assert names[1] not in lm.names_of(gemma, names[0])
@@ -192,7 +192,7 @@ def test_which_names_are_one_point_is_the_models_own(made, tmp_path, cache):
 
 
 def test_a_hook_that_never_runs_is_an_error(made, cache):
-    model = lm.open_model(made("OpenAIGPT"))
+    model = lm.open_model(made("OpenAIGPT"), dtype="float32")
     tokens, mask = lm.pad(lm.to_ids(model, tiny_texts(2), 12))
     for call in (
         lambda: lm.activations(model, tokens, mask, ["blocks.1.hook_resid_post"]),
@@ -204,7 +204,7 @@ def test_a_hook_that_never_runs_is_an_error(made, cache):
 
 
 def test_points_that_are_no_rows_of_tokens_are_refused_and_heads_stand_side_by_side(made, tmp_path, cache):
-    model = lm.open_model(made("Llama"))
+    model = lm.open_model(made("Llama"), dtype="float32")
     tokens, mask = lm.pad(lm.to_ids(model, tiny_texts(4), 12))
     z = lm.activations(model, tokens, mask, ["blocks.1.attn.hook_z"])["blocks.1.attn.hook_z"]
     assert z.shape == (*tokens.shape, 24)
@@ -235,8 +235,8 @@ def test_edits_between_attention_and_mlp_reach_the_stream_of_one_class_only(tiny
         lm.check_edit(tiny_bridge, MID)
     mean = torch.zeros(24)
     with pytest.raises(InputError, match="reaches only the MLP"):
-        fidelity.run(tiny_bridge, [], tiny_texts(3), MID, mean=mean)
-    assert fidelity.run(tiny_hooked, [], tiny_texts(3), MID, mean=mean).metrics
+        fidelity.run([], fidelity.FidelityData(tiny_bridge, MID, tiny_texts(3), mean))
+    assert fidelity.run([], fidelity.FidelityData(tiny_hooked, MID, tiny_texts(3), mean)).metrics
     push = hooks.steer(torch.ones(24), 1.0)
     tokens = torch.tensor([[0, 5, 6, 7]])
     for model in (tiny_bridge, tiny_hooked):
@@ -320,7 +320,7 @@ def test_language_models_run_alike_in_any_mode_of_the_caller(mode, tiny_folder, 
         if mode not in modes:
             torch.set_default_dtype(getattr(torch, mode))
         with modes.get(mode, torch.no_grad()):
-            for model in (tiny_bridge, lm.open_model(str(tiny_folder))):
+            for model in (tiny_bridge, lm.open_model(str(tiny_folder), dtype="float32")):
                 got = lm.activations(model, tokens, mask, [architectures.HOOK])[architectures.HOOK]
                 assert torch.equal(got, want)
                 assert torch.equal(lm.generate(model, tokens[:1, :4], 4), text)
@@ -343,9 +343,9 @@ def test_the_blocks_of_a_model_that_the_user_opened_are_known_too(open_layernorm
 
 def test_what_is_tried_on_a_model_passes_its_hooks_by(made, cache):
     folder = made("GPT2")
-    model = lm.open_model(folder)
+    model = lm.open_model(folder, dtype="float32")
     prompt = torch.tensor(lm.to_ids(model, ["cat dog bird fish"], 6))
-    verdict = lm.caches_keys_and_values(lm.open_model(folder), prompt)  # of a model without hooks
+    verdict = lm.caches_keys_and_values(lm.open_model(folder, dtype="float32"), prompt)  # of a model without hooks
     seen = []
     centre = ("blocks.0.hook_resid_post", lambda x, *, hook: seen.append(len(x)) or x - x.mean(-1, keepdim=True))
     with model.hooks(fwd_hooks=[centre]):
@@ -358,7 +358,7 @@ def test_what_is_tried_on_a_model_passes_its_hooks_by(made, cache):
 
 
 def test_a_prompt_that_fills_the_context_is_continued(made, cache):
-    model = lm.open_model(made("GPT2"))
+    model = lm.open_model(made("GPT2"), dtype="float32")
     prompt = torch.randint(3, 60, (1, model.cfg.n_ctx - 1), generator=torch.Generator().manual_seed(0))
     text = lm.generate(model, prompt, 1)
     assert text.shape == (1, model.cfg.n_ctx)
@@ -394,10 +394,10 @@ def test_folders_without_a_head_of_their_own_are_compared_by_their_activations(m
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tmp_path / "Llama" / name, body)
     with pytest.warns(UserWarning, match="holds no weights of a language-model head"):
-        model = lm.open_model(str(body))
+        model = lm.open_model(str(body), dtype="float32")
     tokens, mask = lm.pad(lm.to_ids(model, tiny_texts(3), 12))
     hook = architectures.HOOK
-    whole = lm.activations(lm.open_model(folder), tokens, mask, [hook])[hook]
+    whole = lm.activations(lm.open_model(folder, dtype="float32"), tokens, mask, [hook])[hook]
     torch.testing.assert_close(lm.activations(model, tokens, mask, [hook])[hook], whole)
 
 

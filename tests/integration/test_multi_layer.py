@@ -73,11 +73,15 @@ def test_a_view_steers_and_goes_through_suites(glp, tiny_bridge, stores):
     assert not torch.allclose(moved, tiny_bridge(TOKENS))
     task = build("t", tiny_texts(40), [0, 1] * 20, range(30), range(30, 40))
     activations = probing.collect(tiny_bridge, [task], HOOKS[2])
-    assert probing.run([Entry("glp", view)], [task], activations, resamples=20).failures == []
-    mean = stores[HOOKS[2]].stats.mean
-    assert fidelity.run(tiny_bridge, [Entry("glp", view)], tiny_texts(3), HOOKS[2], mean=mean).failures == []
+    settings = probing.ProbingSettings(resamples=20)
+    assert probing.run([Entry("glp", view)], probing.ProbingData([task], activations), settings).failures == []
+    here, elsewhere = (
+        fidelity.FidelityData(tiny_bridge, hook, tiny_texts(3), stores[HOOKS[2]].stats.mean)
+        for hook in (HOOKS[2], HOOKS[1])
+    )
+    assert fidelity.run([Entry("glp", view)], here).failures == []
     with pytest.raises(InputError, match=r"trained at blocks\.3"):
-        fidelity.run(tiny_bridge, [Entry("glp", view)], tiny_texts(3), HOOKS[1], mean=mean)
+        fidelity.run([Entry("glp", view)], elsewhere)
 
 
 def test_the_command_line_takes_the_layer_of_the_store(glp, tiny_folder, tmp_path, monkeypatch):

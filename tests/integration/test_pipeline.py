@@ -16,7 +16,7 @@ from glp_lens.errors import InputError
 from glp_lens.evals import steering
 from glp_lens.evals.results import Results
 from glp_lens.evals.steering import suite
-from glp_lens.pipeline import CompareConfig, compare
+from glp_lens.pipeline import CompareJob, compare
 from tests.conftest import tiny_texts
 from tests.integration.test_steering import Words, ordered_texts, toy_concept
 
@@ -36,7 +36,7 @@ TEXTS = tiny_texts(700)
 
 def settings(**changes):
     """Sizes that take seconds."""
-    tiny = CompareConfig(
+    tiny = CompareJob(
         tokens=3000, heldout_tokens=300, context=24, rows=1280, glp_width=12, glp_mlp=20, glp_layers=2, glp_batch=64,
         sae_latents=40, sae_k=5, sae_batch=64, tasks=("5_hist_fig_ismale",), probe_train=130, probe_test=30,
         ks=(3,), strengths=(0.5, 1.0), prompts=4, new_tokens=6, documents=5,
@@ -49,8 +49,9 @@ def _judges_of_a_toy_language():
     """The tiny model knows a hundred words, so concept, sentence model and fluent text are made of those."""
     run, calibrate = steering.run, suite.FluencyJudge.calibrate
 
-    def toy(model, entries, concept, **options):
-        return run(model, entries, toy_concept(), embedder=Words(), fluency_texts=ordered_texts(), **options)
+    def toy(entries, data, settings, **options):
+        own = {"concept": toy_concept(), "embedder": Words(), "fluency_texts": ordered_texts()}
+        return run(entries, dataclasses.replace(data, **own), settings, **options)
 
     def by_hand(ngrams, tokenize, prompts, unsteered, human, *, seed):
         return calibrate(ngrams, tokenize, ["the of"] * len(human), [t[20:] for t in human], human, seed=seed)
@@ -64,8 +65,8 @@ def _judges_of_a_toy_language():
 def go(out, model, **options):
     """One call; gives back the lines it said."""
     said = []
-    changes = {k: options.pop(k) for k in list(options) if k not in ("overwrite", "texts", "command")}
-    page = compare(settings(**changes), out, model=model, say=said.append, **{"texts": TEXTS, **options})
+    texts, command = options.pop("texts", TEXTS), options.pop("command", None)
+    page = compare(settings(**options, out=out), model=model, texts=texts, command=command, say=said.append)
     assert page == out / "report.html"
     return said
 

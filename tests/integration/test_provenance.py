@@ -46,11 +46,13 @@ def differing(model):
 
 def run_probing(model, entry, **options):
     task = build("t", tiny_texts(40), [0, 1] * 20, range(30), range(30, 40))
-    return probing.run([entry], [task], probing.collect(model, [task], HOOK), resamples=20, **options)
+    data = probing.ProbingData([task], probing.collect(model, [task], HOOK))
+    return probing.run([entry], data, probing.ProbingSettings(resamples=20), **options)
 
 
 def run_fidelity(model, entry, **options):
-    return fidelity.run(model, [entry], tiny_texts(3), HOOK, mean=torch.zeros(entry.model.d_in), **options)
+    data = fidelity.FidelityData(model, HOOK, tiny_texts(3), torch.zeros(entry.model.d_in))
+    return fidelity.run([entry], data, **options)
 
 
 @pytest.mark.parametrize("suite", [run_probing, run_fidelity])

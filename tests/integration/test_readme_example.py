@@ -18,7 +18,7 @@ PROMPT = "the old man looked at the sea and"
 @pytest.fixture(scope="module", params=["hooked", "bridge"])
 def own(request, tiny_folder, tmp_path_factory):
     """A model object, its store and its prior."""
-    model = gl.open_model(str(tiny_folder), backend=request.param)
+    model = gl.open_model(str(tiny_folder), backend=request.param, dtype="float32")
     store = gl.collect(model, tiny_texts(300), hooks=[HOOK], out=tmp_path_factory.mktemp("own") / "acts")
     recipe = gl.recipe("fast", rows=4096, batch_size=64)
     return SimpleNamespace(model=model, store=store, glp=gl.GLP.fit(store, recipe, n_layers=2), backend=request.param)

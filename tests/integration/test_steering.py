@@ -7,7 +7,7 @@ from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.evals.entries import Entry
 from glp_lens.evals.results import Results
-from glp_lens.evals.steering import Concept, run, suite
+from glp_lens.evals.steering import Concept, SteeringData, SteeringSettings, run, suite
 from glp_lens.evals.steering.directions import difference_of_means, last_token_activations
 from glp_lens.evals.steering.generate import generate, prompt_noise
 from glp_lens.interface import Projector
@@ -144,13 +144,17 @@ def test_no_direction_means_no_steering(tiny_model):
     assert got[0, 0].tolist() == clean[0, tokens.shape[1] :].tolist()
 
 
-def steering(model, entries=None, **options):
+DATA = ("hook", "act_norm", "prompts")
+
+
+def steering(model, entries=None, *, folder=None, allow_mismatch=False, **options):
     entries = [Entry("shaken", Shaken(model.cfg.d_model), {"scale": 0.3})] if entries is None else entries
-    defaults = {
-        "hook": HOOK, "act_norm": 5.0, "strengths": [0.5, 1.0, 2.0], "prompts": PROMPTS, "new_tokens": 8,
-        "fluency_texts": ordered_texts(), "embedder": Words(),
+    options = {
+        "hook": HOOK, "act_norm": 5.0, "strengths": [0.5, 1.0, 2.0], "prompts": PROMPTS, "new_tokens": 8, **options
     }  # fmt: skip
-    return run(model, entries, toy_concept(), **{**defaults, **options})
+    own = {key: options.pop(key) for key in DATA if not isinstance(options[key], int)}
+    data = SteeringData(model, **own, concept=toy_concept(), fluency_texts=ordered_texts(), embedder=Words())
+    return run(entries, data, SteeringSettings(**options), folder=folder, allow_mismatch=allow_mismatch)
 
 
 @pytest.fixture(autouse=True)
@@ -226,7 +230,8 @@ def test_own_nll_is_the_models_loss_of_the_generated_tokens(tiny_model):
 
 def test_a_second_run_generates_nothing_and_says_the_same(tiny_hooked, tmp_path, monkeypatch):
     first = steering(tiny_hooked, folder=tmp_path)
-    (tmp_path / "generations-random.json").unlink()  # as if the run had been interrupted
+    (interrupted,) = tmp_path.glob("generations-random-*.json")
+    interrupted.unlink()  # as if the run had been interrupted
     made = []
 
     def counted(*args, **options):
@@ -256,7 +261,7 @@ def test_a_model_that_cannot_project_is_named(tiny_hooked):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"entries": [Entry("plain", Shaken(24))]}, "distinct labels"),
+        ({"entries": [Entry("plain", Shaken(24))]}, "labels must be unique and other than 'unsteered'"),
         ({"entries": [Entry("x", Shaken(23))]}, "width 23"),
         ({"entries": [Entry("x", Shaken(24, "blocks.2.hook_resid_post"))]}, "trained at blocks.2"),
         ({"hook": "blocks.9.hook_resid_post"}, "not in this model"),

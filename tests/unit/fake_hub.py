@@ -4,9 +4,11 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from typing import Any, ClassVar, Self
 from urllib.parse import unquote, urlsplit
 
 WRITE, READ = "Bearer hf_write", "Bearer hf_read"
@@ -17,62 +19,68 @@ class Repository:
     """Commits by their hash, each a whole tree of `path: content`, and which one each branch is at."""
 
     private: bool
-    commits: dict = field(default_factory=lambda: {"0" * 40: {}})
-    branches: dict = field(default_factory=lambda: {"main": "0" * 40})
-    messages: list = field(default_factory=list)
+    commits: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"0" * 40: {}})
+    branches: dict[str, str] = field(default_factory=lambda: {"main": "0" * 40})
+    messages: list[str] = field(default_factory=list)
 
-    def tree(self, revision="main"):
+    def tree(self, revision: str = "main") -> dict[str, bytes] | None:
         return self.commits.get(self.branches.get(revision, revision))
 
 
 class FakeHub:
     """What is stored, and which files were asked for, as `(id, path)`."""
 
-    def __init__(self):
-        self.repositories, self.objects, self.downloads = {}, {}, []
+    def __init__(self) -> None:
+        self.repositories: dict[str, Repository] = {}
+        self.objects: dict[str, bytes] = {}
+        self.downloads: list[tuple[str, str]] = []
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         Thread(target=self.server.serve_forever, daemon=True).start()
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.server.shutdown()
         self.server.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    hub: ClassVar[FakeHub]
+    body: bytes
 
-    def log_message(self, *args):
+    def log_message(self, *args: object) -> None:
         pass
 
-    def do_POST(self):
+    def do_POST(self) -> None:
         self.route("POST")
 
-    def do_PUT(self):
+    def do_PUT(self) -> None:
         self.route("PUT")
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         self.route("GET")
 
-    def do_HEAD(self):
+    def do_HEAD(self) -> None:
         self.route("HEAD")
 
-    def route(self, method):
+    def route(self, method: str) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = urlsplit(self.path).path
         for wanted, pattern, answer in ROUTES:
             if method in wanted and (match := re.fullmatch(pattern, path)):
                 user = self.headers.get("Authorization")
                 if "POST" in wanted and user != WRITE:
-                    return self.refuse(403 if user == READ else 401, "", "you may not write here")
-                return answer(self, *map(unquote, match.groups()))
-        return self.refuse(404, "", f"no route for {method} {path}")
+                    self.refuse(403 if user == READ else 401, "", "you may not write here")
+                else:
+                    answer(self, *map(unquote, match.groups()))
+                return
+        self.refuse(404, "", f"no route for {method} {path}")
 
-    def send(self, content, status=200, **headers):
+    def send(self, content: Any, status: int = 200, **headers: str) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
@@ -81,10 +89,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def refuse(self, status, code, message):
+    def refuse(self, status: int, code: str, message: str) -> None:
         self.send({"error": message}, status, X_Error_Code=code, X_Error_Message=message)
 
-    def found(self, name):
+    def visible(self, name: str) -> Repository | None:
         """The repository, or None once its absence was told; a private one is not there for strangers."""
         repository = self.hub.repositories.get(name)
         if repository is None or (repository.private and self.headers.get("Authorization") not in (READ, WRITE)):
@@ -94,10 +102,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     # -- writing -----------------------------------------------------------------------------------------------
 
-    def validate(self):
+    def validate(self) -> None:
         self.send({"warnings": [], "errors": []})
 
-    def create(self):
+    def create(self) -> None:
         asked = json.loads(self.body)
         name = f"{asked.get('organization') or 'me'}/{asked['name']}"
         there = name in self.hub.repositories
@@ -106,32 +114,32 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.repositories[name] = Repository(private)
         self.send({"url": f"{self.hub.endpoint}/{name}"}, 409 if there else 200)
 
-    def branch(self, name, branch):
+    def branch(self, name: str, branch: str) -> None:
         repository = self.hub.repositories[name]
         there = branch in repository.branches
         repository.branches.setdefault(branch, repository.branches["main"])
         self.send({}, 409 if there else 200)
 
-    def preupload(self, name, revision):
+    def preupload(self, name: str, revision: str) -> None:
         files = json.loads(self.body)["files"]
         modes = [{"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(("safetensors", "pt")) else "regular",
                   "shouldIgnore": False} for f in files]  # fmt: skip
         self.send({"files": modes})
 
-    def batch(self, name):
+    def batch(self, name: str) -> None:
         asked = json.loads(self.body)["objects"]
         self.send({"transfer": "basic", "objects": [
             {**o, "actions": {"upload": {"href": f"{self.hub.endpoint}/lfs/{o['oid']}"}}} for o in asked
         ]})  # fmt: skip
 
-    def store(self, oid):
+    def store(self, oid: str) -> None:
         assert hashlib.sha256(self.body).hexdigest() == oid
         self.hub.objects[oid] = self.body
         self.send({})
 
-    def commit(self, name, revision):
+    def commit(self, name: str, revision: str) -> None:
         repository = self.hub.repositories[name]
-        tree = dict(repository.tree(revision))
+        tree = dict(repository.tree(revision) or {})
         for line in map(json.loads, self.body.splitlines()):
             value = line["value"]
             if line["key"] == "header":
@@ -149,24 +157,24 @@ class _Handler(BaseHTTPRequestHandler):
 
     # -- reading -----------------------------------------------------------------------------------------------
 
-    def info(self, name, revision="main"):
-        if (repository := self.found(name)) is None:
+    def info(self, name: str, revision: str = "main") -> None:
+        if (repository := self.visible(name)) is None:
             return
         if repository.tree(revision) is None:
             self.refuse(404, "RevisionNotFound", "Invalid rev id")
         else:
             self.send({"id": name, "sha": repository.branches.get(revision, revision), "siblings": []})
 
-    def listing(self, name, revision):
-        if (repository := self.found(name)) is not None:
-            files = repository.tree(revision).items()
+    def listing(self, name: str, revision: str) -> None:
+        if (repository := self.visible(name)) is not None:
+            files = (repository.tree(revision) or {}).items()
             self.send([{"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
                        for path, data in files])  # fmt: skip
 
-    def resolve(self, name, revision, path):
-        if (repository := self.found(name)) is None:
+    def resolve(self, name: str, revision: str, path: str) -> None:
+        if (repository := self.visible(name)) is None:
             return
-        if (data := repository.tree(revision).get(path)) is None:
+        if (data := (repository.tree(revision) or {}).get(path)) is None:
             self.refuse(404, "EntryNotFound", "Entry not found")
             return
         if self.command == "GET":
@@ -176,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 NAME = r"([^/]+/[^/]+)"
-ROUTES = [
+ROUTES: list[tuple[list[str], str, Callable[..., None]]] = [
     (["POST"], "/api/validate-yaml", _Handler.validate),
     (["POST"], "/api/repos/create", _Handler.create),
     (["POST"], f"/api/models/{NAME}/branch/([^/]+)", _Handler.branch),

@@ -1,12 +1,16 @@
 """A store of activations held in memory, with the interface of `glp_lens.activations.ActivationStore`."""
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import torch
+from torch import Tensor
+
+from glp_lens.types import Json
 
 
 class MemoryStore:
-    def __init__(self, x, hook="blocks.1.hook_resid_post"):
+    def __init__(self, x: Tensor, hook: str = "blocks.1.hook_resid_post") -> None:
         self.x, self.hook, self.d_in, self.dtype = x.float(), hook, x.shape[1], "float32"
         wide = x.double()
         self.stats = SimpleNamespace(
@@ -19,16 +23,24 @@ class MemoryStore:
         )
         self.median_norm = float(wide.norm(dim=1).median())
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.x)
 
-    def rows(self, start=0, stop=None, dtype=torch.float32):
+    def rows(self, start: int = 0, stop: int | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         return self.x[start:stop].to(dtype)
 
-    def sample(self, n, seed):
+    def sample(self, n: int, seed: int) -> Tensor:
         return self.x[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:n]]
 
-    def batches(self, batch_size, *, seed=0, start_batch=0, epochs=None, drop_last=True):
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        start_batch: int = 0,
+        epochs: int | None = None,
+        drop_last: bool = True,
+    ) -> Iterator[Tensor]:
         assert start_batch == 0
         generator = torch.Generator().manual_seed(seed)
         while epochs is None or epochs > 0:
@@ -37,7 +49,7 @@ class MemoryStore:
                     yield self.x[index]
             epochs = None if epochs is None else epochs - 1
 
-    def provenance(self):
+    def provenance(self) -> Json:
         return {
             "model": {"name": "random"},
             "hook": self.hook,

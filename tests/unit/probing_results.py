@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from glp_lens.evals.results import Results
+from glp_lens.types import Json
 
 VIEWS = tuple(f"split={split};mode={mode}" for split in ("official", "dedup") for mode in ("paper", "all"))
 GAINS = {"glp": 0.03, "sae": 0.0, "pca": -0.01, "raw": 0.01, "random": -0.03, "neurons": 0.015}
@@ -27,18 +28,18 @@ class _Run:
     n_families: int
     rng: np.random.Generator
 
-    def over_all(self, label, setting, metric, value, half=0.01):
+    def over_all(self, label: str, setting: str, metric: str, value: float, half: float = 0.01) -> None:
         ends = {"ci_low": value - half, "ci_high": value + half}
         self.results.add(label, "all", setting, metric, value, **ends, n=self.n_families)
 
-    def tasks_and_mean(self, label, setting, metric, gain):
+    def tasks_and_mean(self, label: str, setting: str, metric: str, gain: float) -> None:
         values = np.clip([self.ease[t] + gain + self.rng.normal(0, 0.03) for t in self.tasks], 0.42, 1.0)
         for task, value in zip(self.tasks, values, strict=True):
             ends = {"ci_low": max(value - 0.03, 0.3), "ci_high": min(value + 0.03, 1.0)}
             self.results.add(label, task, setting, metric, value, **ends, n=777)
         self.over_all(label, setting, metric, float(values.mean()), 0.02)
 
-    def pairs(self, setting, main, factor=1.0):
+    def pairs(self, setting: str, main: Sequence[str], factor: float = 1.0) -> None:
         for i, a in enumerate(main):
             for b in main[i + 1 :]:
                 gap = self.gains[a] - self.gains[b]
@@ -93,9 +94,10 @@ def probing_results(
     return results
 
 
-def _entries(models, sigmas):
+def _entries(models: Sequence[str], sigmas: Sequence[float]) -> tuple[dict[str, Json], dict[str, float]]:
     """`config["entries"]` and the gains, the GLP last."""
-    entries = {m: {"kind": m, "hook": None, "main": True, "n_features": FEATURES[m]} for m in models if m != "glp"}
+    others = [m for m in models if m != "glp"]
+    entries: dict[str, Json] = {m: {"kind": m, "hook": None, "main": True, "n_features": FEATURES[m]} for m in others}
     gains = {m: GAINS[m] for m in entries}
     for sigma in sigmas if "glp" in models else ():
         label = "glp" if len(sigmas) == 1 else f"glp sigma={sigma:g}"
@@ -108,7 +110,7 @@ def _entries(models, sigmas):
     return entries, gains
 
 
-def _view(run, label, setting, gain, n_features):
+def _view(run: _Run, label: str, setting: str, gain: float, n_features: int) -> None:
     run.tasks_and_mean(label, setting, "auc", gain)
     run.tasks_and_mean(label, setting, "auc_validation", gain + 0.03)
     run.over_all(label, setting, "optimism", 0.031 if "all" in setting else 0.018)
@@ -118,7 +120,7 @@ def _view(run, label, setting, gain, n_features):
         run.results.add(label, task, setting, "n_candidates", n_features if "all" in setting else 512)
 
 
-def _sweep(run, split, entries):
+def _sweep(run: _Run, split: str, entries: dict[str, Json]) -> None:
     for label, entry in entries.items():
         gain = run.gains[label]
         for block in range(BLOCKS if isinstance(entry.get("sigma"), float) else 0):
@@ -127,7 +129,7 @@ def _sweep(run, split, entries):
             run.over_all(label, f"{split};mode=equal;features={k}", "auc", 0.72 + gain - 0.2 * (k + 1) ** -0.3, 0.02)
 
 
-def _best(label, task, auc):
+def _best(label: str, task: str, auc: float) -> Json:
     texts = [
         {"text": f"… the words before the end of text {i} of {task}, {EVIL}", "value": 9.1 - i, "label": i % 2}
         for i in range(5)

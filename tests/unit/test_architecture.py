@@ -20,7 +20,10 @@ CLI = Path(importlib.util.find_spec("glp_lens_cli").origin).parent
 LAYERS = [
     "types",
     "errors",
+    "lazy",
     "settings",
+    "defaults",
+    "kinds",
     "files",
     "numerics",
     "lm",
@@ -135,7 +138,7 @@ def test_suites_do_not_see_each_other():
         folder = path.split("/")[1] if part(path) == "evals" else ""
         for name in imports(tree) if folder and not folder.endswith(".py") else []:
             if within(name, "glp_lens.evals"):
-                assert name.split(".")[2] in {folder, "results", "entries", "statistics"}, f"{path}: {name}"
+                assert name.split(".")[2] in {folder, "cache", "entries", "results", "statistics"}, f"{path}: {name}"
 
 
 def test_the_report_sees_results_only():
@@ -192,7 +195,15 @@ def loaded_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("statement", ["import glp_lens", "import glp_lens_cli", "from glp_lens import InputError"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import glp_lens",
+        "import glp_lens_cli",
+        "from glp_lens import InputError",
+        *(f"import glp_lens.evals.{s}.settings" for s in ("probing", "steering", "fidelity", "density")),
+    ],
+)
 def test_importing_is_cheap(statement):
     assert loaded_by(statement).isdisjoint({"torch", "transformer_lens", "sae_lens", "sklearn", "pandas"})
 

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import warnings
+from importlib import metadata
 from types import SimpleNamespace
 
 import pytest
@@ -22,8 +23,8 @@ from glp_lens.models.pca import PCA
 from tests.conftest import tiny_texts
 
 HOOK = "blocks.1.hook_resid_post"
-COMMANDS = ["quickstart", "collect", "train", "probe", "steer", "fidelity", "compare", "report", "push", "store info",
-            "store verify", "store repair", "store merge", "store import", "store export"]  # fmt: skip
+COMMANDS = ["quickstart", "collect", "train", "probe", "steer", "fidelity", "density", "compare", "report", "push",
+            "store info", "store verify", "store repair", "store merge", "store import", "store export"]  # fmt: skip
 runner = CliRunner(env={"COLUMNS": "200"})
 
 
@@ -98,7 +99,6 @@ def files(tmp_path_factory, tiny_folder):
     (root / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     for name, text in {
         "done": "{}",
-        "done_fidelity/density": "{}",
         "foreign_results": '{"title": "holiday"}',
         "cut_results": '{"format": 1, "suite": "probing", "metrics": [{"sui',
         "bare_results": '{"format": 1, "suite": "probing"}',
@@ -123,6 +123,7 @@ COLLECT = "collect --model tiny --texts {f}/texts.txt --split all"
 PROBE = "probe --model tiny --tasks 5_hist_fig_ismale --probe-train 20 --probe-test 10 --out {new}"
 STEER = "steer --model tiny --models {f}/pca --store {f}/store --out {new}"
 FIDELITY = "fidelity --model tiny --texts {f}/texts.txt --out {new}"
+DENSITY = "density --models {f}/pca --out {new}"
 COMPARE = "compare --model tiny --texts {f}/texts.txt --out {new}"
 
 MISTAKES = [
@@ -145,7 +146,7 @@ MISTAKES = [
     ("collect --texts {f}/column.jsonl", "line 1 has no text in 'text', found title"),
     ("collect --texts {f}/broken.jsonl", "line 2 is no JSON"),
     ("collect --texts {f}/broken.parquet", "cannot read"),
-    ("collect --split test", "--split must be train, heldout or all"),
+    ("collect --split test", "'test' is not one of 'train', 'heldout', 'all'"),
     # collect: numbers
     (COLLECT + " --tokens many", "Invalid value for '--tokens'"),
     (COLLECT + " --tokens -1", "Invalid value for '--tokens'"),
@@ -160,11 +161,11 @@ MISTAKES = [
     (COLLECT + " --model {f}/foreign_lm --backend hooked", "opens Llama-architecture folders"),
     (COLLECT + " --model {f}/cut_lm --device banana", "device 'banana' cannot be used here"),
     (COLLECT + " --model {f}/cut_lm --device cuda:77", "try --device cpu"),
-    (COLLECT + " --model {f}/cut_lm --lm-dtype int3", "dtype must be one of float32, bfloat16"),
-    (COLLECT + " --model {f}/cut_lm --backend jax", "backend must be 'bridge' or 'hooked'"),
+    (COLLECT + " --model {f}/cut_lm --lm-dtype int3", "'int3' is not one of 'bfloat16', 'float16', 'float32'"),
+    (COLLECT + " --model {f}/cut_lm --backend jax", "'jax' is not one of 'bridge', 'hooked'"),
     (COLLECT + " --hook blocks.1.hook_resid_pots", f"did you mean '{HOOK}'"),
     # collect: output
-    (COLLECT + " --dtype int8 --out {new}", "got dtype 'int8'"),
+    (COLLECT + " --dtype int8 --out {new}", "'int8' is not one of"),
     (COLLECT + " --out {f}/file", "is not an activation store"),
     (COLLECT + " --out {f}/file/below", "Not a directory; choose another folder"),
     (COLLECT + " --out {f}/photos", "is not an activation store"),
@@ -230,10 +231,10 @@ MISTAKES = [
     (PROBE + " --models {f}/pca --sigmas ''", "--sigmas takes numbers"),
     (PROBE + " --models {f}/pca --probe-train -1", "Invalid value for '--probe-train'"),
     (PROBE + " --models {f}/pca --seeds 0", "Invalid value for '--seeds'"),
-    (PROBE + " --models {f}/pca --ks 0", "--ks takes numbers of features, 'dense', or 'none'"),
-    (PROBE + " --models {f}/pca --ks 1,none", "--ks takes numbers of features, 'dense', or 'none'"),
-    (PROBE + " --models {f}/pca --ks ''", "--ks takes numbers of features, 'dense', or 'none'"),
-    (PROBE + " --models {f}/pca --pooling median", "pooling must be one of last, mean, max, all"),
+    (PROBE + " --models {f}/pca --ks 0", "ks must be numbers of features from 1, 'dense', or 'none'"),
+    (PROBE + " --models {f}/pca --ks 1,none", "ks must be numbers of features from 1, 'dense', or 'none'"),
+    (PROBE + " --models {f}/pca --ks ''", "--ks takes values separated by commas"),
+    (PROBE + " --models {f}/pca --pooling median", "'median' is not one of 'last', 'mean', 'max', 'all'"),
     (PROBE + " --models {f}/pca --random", "random features take their number and scale from a GLP"),
     (PROBE + " --models {f}/pca --context 1", "Invalid value for '--context'"),
     (PROBE + " --models sae-lens:nothing", "expected sae-lens:RELEASE:SAE_ID"),
@@ -256,13 +257,13 @@ MISTAKES = [
     (STEER + " --models {f}/none", "not found"),
     (STEER + " --models {f}/cut_model", "truncated or no safetensors file"),
     (STEER + " --store {f}/none", "no activation store at"),
-    (STEER + " --concept love", "concept must be one of sports, business, world"),
+    (STEER + " --concept love", "'love' is not one of 'sports', 'business', 'world'"),
     (STEER + " --strengths strong", "--strengths takes numbers"),
     (STEER + " --strengths nan", "--strengths takes numbers"),
     (STEER + " --strengths 0.4,0.2", "positive and rising"),
     (STEER + " --strengths=-1,1", "positive and rising"),
     (STEER + " --prompts 1", "Invalid value for '--prompts'"),
-    (STEER + " --prompts 99", "prompts must lie between 2 and"),
+    (STEER + " --prompts 99", "Invalid value for '--prompts'"),
     (STEER + " --new-tokens 0", "Invalid value for '--new-tokens'"),
     (STEER + " --project-u 1", "Invalid value for '--project-u'"),
     (STEER + " --hook blocks.9.hook_resid_post", "did you mean"),
@@ -271,13 +272,12 @@ MISTAKES = [
     # fidelity
     (FIDELITY + " --models {f}/none --store {f}/store", "not found"),
     (FIDELITY + " --models {f}/cut_model --store {f}/store", "truncated or no safetensors file"),
-    (FIDELITY + " --models {f}/pca --store {f}/none", "glp-lens collect --split heldout --out acts_heldout"),
-    (FIDELITY + " --models {f}/pca --store {f}/store", "is the store that model 'pca' was trained on"),
+    (FIDELITY + " --models {f}/pca --store {f}/none", "no activation store at"),
     (
         FIDELITY + " --models {f}/pca --store {f}/elsewhere",
         f"model 'pca' was trained at {HOOK} (here blocks.2.hook_resid_post): collect",
     ),
-    (FIDELITY + " --models {f}/pca --store {f}/held --out {f}/done_fidelity", "pass --overwrite"),
+    (FIDELITY + " --models {f}/pca --store {f}/store --out {f}/done", "pass --overwrite"),
     (PROBE + " --models {f}/pca --out {f}/done", "pass --overwrite"),
     (STEER + " --out {f}/done", "pass --overwrite"),
     ("report {f}/done --out {f}/done", "pass --overwrite"),
@@ -285,21 +285,27 @@ MISTAKES = [
     ("store verify {f}/none", "no activation store at"),
     (FIDELITY + " --models {f}/pca --store {f}/cut_store", "is damaged"),
     (FIDELITY + " --models {f}/pca --store {f}/narrow", "width 24"),
-    (FIDELITY + " --models {f}/pca --store {f}/held --texts {f}/none.txt", "does not exist"),
-    (FIDELITY + " --models {f}/pca --store {f}/held --texts {f}/column.csv", "has no text in 'text'"),
-    (FIDELITY + " --models {f}/pca --store {f}/held --documents 0", "Invalid value for '--documents'"),
-    (FIDELITY + " --models {f}/pca --store {f}/held --hook nothing", "did you mean"),
-    (FIDELITY + " --models {f}/pca --store {f}/held --model {f}/none", "does not exist"),
-    (FIDELITY + " --models {f}/pca --store {f}/held --device banana", "device 'banana'"),
-    (FIDELITY + " --models {f}/pca --store {f}/held --out {f}/file/below", "Not a directory"),
+    (FIDELITY + " --models {f}/pca --store {f}/store --texts {f}/none.txt", "does not exist"),
+    (FIDELITY + " --models {f}/pca --store {f}/store --texts {f}/column.csv", "has no text in 'text'"),
+    (FIDELITY + " --models {f}/pca --store {f}/store --documents 0", "Invalid value for '--documents'"),
+    (FIDELITY + " --models {f}/pca --store {f}/store --hook nothing", "did you mean"),
+    (FIDELITY + " --models {f}/pca --store {f}/store --model {f}/none", "does not exist"),
+    (FIDELITY + " --models {f}/pca --store {f}/store --device banana", "device 'banana'"),
+    (FIDELITY + " --models {f}/pca --store {f}/store --out {f}/file/below", "Not a directory"),
+    # density
+    (DENSITY + " --store {f}/none", "glp-lens collect --split heldout --out acts_heldout"),
+    (DENSITY + " --store {f}/store", "is the store that model 'pca' was trained on"),
+    (DENSITY + " --store {f}/elsewhere", f"model 'pca' was trained at {HOOK} (here blocks.2.hook_resid_post): collect"),
+    (DENSITY + " --store {f}/held --out {f}/done", "pass --overwrite"),
+    (DENSITY + " --store {f}/held --draws 0", "Invalid value for '--draws'"),
     # compare and quickstart, which are one
     (COMPARE + " --tokens 0", "Invalid value for '--tokens'"),
     (COMPARE + " --rows 3", "at least one batch"),
     (COMPARE + " --sae-k 50 --sae-latents 20", "sae_k must be at most"),
-    (COMPARE + " --context 99999", "context must be between 2 and 8192"),
-    (COMPARE + " --concept love", "concept must be one of sports, business, world"),
+    (COMPARE + " --context 99999", "Invalid value for '--context'"),
+    (COMPARE + " --concept love", "'love' is not one of 'sports', 'business', 'world'"),
     (COMPARE + " --tasks poetry", "no probing task matches 'poetry'"),
-    (COMPARE + " --prompts 99", "prompts must lie between 2 and"),
+    (COMPARE + " --prompts 99", "Invalid value for '--prompts'"),
     (COMPARE + " --strengths 0.4,0.2", "positive and rising"),
     (COMPARE + " --project-sigma 0", "Invalid value for '--project-sigma'"),
     (COMPARE + " --texts {f}/none.txt", "does not exist"),
@@ -310,7 +316,7 @@ MISTAKES = [
     (COMPARE + " --out {f}/file/below", "Not a directory"),
     (COMPARE + " --out {f}/other_run", "holds a run with other settings (collect:"),
     (COMPARE + " --out {f}/damaged_run", "mark of stage 'collect' cannot be read"),
-    (COMPARE.replace("compare", "quickstart") + " --concept love", "concept must be one of"),
+    (COMPARE.replace("compare", "quickstart") + " --concept love", "'love' is not one of"),
     (COMPARE.replace("compare", "quickstart") + " --out {f}/other_run", "or pass --overwrite"),
     # report
     ("report {f}/none --out {new}", "does not exist"),
@@ -420,9 +426,8 @@ def settings(monkeypatch, tmp_path):
     """Runs `compare` and gives back what the library was asked for."""
     seen = SimpleNamespace()
 
-    def fake(config, out, *, overwrite, command, say):
-        seen.config, seen.out, seen.overwrite = config, out, overwrite
-        return out / "report.html"
+    def fake(settings, command):
+        seen.config = settings
 
     monkeypatch.setattr(glp_lens.pipeline, "compare", fake)
 
@@ -438,8 +443,8 @@ def settings(monkeypatch, tmp_path):
 def test_a_config_file_gives_values_and_the_command_line_wins(settings):
     asked = settings("--seed 9 --strengths 0.1", seed=4, tokens=777, strengths=[0.2, 0.4], overwrite=True)
     assert (asked.config.seed, asked.config.tokens, asked.config.strengths) == (9, 777, (0.1,))
-    assert asked.overwrite
-    assert asked.config.rows == glp_lens.pipeline.CompareConfig().rows
+    assert asked.config.overwrite
+    assert asked.config.rows == glp_lens.pipeline.CompareJob().rows
 
 
 def test_a_config_file_may_write_dashes_and_lists(settings):
@@ -447,11 +452,11 @@ def test_a_config_file_may_write_dashes_and_lists(settings):
     assert asked.config.glp_width == 64
     assert asked.config.tasks == ("162_agnews_1", "8*")
     assert asked.config.strengths == (0.2, 0.4)
-    assert str(asked.out) == "there"
+    assert str(asked.config.out) == "there"
 
 
-def test_comma_separated_lists(settings):
-    asked = settings("--tasks '162_agnews_1, 8*,' --strengths 0.25,1 --texts a.txt,b")
+def test_lists_are_separated_by_commas_or_repeated_options(settings):
+    asked = settings("--tasks '162_agnews_1, 8*,' --strengths 0.25 --strengths 1 --texts a.txt,b")
     assert asked.config.tasks == ("162_agnews_1", "8*")
     assert asked.config.strengths == (0.25, 1.0)
     assert asked.config.texts == ("a.txt", "b")
@@ -464,7 +469,17 @@ def test_fast_is_off_unless_asked_for(settings):
 
 
 def test_the_defaults_of_the_command_are_those_of_the_library(settings):
-    assert settings().config == glp_lens.pipeline.CompareConfig()
+    assert settings().config == glp_lens.pipeline.CompareJob()
+
+
+def test_a_sweep_may_stand_in_the_config_file(settings):
+    asked = settings(sigmas=[0.1, 0.5], ks=[2, "dense"])
+    assert (asked.config.sigmas, asked.config.ks) == ((0.1, 0.5), (2, "dense"))
+    assert settings(ks="none").config.ks == ()
+
+
+def test_the_version_is_told():
+    assert run("--version").stdout.strip() == f"glp-lens {metadata.version('glp-lens')}"
 
 
 def test_an_argument_may_stand_in_the_config_file(files, tmp_path):

@@ -9,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.evals import density
+from glp_lens.evals.density import DensityData, DensitySettings
 from glp_lens.evals.entries import Entry
 from glp_lens.flow.schedule import sigma_bin
 from glp_lens.interface import Scorer, VelocityField
@@ -74,7 +75,7 @@ def value(results, model, metric, setting="sigma=all"):
 
 
 def test_loss_of_the_exact_gaussian_meets_its_closed_form_in_total_and_by_bin(rows):
-    results = density.run([Entry("gaussian", BoundedGaussian())], *rows, draws=6)
+    results = density.run([Entry("gaussian", BoundedGaussian())], DensityData(*rows), DensitySettings(draws=6))
     found = value(results, "gaussian", "flow_loss")
     exact = np.pi / 2 * VARIANCES.sqrt().mean().item()
     assert found.value == pytest.approx(exact, rel=0.02)
@@ -91,14 +92,14 @@ def test_loss_of_the_exact_gaussian_meets_its_closed_form_in_total_and_by_bin(ro
 
 def test_references_have_their_known_losses():
     x = torch.randn(3001, D, generator=torch.Generator().manual_seed(1))
-    results = density.run([Entry("gaussian", BoundedGaussian(torch.ones(D)))], x, np.arange(3001) // 10)
+    results = density.run([Entry("gaussian", BoundedGaussian(torch.ones(D)))], DensityData(x, np.arange(3001) // 10))
     assert value(results, "predict 0", "flow_loss").value == pytest.approx(2, rel=0.03)
     assert value(results, "isotropic gaussian", "flow_loss").value == pytest.approx(np.pi / 2, rel=0.03)
 
 
 def test_a_worse_model_lies_above_the_bound_and_a_paired_difference_says_so(rows):
     worse = ExactGaussian(torch.ones(D, dtype=torch.float64))
-    results = density.run([Entry("iso", worse), Entry("gaussian", BoundedGaussian())], *rows)
+    results = density.run([Entry("iso", worse), Entry("gaussian", BoundedGaussian())], DensityData(*rows))
     below = value(results, "iso", "below_gaussian_percent")
     own, gaussian = (value(results, m, "flow_loss").value for m in ("iso", "gaussian"))
     assert below.value == pytest.approx(100 * (1 - own / gaussian), rel=1e-6)
@@ -112,7 +113,7 @@ def test_a_worse_model_lies_above_the_bound_and_a_paired_difference_says_so(rows
 
 def test_another_normaliser_is_left_out_with_a_sentence(rows):
     entries = [Entry("gaussian", BoundedGaussian()), Entry("moved", ExactGaussian(shift=0.5))]
-    results = density.run(entries, *rows)
+    results = density.run(entries, DensityData(*rows))
     assert any("moved normalises activations differently" in line for line in results.failures)
     assert "moved" not in set(results.frame().query("metric == 'flow_loss'").model)
 
@@ -125,7 +126,7 @@ def test_score_auroc_agrees_with_sklearn_and_sees_broken_correlations():
         def score(self, x, *, noise=None, generator=None):
             return -x.var(1)
 
-    results = density.run([Entry("spread", Spread())], x, np.arange(501), score_rows=501)
+    results = density.run([Entry("spread", Spread())], DensityData(x, np.arange(501)), DensitySettings(score_rows=501))
     found = value(results, "spread", "score_auroc", "real vs shuffled")
     generator = torch.Generator().manual_seed(1)
     fake = x.gather(0, torch.rand(x.shape, generator=generator).argsort(0))
@@ -144,7 +145,8 @@ def test_typicality_rows_come_from_all_documents_with_their_owners():
             seen.append(x[:, 0].numpy())
             return x[:, 0]
 
-    runs = [density.run([Entry("spy", Spy())], x, owners, score_rows=200, seed=s) for s in (0, 0, 1)]
+    data = DensityData(x, owners)
+    runs = [density.run([Entry("spy", Spy())], data, DensitySettings(score_rows=200, seed=s)) for s in (0, 0, 1)]
     real = seen[::2]
     assert [len(rows) for rows in real] == [200] * 3
     assert len(np.unique(real[0])) > 80
@@ -158,16 +160,16 @@ def test_massive_rows_are_dropped_and_counted(rows):
     x, owners = rows
     x = x.clone()
     x[3] *= 1e4
-    results = density.run([Entry("gaussian", BoundedGaussian(max_norm=100.0))], x, owners)
+    results = density.run([Entry("gaussian", BoundedGaussian(max_norm=100.0))], DensityData(x, owners))
     assert results.data["massive_rows_dropped"] == 1
     assert value(results, "gaussian", "flow_loss").value < 2
 
 
 def test_same_seed_same_numbers_whatever_the_batch_size(rows):
     entries = [Entry("gaussian", BoundedGaussian())]
-    a = density.run(entries, *rows, batch_size=1024, seed=3).frame()
-    b = density.run(entries, *rows, batch_size=333, seed=3).frame()
-    c = density.run(entries, *rows, seed=4).frame()
+    a = density.run(entries, DensityData(*rows, batch_size=1024), DensitySettings(seed=3)).frame()
+    b = density.run(entries, DensityData(*rows, batch_size=333), DensitySettings(seed=3)).frame()
+    c = density.run(entries, DensityData(*rows), DensitySettings(seed=4)).frame()
     np.testing.assert_allclose(a.value, b.value, rtol=1e-5)
     assert not np.allclose(a.value, c.value, rtol=1e-6)
 
@@ -190,4 +192,30 @@ def test_stratified_sigma_gives_each_row_every_part_of_the_grid():
 )
 def test_bad_input_is_one_clear_line(x, owners, words):
     with pytest.raises(InputError, match=words):
-        density.run([Entry("gaussian", BoundedGaussian())], x, owners)
+        density.run([Entry("gaussian", BoundedGaussian())], DensityData(x, owners))
+
+
+def test_labels_differ_from_each_other_and_from_the_references(rows):
+    for labels in (("a", "a"), ("predict 0",)):
+        with pytest.raises(InputError, match="labels must be unique and other than 'predict 0'"):
+            density.run([Entry(label, BoundedGaussian()) for label in labels], DensityData(*rows))
+
+
+def test_rows_of_other_activations_than_in_training_are_refused_unless_told(rows):
+    model = BoundedGaussian()
+    model.provenance["store"] |= {"hook": "blocks.1.hook_resid_post"}
+    data = DensityData(*rows, source={"hook": "blocks.2.hook_resid_post"})
+    with pytest.raises(InputError, match="gaussian was trained at blocks.1"):
+        density.run([Entry("gaussian", model)], data)
+    assert "accepted" in density.run([Entry("gaussian", model)], data, allow_mismatch=True).failures[0]
+
+
+def test_a_run_with_equal_inputs_reads_its_results(rows, tmp_path, monkeypatch):
+    entries, data = [Entry("gaussian", BoundedGaussian())], DensityData(*rows)
+    first = density.run(entries, data, folder=tmp_path)
+    calls = []
+    monkeypatch.setattr(BoundedGaussian, "velocity", lambda *_: calls.append(1) or torch.zeros(1))
+    assert density.run(entries, data, folder=tmp_path).to_json() == first.to_json()
+    assert not calls
+    density.run(entries, data, DensitySettings(seed=1), folder=tmp_path)
+    assert calls

@@ -12,6 +12,7 @@ from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.evals.entries import Entry
 from glp_lens.evals.probing import TaskActivations, TaskRows, dense, features, lines, rank, rows, sparse, suite
+from glp_lens.evals.probing.settings import ProbingSettings
 from glp_lens.evals.probing.tasks import build
 from glp_lens.evals.results import Results
 from glp_lens.interface import Featurizer
@@ -94,18 +95,24 @@ def random_map(width, seed=1, **rest):
     return Map(torch.randn(D, width, generator=torch.Generator().manual_seed(seed)), **rest)
 
 
+def run(entries, tasks, activations, *, folder=None, allow_mismatch=False, **settings):
+    data, chosen = suite.ProbingData(tasks, activations), ProbingSettings(**settings)
+    return suite.run(entries, data, chosen, folder=folder, allow_mismatch=allow_mismatch)
+
+
 def get(results, model, task, setting, metric):
-    found = [m for m in results.metrics if (m.model, m.task, m.setting, m.metric) == (model, task, setting, metric)]
-    assert len(found) == 1
-    return found[0]
+    (metric,) = (
+        m for m in results.metrics if (m.model, m.task, str(m.setting), m.name) == (model, task, setting, metric)
+    )
+    return metric
 
 
 def numbers(results, model, contains=""):
     """All of a model's numbers by task, setting and metric."""
     return {
-        (m.task, m.setting, m.metric): (m.value, m.ci_low, m.ci_high, m.n)
+        (m.task, str(m.setting), m.name): (m.value, m.ci_low, m.ci_high, m.n)
         for m in results.metrics
-        if m.model == model and contains in m.setting
+        if m.model == model and contains in str(m.setting)
     }
 
 
@@ -118,7 +125,7 @@ def test_numbers_agree_with_each_other_and_survive_saving(tmp_path):
     tasks, _, acts = problem(strength=1.5)
     blind = Map(torch.cat([torch.zeros(4, 5), torch.randn(3, 5, generator=torch.Generator().manual_seed(0))]))
     entries = [Entry("eye", Map(torch.eye(D))), Entry("blind", blind), Entry("sweep", random_map(9), main=False)]
-    results = suite.run(entries, tasks, acts, max_features=3, ks=(2,))
+    results = run(entries, tasks, acts, max_features=3, ks=(2,))
     smallest = "mode=equal;features=5"
     for setting in (ALL, "split=dedup;mode=paper", f"split=dedup;{smallest}", "split=official;probe=sparse;k=2"):
         values = [get(results, "eye", t.name, setting, "auc").value for t in tasks]
@@ -133,8 +140,8 @@ def test_numbers_agree_with_each_other_and_survive_saving(tmp_path):
         assert difference.ci_low > 0
         assert get(results, "eye", "all", setting, "p_holm:blind").value == pytest.approx(2 / 2**3)
         assert get(results, "eye", "all", setting, "win_rate:blind").value == 1
-    assert not [m for m in results.metrics if m.metric.endswith(":sweep") or (m.model == "sweep" and ":" in m.metric)]
-    assert not [m for m in results.metrics if m.model == "sweep" and "probe=sparse" in m.setting]
+    assert not [m for m in results.metrics if m.other == "sweep" or (m.model == "sweep" and m.other)]
+    assert not [m for m in results.metrics if m.model == "sweep" and m.setting.get("probe") == "sparse"]
     assert get(results, "eye", "task2", "split=official;mode=paper", "n_candidates").value == 3
     assert get(results, "blind", "task2", ALL, "n_candidates").value == 5
     assert get(results, lines.DENSE, "task0", "split=official", "auc").value > 0.9
@@ -157,7 +164,7 @@ def test_the_best_feature_comes_with_the_texts_that_excite_it():
     tasks, acts, found = problem(n_tasks=2, strength=2.0)
     weight = torch.eye(D)[:, :6].clone()
     weight[1] *= -1
-    results = suite.run([Entry("e", Map(weight, layers=3))], tasks, found, **QUICK)
+    results = run([Entry("e", Map(weight, layers=3))], tasks, found, **QUICK)
     first, second = results.extras["best"]
     assert (first["task"], first["feature"], first["layer"], first["neuron"], first["sign"]) == ("task0", 0, 0, 0, 1)
     assert (second["task"], second["feature"], second["layer"], second["neuron"], second["sign"]) == (
@@ -178,7 +185,7 @@ def test_the_best_feature_comes_with_the_texts_that_excite_it():
 def test_features_that_know_nothing_reach_the_null_and_gain_nothing_on_test():
     tasks, _, found = problem(n_tasks=4, n_train=200, n_test=90, strength=0.0)
     few, many = Independent(20), Independent(150)
-    results = suite.run([Entry("few", few), Entry("many", many)], tasks, found, seeds=(0, 1, 2, 3, 4), **QUICK)
+    results = run([Entry("few", few), Entry("many", many)], tasks, found, seeds=5, **QUICK)
     mean = {name: get(results, "many", "all", ALL, name).value for name in ("auc", "auc_validation", "auc_null")}
     assert mean["auc_validation"] == pytest.approx(mean["auc_null"], abs=0.012)
     assert mean["auc_null"] > 0.58
@@ -204,7 +211,7 @@ def test_stochastic_models_are_averaged_over_noise_seeds_with_shared_noise(monke
     still = Map(torch.eye(D))
     entries = [Entry("noisy", noisy), Entry("other", other, {"sigma": 2.0}), Entry("still", still)]
     monkeypatch.setattr(features, "BLOCK", 29 * D)
-    results = suite.run(entries, tasks, acts, seeds=(3, 4), **QUICK)
+    results = run(entries, tasks, acts, seeds=2, **QUICK)
     record = next(p for p in results.extras["probes"] if (p["model"], p["setting"]) == ("noisy", ALL))
     assert len(record["auc"]) == 2
     assert record["auc"][0] != record["auc"][1]
@@ -217,7 +224,7 @@ def test_stochastic_models_are_averaged_over_noise_seeds_with_shared_noise(monke
     assert torch.equal(torch.cat(noisy.seen), torch.cat(other.seen))
     assert len(still.seen) == len(noisy.seen) // 2
     monkeypatch.undo()
-    whole = suite.run(entries, tasks, acts, seeds=(3, 4), **QUICK)
+    whole = run(entries, tasks, acts, seeds=2, **QUICK)
     np.testing.assert_allclose(whole.frame()["value"], results.frame()["value"])
 
 
@@ -225,7 +232,7 @@ def test_a_layer_is_scored_as_its_features_alone_are():
     tasks, _, acts = problem(n_tasks=2)
     whole = random_map(12, layers=3)
     alone = [Entry(f"layer {i}", Map(whole.weight[:, 4 * i : 4 * i + 4])) for i in range(3)]
-    results = suite.run([Entry("whole", whole), *alone], tasks, acts, **QUICK)
+    results = run([Entry("whole", whole), *alone], tasks, acts, **QUICK)
     for i in range(3):
         for metric in ("auc", "auc_validation", "n_candidates"):
             for task in ("task0", "task1", "all"):
@@ -233,7 +240,7 @@ def test_a_layer_is_scored_as_its_features_alone_are():
                 own = get(results, f"layer {i}", task, "split=dedup;mode=all", metric)
                 assert (view.value, view.ci_low, view.n) == pytest.approx((own.value, own.ci_low, own.n), nan_ok=True)
     assert get(results, "whole", "task0", "split=dedup;mode=all;layer=2", "n_candidates").value == 4
-    assert not [m for m in results.metrics if m.model != "whole" and "layer=" in m.setting]
+    assert not [m for m in results.metrics if m.model != "whole" and m.setting.get("layer")]
 
 
 @pytest.mark.parametrize("file", [False, True])
@@ -246,13 +253,13 @@ def test_noise_levels_side_by_side_score_as_one_model_with_all_features(monkeypa
         Entry("wide", wide),
         Entry("both", parts, {"sigma": (0.3, 0.9)}),
     ]
-    options = {"max_features": 4, "ks": (1, 5), "sizes": (4, 9), "seeds": (0, 1), "resamples": 50}
-    expected = suite.run([entries[1]], tasks, acts, **options)
+    options = {"max_features": 4, "ks": (1, 5), "sizes": (4, 9), "seeds": 2, "resamples": 50}
+    expected = run([entries[1]], tasks, acts, **options)
     if file:
         monkeypatch.setattr(features, "IN_MEMORY", 0)
         monkeypatch.setattr("glp_lens.evals.probing.scoring._COLUMNS", 8)
     parts.seen.clear()
-    results = suite.run(entries, tasks, acts, **options)
+    results = run(entries, tasks, acts, **options)
     assert not results.failures
     # Two levels, two seeds, two tasks: the level that is an entry of its own is encoded once for both.
     assert len(parts.seen) == 2 * 2 * 2
@@ -260,7 +267,7 @@ def test_noise_levels_side_by_side_score_as_one_model_with_all_features(monkeypa
     alone = {key: value for key, value in numbers(results, "wide").items() if ":" not in key[2]}
     same(alone, numbers(expected, "wide"))
     assert results.config["entries"]["both"]["n_features"] == 18
-    assert not [m for m in results.metrics if m.model == "both" and "layer=" in m.setting]
+    assert not [m for m in results.metrics if m.model == "both" and m.setting.get("layer")]
     chosen = next(b for b in results.extras["best"] if b["model"] == "both")
     assert (chosen["layer"], chosen["neuron"]) == divmod(chosen["feature"] % 9, 3)
 
@@ -268,7 +275,7 @@ def test_noise_levels_side_by_side_score_as_one_model_with_all_features(monkeypa
 def test_equal_count_is_the_mean_of_single_features_at_one_and_the_choice_at_all():
     tasks, acts, found = problem(n_tasks=1)
     model = random_map(13)
-    results = suite.run([Entry("m", model)], tasks, found, sizes=(1, 4, 99), **QUICK)
+    results = run([Entry("m", model)], tasks, found, sizes=(1, 4, 99), **QUICK)
     at = {k: get(results, "m", "task0", f"split=dedup;mode=equal;features={k}", "auc").value for k in (1, 4, 13)}
     assert at[13] == pytest.approx(get(results, "m", "task0", "split=dedup;mode=all", "auc").value)
     x, y, (train, test) = (acts["task0"] @ model.weight).numpy(), tasks[0].labels, tasks[0].splits["dedup"]
@@ -276,14 +283,14 @@ def test_equal_count_is_the_mean_of_single_features_at_one_and_the_choice_at_all
     assert at[1] == pytest.approx(
         np.mean([roc_auc_score(y[test], s * c[test]) for s, c in zip(signs, x.T, strict=True)])
     )
-    assert "split=dedup;mode=equal;features=99" not in {m.setting for m in results.metrics}
+    assert "split=dedup;mode=equal;features=99" not in {str(m.setting) for m in results.metrics}
 
 
 def test_k_sparse_probes_are_those_of_the_split():
     tasks, acts, found = problem(n_tasks=1)
     model = random_map(9)
     model.weight[:, 0] *= 1e-3  # rankings with and without normalisation differ
-    results = suite.run([Entry("m", model)], tasks, found, ks=(2, "dense"), resamples=50)
+    results = run([Entry("m", model)], tasks, found, ks=(2, "dense"), resamples=50)
     x, y, (train, test) = (acts["task0"] @ model.weight).numpy(), tasks[0].labels, tasks[0].splits["dedup"]
     for ranking, normalize, ks in (("", True, (2, "dense")), ("rank=difference;", False, (2,))):
         for probe in sparse.fit(x[train], y[train], x[test], y[test], ks, normalize=normalize):
@@ -297,8 +304,8 @@ def test_k_sparse_probes_are_those_of_the_split():
 def test_a_regression_on_more_features_than_fit_into_memory_is_left_out(monkeypatch):
     tasks, _, acts = problem(n_tasks=1)
     monkeypatch.setattr(features, "IN_MEMORY", 0)
-    results = suite.run([Entry("m", random_map(9))], tasks, acts, ks=(1, "dense"), resamples=50)
-    settings = {m.setting for m in results.metrics}
+    results = run([Entry("m", random_map(9))], tasks, acts, ks=(1, "dense"), resamples=50)
+    settings = {str(m.setting) for m in results.metrics}
     assert "split=dedup;probe=sparse;k=1" in settings
     assert "split=dedup;probe=sparse;k=dense" not in settings
     assert "m on task0, split=dedup, k=dense: skipped, 9 features are too many" in "\n".join(results.failures)
@@ -307,10 +314,10 @@ def test_a_regression_on_more_features_than_fit_into_memory_is_left_out(monkeypa
 def test_test_rows_do_not_touch_the_choice():
     tasks, rows_, acts = problem(n_tasks=1)
     entry = Entry("m", random_map(9))
-    first = suite.run([entry], tasks, acts, ks=(2,), resamples=50)
+    first = run([entry], tasks, acts, ks=(2,), resamples=50)
     test = tasks[0].splits["official"].test
     rows_["task0"][test] = torch.randn(len(test), D, generator=torch.Generator().manual_seed(9)) * 100
-    second = suite.run([entry], tasks, acts, ks=(2,), resamples=50)
+    second = run([entry], tasks, acts, ks=(2,), resamples=50)
     for a, b in zip(first.extras["probes"], second.extras["probes"], strict=True):
         assert (a["features"], a["signs"], a["auc_validation"]) == (b["features"], b["signs"], b["auc_validation"])
         assert a["auc"] != b["auc"]
@@ -336,30 +343,30 @@ def test_an_interrupted_run_goes_on_after_the_finished_tasks(tmp_path):
     tasks, acts, found = problem(n_tasks=2)
     model = Interrupted(torch.eye(D), spread=0.5)
 
-    def run(which=tasks, **changed):
+    def again_with(which=tasks, **changed):
         model.seen.clear()
-        options = {"seeds": (0, 1), "ks": (), "resamples": 50, "folder": tmp_path} | changed
-        results = suite.run([Entry("m", model)], which, found, **options)
+        options = {"seeds": 2, "ks": (), "resamples": 50, "folder": tmp_path} | changed
+        results = run([Entry("m", model)], which, found, **options)
         return results, len(model.seen)
 
-    whole, _ = run(folder=None)
+    whole, _ = again_with(folder=None)
     model.left = 3
     with pytest.raises(KeyboardInterrupt):
-        run()
+        again_with()
     model.left = None
-    again, calls = run()
+    again, calls = again_with()
     assert calls == 2  # of two tasks with two noise seeds the first was finished
     assert again.frame().equals(whole.frame())
     assert again.extras == whole.extras
-    assert run(resamples=70, which=tasks[1:])[1] == 0
-    assert run(max_features=3)[1] == 4
+    assert again_with(resamples=70, which=tasks[1:])[1] == 0
+    assert again_with(max_features=3)[1] == 4
     acts["task1"][0, 0] += 1  # other activations
-    assert run()[1] == 2
+    assert again_with()[1] == 2
     model.weight[0, 0] += 1  # other weights
-    assert run()[1] == 4
+    assert again_with()[1] == 4
     for file in tmp_path.rglob("task1-*.json"):
         file.write_text(file.read_text()[:99])
-    assert run()[1] == 2
+    assert again_with()[1] == 2
 
 
 def test_a_record_is_of_one_task_name_and_one_part_in_the_comparison(tmp_path):
@@ -370,8 +377,8 @@ def test_a_record_is_of_one_task_name_and_one_part_in_the_comparison(tmp_path):
         here = TaskActivations.of({name: acts["task0"]}, found.source)
         for main in (False, True):
             entries = [Entry("m", model, main=main), Entry("other", random_map(3))]
-            results = suite.run(entries, again, here, ks=(2,), resamples=50, folder=tmp_path)
-            sparse_probes = [m for m in results.metrics if m.model == "m" and "probe=sparse" in m.setting]
+            results = run(entries, again, here, ks=(2,), resamples=50, folder=tmp_path)
+            sparse_probes = [m for m in results.metrics if m.model == "m" and m.setting.get("probe") == "sparse"]
             assert bool(sparse_probes) == main
             assert {m.task for m in results.metrics} == {name, "all"}
 
@@ -386,7 +393,7 @@ def test_features_in_files_leave_nothing_behind(tmp_path, monkeypatch):
 
     score_features = rank.score_features
     monkeypatch.setattr(rank, "score_features", look)
-    suite.run([Entry("m", random_map(9, spread=1.0))], tasks, acts, folder=tmp_path, **QUICK)
+    run([Entry("m", random_map(9, spread=1.0))], tasks, acts, folder=tmp_path, **QUICK)
     assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".json"]
 
 
@@ -395,7 +402,7 @@ def test_activations_may_lack_a_hook_point_and_be_of_any_number_format():
     entry = Entry("m", Map(torch.eye(D), store={"hook": HOOK}))
     rounded = {name: x.bfloat16() for name, x in acts.items()}
     results, expected = (
-        suite.run([entry], tasks, given, **QUICK)
+        run([entry], tasks, given, **QUICK)
         for given in (
             TaskActivations.of({name: x.requires_grad_() for name, x in rounded.items()}, {}),
             TaskActivations.of({name: x.detach().float() for name, x in rounded.items()}, found.source),
@@ -404,7 +411,7 @@ def test_activations_may_lack_a_hook_point_and_be_of_any_number_format():
     same(numbers(results, "m"), numbers(expected, "m"))
     assert results.config["entries"]["m"]["hook"] is None
     with pytest.raises(InputError, match="of an unknown hook point, got"):
-        suite.run([replace(entry, hook=HOOK)], tasks, TaskActivations.of(acts, {}), **QUICK)
+        run([replace(entry, hook=HOOK)], tasks, TaskActivations.of(acts, {}), **QUICK)
 
 
 def test_models_are_read_at_their_own_hook_points():
@@ -420,9 +427,9 @@ def test_models_are_read_at_their_own_hook_points():
         Entry("own", Map(torch.eye(5), store={"hook": hooks[1]})),
         Entry("told", Map(torch.eye(5)), hook=hooks[1]),
     ]
-    results = suite.run(entries, tasks, both, **QUICK)
+    results = run(entries, tasks, both, **QUICK)
     assert [results.config["entries"][e.label]["hook"] for e in entries] == [HOOK, hooks[1], hooks[1]]
-    alone = suite.run([Entry("x", Map(torch.eye(5)))], tasks, TaskActivations.of(other, {"hook": hooks[1]}), **QUICK)
+    alone = run([Entry("x", Map(torch.eye(5)))], tasks, TaskActivations.of(other, {"hook": hooks[1]}), **QUICK)
     same(
         numbers(alone, "x", "mode=all"),
         {k: v for k, v in numbers(results, "told", "mode=all").items() if ":" not in k[2]},
@@ -431,7 +438,7 @@ def test_models_are_read_at_their_own_hook_points():
     assert get(results, "own", "all", ALL, "auc").value < 0.75
     assert get(results, lines.DENSE, "all", "split=official", "auc").value > 0.9
     with pytest.raises(InputError, match="collect them there too"):
-        suite.run([Entry("e", Map(torch.eye(5)), hook="blocks.0.hook_resid_pre")], tasks, both)
+        run([Entry("e", Map(torch.eye(5)), hook="blocks.0.hook_resid_pre")], tasks, both)
 
 
 def tokens(acts, source, times):
@@ -455,7 +462,7 @@ def test_rows_of_a_text_stay_together_and_count_once():
             assert len(train) + len(validation) == 393
             assert not set(texts[train]) & set(texts[validation])
     entry = Entry("one", Map(torch.eye(D)[:, :1]))
-    once, thrice = (suite.run([entry], tasks, a, **QUICK) for a in (found, many))
+    once, thrice = (run([entry], tasks, a, **QUICK) for a in (found, many))
     for task in ("task0", "task1"):
         a, b = (get(r, "one", task, ALL, "auc") for r in (once, thrice))
         # The same information, so the same interval, as wide as if every text had one row.
@@ -464,7 +471,7 @@ def test_rows_of_a_text_stay_together_and_count_once():
         assert b.n == a.n == 131
         a, b = (get(r, "one", task, ALL, "auc_null") for r in (once, thrice))
         assert b.value == pytest.approx(a.value, abs=2e-3)
-    most = suite.run([entry], tasks, many, **QUICK).extras["best"][0]["texts"]
+    most = run([entry], tasks, many, **QUICK).extras["best"][0]["texts"]
     assert len({t["text"] for t in most}) == 5
 
 
@@ -475,7 +482,7 @@ def test_what_cannot_be_measured_is_said():
     several = {**acts, "tiny": torch.randn(6, D), "blank": acts["task0"]}
     broken = Map(torch.full((D, 2), float("nan")))
     entries = [Entry("eye", Map(torch.eye(D))), Entry("none", NoFeatures()), Entry("broken", broken)]
-    results = suite.run(entries, [*tasks, tiny, blank], TaskActivations.of(several, found.source), **QUICK)
+    results = run(entries, [*tasks, tiny, blank], TaskActivations.of(several, found.source), **QUICK)
     text = "\n".join(results.failures)
     assert "none: gives no features" in text
     assert "tiny, split=official: skipped" in text
@@ -490,26 +497,26 @@ def test_bad_input_is_refused_in_one_line():
     tasks, acts, found = problem(n_tasks=1)
     eye = Entry("eye", Map(torch.eye(D)))
     with pytest.raises(InputError, match="labels must be unique"):
-        suite.run([eye, eye], tasks, found)
+        run([eye, eye], tasks, found)
     with pytest.raises(InputError, match="at least one model"):
-        suite.run([], tasks, found)
-    with pytest.raises(InputError, match="numbers of features from 1"):
-        suite.run([eye], tasks, found, sizes=(4, 0))
+        run([], tasks, found)
+    with pytest.raises(InputError, match="sizes must be at least 1"):
+        run([eye], tasks, found, sizes=(4, 0))
     with pytest.raises(InputError, match="got 0"):
-        suite.run([eye], tasks, found, ks=(0,))
+        run([eye], tasks, found, ks=(0,))
     with pytest.raises(InputError, match="width 5"):
-        suite.run([Entry("narrow", Map(torch.eye(5)))], tasks, found)
+        run([Entry("narrow", Map(torch.eye(5)))], tasks, found)
     with pytest.raises(InputError, match="collect them"):
-        suite.run([eye], tasks, TaskActivations.of({}, {"hook": HOOK}))
+        run([eye], tasks, TaskActivations.of({}, {"hook": HOOK}))
     with pytest.raises(InputError, match="collect them for this very task"):
-        suite.run([eye], tasks, TaskActivations.of({"task0": acts["task0"][:-1]}, {"hook": HOOK}))
+        run([eye], tasks, TaskActivations.of({"task0": acts["task0"][:-1]}, {"hook": HOOK}))
     with pytest.raises(InputError, match="expected finite activations"):
-        suite.run([eye], tasks, TaskActivations.of({"task0": acts["task0"].log()}, {"hook": HOOK}))
+        run([eye], tasks, TaskActivations.of({"task0": acts["task0"].log()}, {"hook": HOOK}))
     elsewhere = Entry("e", Map(torch.eye(D), store={"hook": "blocks.2.hook_resid_post"}))
     with pytest.raises(InputError, match="allow_mismatch"):
-        suite.run([elsewhere], tasks, found)
-    accepted = suite.run([elsewhere], tasks, found, allow_mismatch=True, **QUICK)
+        run([elsewhere], tasks, found)
+    accepted = run([elsewhere], tasks, found, allow_mismatch=True, **QUICK)
     assert "accepted by allow_mismatch" in accepted.failures[0]
     centred = Entry("f", Map(torch.eye(D), store={"model": {"weight_processing": "centred"}}))
     with pytest.raises(InputError, match=r"centred weights \(here raw\)"):
-        suite.run([centred], tasks, found)
+        run([centred], tasks, found)

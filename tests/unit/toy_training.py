@@ -1,9 +1,12 @@
 """A small denoiser and correlated Gaussian rows to train it on, the same at every call."""
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import fields
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from glp_lens.models.denoiser import Denoiser, DenoiserConfig
 from glp_lens.training import loop
@@ -26,20 +29,22 @@ class Killed(Exception):
     """What stands for the end of the process."""
 
 
-def denoiser(seed=0, **shape):
+def denoiser(seed: int = 0, **shape: Any) -> Denoiser:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Denoiser(DenoiserConfig(D, shape.pop("d_model", 32), shape.pop("d_mlp", 64), 2, **shape))
 
 
-def rows(n, seed):
+def rows(n: int, seed: int) -> Tensor:
     return torch.randn(n, D, generator=torch.Generator().manual_seed(seed)) @ COVARIANCE_ROOT.T
 
 
-def batches(size, *, killed_at=None, spoilt_at=None):
+def batches(
+    size: int, *, killed_at: int | None = None, spoilt_at: int | None = None
+) -> Callable[[int], Iterator[Batch]]:
     """Batches by number; one of them ends the process, or holds a NaN."""
 
-    def start(k):
+    def start(k: int) -> Iterator[Batch]:
         while True:
             if k == killed_at:
                 raise Killed
@@ -52,10 +57,10 @@ def batches(size, *, killed_at=None, spoilt_at=None):
     return start
 
 
-def weights(module):
+def weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
-def same(a, b):
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     """Whether two sets of weights are equal bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from glp_lens.activations.convert.transfer import (
+    Bar,
     Span,
     block_length,
     export_bar,
@@ -108,7 +108,7 @@ def export_arrays(store: ActivationStore, path: str | Path) -> None:
         writers[path.suffix](store, temporary, bar)
 
 
-def _write_npy(store: ActivationStore, path: Path, bar: tqdm) -> None:
+def _write_npy(store: ActivationStore, path: Path, bar: Bar) -> None:
     dtype = np.dtype("<f2" if store.dtype == "float16" else "<f4")
     with path.open("wb") as file:
         header = {"descr": dtype.str, "fortran_order": False, "shape": (len(store), store.d_in)}
@@ -118,7 +118,7 @@ def _write_npy(store: ActivationStore, path: Path, bar: tqdm) -> None:
             file.write(rows.data)
 
 
-def _write_safetensors(store: ActivationStore, path: Path, bar: tqdm) -> None:
+def _write_safetensors(store: ActivationStore, path: Path, bar: Bar) -> None:
     """Header and data by hand: the library's writer needs all rows in memory."""
     labels = store.manifest.labels
     dtypes = dict.fromkeys(_IDS, "I64") | {
@@ -190,7 +190,8 @@ def _open_safetensors(path: Path, key: str | None) -> _Array:
 
     def read(start: int, stop: int) -> Tensor:
         with safe_open(path, framework="pt") as file:
-            return file.get_slice(key)[start:stop]
+            rows: Tensor = file.get_slice(key)[start:stop]
+            return rows
 
     return _Array(path, shapes[key], dtype, read, columns, labels)
 

@@ -23,9 +23,9 @@ from typing import Final
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from glp_lens.activations.convert.transfer import (
+    Bar,
     Span,
     block_length,
     export_bar,
@@ -201,7 +201,7 @@ def _by_layer(stores: Sequence[ActivationStore]) -> dict[int, ActivationStore]:
     return dict(sorted((int(name[1]), store) for name, store in zip(found.values(), stores, strict=True) if name))
 
 
-def _write(store: ActivationStore, folder: Path, file_values: int, bar: tqdm) -> None:
+def _write(store: ActivationStore, folder: Path, file_values: int, bar: Bar) -> None:
     """One store as one new folder."""
     folder.mkdir()
     d = store.d_in

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, NoReturn, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from glp_lens.types import Json
 BLOCK_BYTES: Final = 32 << 20
 """About how much is in memory at a time."""
 _CHUNK = 4 << 20
+Bar: TypeAlias = "tqdm[NoReturn]"
+"""A progress bar that is moved by hand."""
 
 
 def block_length(item_bytes: int) -> int:
@@ -133,7 +135,7 @@ def imported_source(form: str, origin: Path, data: Sequence[Span], model: str | 
     return {"imported": imported} | ({"model": {"name": model}} if model else {})
 
 
-def stored_blocks(store: ActivationStore, bar: tqdm, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+def stored_blocks(store: ActivationStore, bar: Bar, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
     """Rows `start` to `stop`, `(n, d_in)`, in the dtype they are kept in (bfloat16 as int16 bits), block by block."""
     stop = len(store) if stop is None else stop
     step = block_length(store.d_in * STORED[store.dtype].itemsize)
@@ -143,6 +145,6 @@ def stored_blocks(store: ActivationStore, bar: tqdm, start: int = 0, stop: int |
         bar.update(len(x))
 
 
-def export_bar(rows: int) -> tqdm:
+def export_bar(rows: int) -> Bar:
     """The progress bar of an export."""
     return tqdm(total=rows, desc="export", unit="row", unit_scale=True, mininterval=2)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any, Protocol, cast, runtime_checkable
+from pathlib import Path
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,16 +16,20 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from glp_lens.errors import InputError
+from glp_lens.evals.cache import ResultCache
+from glp_lens.evals.density.settings import DensitySettings
 from glp_lens.evals.density.triples import SIGMA_GRID, isotropic_velocity, no_velocity, stratified_sigma
-from glp_lens.evals.entries import Entry
-from glp_lens.evals.results import Results
+from glp_lens.evals.entries import Entry, usable
+from glp_lens.evals.results import Results, Setting
 from glp_lens.evals.statistics import bootstrap_mean, bootstrap_ratio
 from glp_lens.flow.path import interpolate, velocity_target
 from glp_lens.flow.schedule import SIGMA_BINS, bin_name, sigma_bin
 from glp_lens.interface import Scorer, VelocityField
+from glp_lens.types import Acts, Json
 
 TASK = "heldout"
-ALL = "sigma=all"
+ALL = Setting(sigma="all")
+REAL_VS_SHUFFLED = Setting.parse("real vs shuffled")
 REFERENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "predict 0": no_velocity,
     "isotropic gaussian": isotropic_velocity,
@@ -41,15 +47,31 @@ class HasOptimalLoss(Protocol):
         """Its integral over sigma in [0, 1]: `(pi / 2) mean sqrt(lambda_i)` for a Gaussian."""
 
 
+@dataclass(frozen=True, eq=False)
+class DensityData:
+    """What density is measured on.
+
+    Attributes:
+        rows: `(n, d_in)` activations that no model was trained on.
+        documents: `(n,)` ids of the documents the rows came from; intervals resample whole documents.
+        source: provenance of the rows (`ActivationStore.provenance()`), by which models are checked; nothing is checked
+            without it.
+        batch_size: rows in one call of a model; it decides memory and speed, no number.
+    """
+
+    rows: Acts
+    documents: ArrayLike
+    source: Json = field(default_factory=dict)
+    batch_size: int = 1024
+
+
 def run(
     entries: Sequence[Entry],
-    rows: Tensor,
-    documents: ArrayLike,
+    data: DensityData,
+    settings: DensitySettings | None = None,
     *,
-    draws: int = 4,
-    score_rows: int = 1024,
-    batch_size: int = 1024,
-    seed: int = 0,
+    folder: str | Path | None = None,
+    allow_mismatch: bool = False,
 ) -> Results:
     """Score every model that has a velocity or a score on held-out rows.
 
@@ -60,12 +82,10 @@ def run(
 
     Args:
         entries: models under labels; those without either capability are passed over.
-        rows: `(n, d_in)` activations that no model was trained on.
-        documents: `(n,)` ids of the documents the rows came from; intervals resample whole documents.
-        draws: noisings of each row.
-        score_rows: rows used in the typicality check, drawn from all documents.
-        batch_size: rows in one call of a model.
-        seed: of noise, noise levels, shuffling and the rows of the typicality check.
+        data: held-out rows.
+        settings: by default `DensitySettings()`.
+        folder: where the results are kept: a run with equal inputs reads them.
+        allow_mismatch: use models trained on other activations than the rows' source; each is noted in `failures`.
 
     Returns:
         Metrics of task `heldout`: `flow_loss`, `flow_loss_bound` (setting `sigma=all` or a bin such as
@@ -73,12 +93,30 @@ def run(
         measured loss), `flow_loss_diff:<other>` (paired, in total and by bin), `score_auroc`, `score_mean`.
 
     Raises:
-        InputError: fewer than two rows, a width that is not the models', or ids of another length.
+        InputError: fewer than two rows, a width that is not the models', ids of another length, labels that repeat, or
+            a model that was trained on other activations.
     """
+    settings = settings or DensitySettings()
+    entries, notes = usable(
+        entries,
+        (VelocityField, Scorer),
+        lambda _: data.source,
+        reserved=tuple(REFERENCES),
+        allow_mismatch=allow_mismatch,
+    )
+    return ResultCache(folder).results(
+        "density",
+        lambda: [settings.to_json(), data.rows, np.asarray(data.documents), notes, [e.identity() for e in entries]],
+        lambda: _run(entries, data, settings, notes),
+    )
+
+
+def _run(entries: Sequence[Entry], data: DensityData, settings: DensitySettings, notes: list[str]) -> Results:
     started = time.perf_counter()
-    rows, owners, massive = _checked(entries, rows, np.asarray(documents))
-    results = Results("density")
-    results.config = {"draws": draws, "score_rows": score_rows, "seed": seed, "bins": SIGMA_BINS}
+    seed = settings.seed
+    rows, owners, massive = _checked(entries, data.rows, np.asarray(data.documents))
+    results = Results("density", failures=list(notes))
+    results.config = {"draws": settings.draws, "score_rows": settings.score_rows, "seed": seed, "bins": SIGMA_BINS}
     results.data = {
         "rows": len(rows),
         "documents": len(np.unique(owners)),
@@ -86,15 +124,15 @@ def run(
     }
     fields = _same_space(entries, rows, results.failures)
     if fields:
-        sigma = stratified_sigma(len(rows), draws, seed)
-        losses = _losses(fields, rows, sigma, batch_size, seed)
+        sigma = stratified_sigma(len(rows), settings.draws, seed)
+        losses = _losses(fields, rows, sigma, data.batch_size, seed)
         _add_losses(results, losses, sigma, owners)
         bounded = {e.label: e.model for e in fields if isinstance(e.model, HasOptimalLoss)}
         _add_bounds(results, cast(dict[str, HasOptimalLoss], bounded), losses, owners)
         _add_differences(results, [e.label for e in fields], losses, sigma, owners)
     else:
         results.failures.append("no model has a velocity field: no flow-matching loss was measured")
-    chosen = np.random.default_rng(seed).choice(len(rows), min(score_rows, len(rows)), replace=False)
+    chosen = np.random.default_rng(seed).choice(len(rows), min(settings.score_rows, len(rows)), replace=False)
     chosen.sort()
     _add_scores(results, entries, rows[chosen], owners[chosen], seed)
     results.seconds = time.perf_counter() - started
@@ -166,10 +204,14 @@ def _losses(
     return losses
 
 
-def _views(sigma: np.ndarray) -> dict[str, np.ndarray]:
-    """Triples `(draws, n)` in total and by bin, under the name of the `setting`; empty bins are left out."""
+def _bin(index: int) -> Setting:
+    return Setting.parse(bin_name(index))
+
+
+def _views(sigma: np.ndarray) -> dict[Setting, np.ndarray]:
+    """Triples `(draws, n)` in total and by bin of noise levels; empty bins are left out."""
     bins = sigma_bin(sigma)
-    views = {ALL: np.ones_like(bins, dtype=bool), **{bin_name(b): bins == b for b in range(SIGMA_BINS)}}
+    views = {ALL: np.ones_like(bins, dtype=bool), **{_bin(b): bins == b for b in range(SIGMA_BINS)}}
     return {setting: chosen for setting, chosen in views.items() if chosen.any()}
 
 
@@ -197,7 +239,7 @@ def _add_bounds(
         results.add(label, TASK, ALL, "flow_loss_bound", bounds[label])
         curve = np.array([float(model.optimal_loss(float(s))) for s in SIGMA_GRID])
         for b in range(SIGMA_BINS):
-            results.add(label, TASK, bin_name(b), "flow_loss_bound", curve[grid_bins == b].mean())
+            results.add(label, TASK, _bin(b), "flow_loss_bound", curve[grid_bins == b].mean())
     best = min(bounds, key=bounds.__getitem__)
     gaussian = losses[best].mean(0)
     for label, loss in losses.items():
@@ -221,7 +263,7 @@ def _add_differences(
     for setting, chosen in _views(sigma).items():
         for first, second in combinations(labels, 2):
             interval = bootstrap_mean((losses[first] - losses[second])[chosen], documents[chosen])
-            results.add(first, TASK, setting, f"flow_loss_diff:{second}", **interval._asdict())
+            results.add(first, TASK, setting, "flow_loss_diff", **interval._asdict(), other=second)
 
 
 @torch.no_grad()
@@ -234,14 +276,13 @@ def _add_scores(results: Results, entries: Sequence[Entry], rows: Tensor, owners
     for entry in entries:
         if not isinstance(entry.model, Scorer):
             continue
-        options: dict[str, Any] = {"noise": noise}
-        real = entry.model.score(rows, **options).cpu().double().numpy()
-        fake = np.sort(entry.model.score(shuffled, **options).cpu().double().numpy())
+        real = entry.model.score(rows, noise=noise).cpu().double().numpy()
+        fake = np.sort(entry.model.score(shuffled, noise=noise).cpu().double().numpy())
         if not (np.isfinite(real).all() and np.isfinite(fake).all()):
             results.failures.append(f"{entry.label} gave scores that are not finite: no typicality check")
             continue
         # The AUROC is the mean over real rows of the share of fake rows below, ties counting half.
         below = (np.searchsorted(fake, real, "left") + np.searchsorted(fake, real, "right")) / (2 * len(fake))
-        results.add(entry.label, TASK, "real vs shuffled", "score_auroc", **bootstrap_mean(below, owners)._asdict())
-        results.add(entry.label, TASK, "real", "score_mean", **bootstrap_mean(real, owners)._asdict())
-        results.add(entry.label, TASK, "shuffled", "score_mean", float(fake.mean()), n=len(fake))
+        results.add(entry.label, TASK, REAL_VS_SHUFFLED, "score_auroc", **bootstrap_mean(below, owners)._asdict())
+        results.add(entry.label, TASK, Setting.parse("real"), "score_mean", **bootstrap_mean(real, owners)._asdict())
+        results.add(entry.label, TASK, Setting.parse("shuffled"), "score_mean", float(fake.mean()), n=len(fake))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import combinations, takewhile
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -16,15 +17,17 @@ from tqdm.auto import tqdm
 
 from glp_lens import hooks, lm, provenance
 from glp_lens.errors import InputError
-from glp_lens.evals.entries import Entry
+from glp_lens.evals.cache import ResultCache
+from glp_lens.evals.entries import Entry, usable
 from glp_lens.evals.fidelity.matching import match, matched_difference
-from glp_lens.evals.results import Results
+from glp_lens.evals.fidelity.settings import FidelitySettings
+from glp_lens.evals.results import Results, Setting
 from glp_lens.evals.statistics import bootstrap_mean, bootstrap_ratio
 from glp_lens.flow.plan import plan
 from glp_lens.interface import Reconstructor, VelocityField
 
 TASK = "heldout"
-MEAN = "mean ablation"
+CLEAN, MEAN = "clean", "mean ablation"
 _FVU = ("fvu", "fvu_standardised")
 _PLAN = ("u", "sigma", "steps", "solver", "grid", "fast")
 """Options of a flow's reconstruction that say how often it asks the network."""
@@ -35,17 +38,42 @@ class _Text(Protocol):
     def text(self) -> str: ...
 
 
-@dataclass
-class _Measured:
-    """Per replaced token: `nll` of the next token `(t,)`; per reconstructed row: squared `error` `(r, scales)`."""
+@dataclass(frozen=True, eq=False)
+class FidelityData:
+    """What fidelity is measured on.
 
-    nll: list[np.ndarray]
-    error: list[np.ndarray]
+    Attributes:
+        model: a HookedTransformer or TransformerBridge.
+        hook: the hook point, that of the training store.
+        documents: held-out texts, or objects with a `text`; the first `FidelitySettings.documents` are used.
+        mean: `(d_in,)` mean of the training store: the value of the mean ablation and the reference of FVU.
+        std: `(d_in,)` standard deviation of the training store, for `fvu_standardised`; dimensions where it is 0
+            do not count there. None measures none.
+        batch_size: documents in one forward pass; it decides memory and speed, no number.
+    """
+
+    model: lm.Model
+    hook: str
+    documents: Sequence[str | _Text]
+    mean: Tensor
+    std: Tensor | None = None
+    batch_size: int = 8
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """One batch of documents with its clean activations and the noise that all models share."""
+    """One batch of documents with its clean activations and the noise that all models share.
+
+    Attributes:
+        tokens, mask: `(batch, pos)`.
+        stream: `(batch, pos, d_in)` float32 activations.
+        owners: `(batch, pos)` index of the document.
+        inner: `(batch, pos)`, positions whose next token is predicted from a replaced activation.
+        usual: `(batch, pos)`, activations that get replaced.
+        noise: `(r, d_in)`, of the replaced ones.
+        nll: `(t,)` clean loss at the inner positions.
+        massive: number of activations left alone for their norm.
+    """
 
     tokens: Tensor
     mask: Tensor
@@ -54,6 +82,8 @@ class _Batch:
     inner: Tensor
     usual: Tensor
     noise: Tensor
+    nll: np.ndarray
+    massive: int
 
     def rows(self) -> Tensor:
         """`(r, d_in)` float32: the activations that get replaced."""
@@ -61,36 +91,26 @@ class _Batch:
 
 
 def run(
-    model: lm.Model,
     entries: Sequence[Entry],
-    documents: Sequence[str | _Text],
-    hook: str,
+    data: FidelityData,
+    settings: FidelitySettings | None = None,
     *,
-    mean: Tensor,
-    std: Tensor | None = None,
-    context: int = 128,
-    batch_size: int = 8,
-    seed: int = 0,
+    folder: str | Path | None = None,
     allow_mismatch: bool = False,
 ) -> Results:
     """Replace activations by their reconstructions and measure what the language model loses.
 
     Activations at all positions but BOS are replaced. Rows above the models' `max_norm` (massive activations,
     left out of training) pass unchanged and are counted. The loss is token-weighted over the predictions made
-    from replaced positions; intervals resample whole documents.
+    from replaced positions; intervals resample whole documents. Noise is drawn by document, whatever the batch size,
+    and shared by all models.
 
     Args:
-        model: a HookedTransformer or TransformerBridge.
         entries: models under different labels, each with its options, for example `{"sigma": 0.3}`; those
             that do not reconstruct are passed over.
-        documents: held-out texts, or objects with a `text`.
-        hook: the hook point, that of the training store.
-        mean: `(d_in,)` mean of the training store: the value of the mean ablation and the reference of FVU.
-        std: `(d_in,)` standard deviation of the training store, for `fvu_standardised`; dimensions where it is 0
-            do not count there.
-        context: tokens of each document, BOS included.
-        batch_size: documents in one forward pass.
-        seed: of the noise, which is drawn by document, whatever the batch size, and shared by all models.
+        data: the language model, the documents, and the statistics of the training store.
+        settings: by default `FidelitySettings()`.
+        folder: where the results are kept: a run with equal inputs reads them.
         allow_mismatch: use models trained at another hook point, or on another language model or weight
             processing; each is noted in `failures`.
 
@@ -104,78 +124,93 @@ def run(
         InputError: labels that repeat, models trained on another hook point, width, language model or weight
             processing, a `std` of another shape than `mean`, or no text long enough to predict a token.
     """
+    settings = settings or FidelitySettings()
+    notes = provenance.check_edit(data.model, data.hook, allow_mismatch=allow_mismatch)
+    here = provenance.here(data.model, data.hook)
+    entries, accepted = usable(
+        entries, Reconstructor, lambda _: here, reserved=(CLEAN, MEAN), allow_mismatch=allow_mismatch
+    )
+    for entry in entries:
+        if data.mean.shape != (entry.model.d_in,):
+            raise InputError(
+                f"{entry.label} was trained on width {entry.model.d_in}, the store's mean has shape "
+                f"{tuple(data.mean.shape)}: use models and a mean of the same store"
+            )
+    notes += accepted
+    texts = [d if isinstance(d, str) else d.text for d in data.documents[: settings.documents]]
+    return ResultCache(folder).results(
+        "fidelity",
+        lambda: [settings.to_json(), here, texts, data.mean, data.std, notes, [entry.identity() for entry in entries]],
+        lambda: _run(entries, data, settings, texts, notes),
+    )
+
+
+def _run(
+    entries: Sequence[Entry], data: FidelityData, settings: FidelitySettings, texts: list[str], notes: list[str]
+) -> Results:
     started = time.perf_counter()
-    entries = [e for e in entries if isinstance(e.model, Reconstructor)]
-    accepted = _check(model, entries, hook, mean, allow_mismatch=allow_mismatch)
-    scales = _scales(mean, std)
-    texts = [d if isinstance(d, str) else d.text for d in documents]
-    ids = [row for row in lm.to_ids(model, texts, context) if len(row) > 2]
+    model, mean, size = data.model, data.mean.float().cpu(), data.batch_size
+    scales = _scales(data.mean, data.std)
+    ids = [row for row in lm.to_ids(model, texts, settings.context) if len(row) > 2]
     if not ids:
         raise InputError("no document has two tokens or more: nothing to predict, pass longer texts")
     limits = [e.model.max_norm for e in entries if e.model.max_norm is not None]
     limit = min(limits) if limits else None
-
-    clean: list[np.ndarray] = []
-    spread: list[np.ndarray] = []
-    token_owners: list[np.ndarray] = []
-    row_owners: list[np.ndarray] = []
-    measured = {label: _Measured([], []) for label in [*(e.label for e in entries), MEAN]}
-    total = sum(map(len, ids)) * (len(measured) + 1)
-    massive = 0
-    mean = mean.float().cpu()
+    parts = []
+    total = sum(map(len, ids)) * (len(entries) + 2)
     with tqdm(total=total, desc="fidelity", unit="tok", unit_scale=True, mininterval=2) as bar:
-        for start in range(0, len(ids), batch_size):
-            batch, nll = _clean_pass(
-                model, ids[start : start + batch_size], first=start, hook=hook, width=len(mean), limit=limit, seed=seed
-            )
-            size = int(batch.mask.sum())
-            clean.append(nll)
-            token_owners.append(batch.owners[batch.inner.numpy()])
-            row_owners.append(batch.owners[batch.usual.numpy()])
-            rows = batch.rows()
-            spread.append(((rows - mean).double().square() @ scales).numpy())
-            massive += int((batch.mask[:, 1:] & ~batch.usual[:, 1:]).sum())
-            bar.update(size)
+        for start in range(0, len(ids), size):
+            batch = _clean_pass(data, ids[start : start + size], first=start, limit=limit, seed=settings.seed)
+            tokens = int(batch.mask.sum())
+            bar.update(tokens)
+            rows, nll, error = batch.rows(), {}, {}
             for entry in [*entries, None]:
+                label = MEAN if entry is None else entry.label
                 new = mean.expand_as(rows) if entry is None else _reconstruct(entry, rows, batch.noise)
-                found = measured[MEAN if entry is None else entry.label]
-                found.error.append(((rows - new).double().square() @ scales).numpy())
-                found.nll.append(_replaced_nll(model, batch, new, hook))
-                bar.update(size)
+                error[label] = ((rows - new).double().square() @ scales).numpy()
+                nll[label] = _replaced_nll(model, batch, new, data.hook)
+                bar.update(tokens)
+            spread = ((rows - mean).double().square() @ scales).numpy()
+            owners = batch.owners[batch.inner.numpy()], batch.owners[batch.usual.numpy()]
+            parts.append(_Measured(batch.massive, batch.nll, spread, *owners, nll, error))
 
-    results = Results("fidelity", failures=accepted)
-    results.config = {"hook": hook, "context": context, "documents": len(ids), "seed": seed}
+    measured = _Measured.join(parts)
+    results = Results("fidelity", failures=list(notes))
+    results.config = {
+        "hook": data.hook, "context": settings.context, "documents": len(ids), "seed": settings.seed
+    }  # fmt: skip
     results.data = {
         "model": lm.describe(model),
-        "tokens": int(sum(map(len, clean))),
-        "massive_rows_unchanged": massive,
+        "tokens": len(measured.clean),
+        "massive_rows_unchanged": measured.massive,
         "max_norm": limit,
         "documents_hash": hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16],
     }
-    settings = {e.label: e.setting for e in entries}
-    summary = _Summary(
-        np.concatenate(clean),
-        np.concatenate(spread),
-        np.concatenate(token_owners),
-        np.concatenate(row_owners),
-        {label: np.concatenate(m.nll) for label, m in measured.items()},
-        {label: np.concatenate(m.error) for label, m in measured.items()},
-    )
-    _add_metrics(results, summary, settings)
+    _add_metrics(results, measured, {e.label: e.setting for e in entries})
     for entry in entries:
         calls = _network_calls(entry)
         if calls is not None:
             results.add(entry.label, TASK, entry.setting, "network_calls", calls)
-    _add_differences(results, summary, entries)
+    _add_differences(results, measured, entries)
     results.extras["curves"] = _curves(entries)
     results.seconds = time.perf_counter() - started
     return results
 
 
 @dataclass(frozen=True)
-class _Summary:
-    """Everything measured: by token `(t,)`, by row `(r,)` or `(r, scales)`, and by condition."""
+class _Measured:
+    """What was measured, by token `(t,)`, by row `(r,)` or `(r, scales)`, and by label.
 
+    Attributes:
+        massive: number of rows that passed unchanged for their norm.
+        clean: loss of each token of the untouched model.
+        spread: squared distance of each row from the mean, `(r, scales)`.
+        token_owners, row_owners: index of the document.
+        nll: loss of each token, by label.
+        error: squared error of each row, `(r, scales)`, by label.
+    """
+
+    massive: int
     clean: np.ndarray
     spread: np.ndarray
     token_owners: np.ndarray
@@ -183,25 +218,20 @@ class _Summary:
     nll: dict[str, np.ndarray]
     error: dict[str, np.ndarray]
 
+    @classmethod
+    def join(cls, parts: Sequence[_Measured]) -> _Measured:
+        """Batches, one after the other."""
+        arrays = ([getattr(part, f.name) for part in parts] for f in fields(cls)[1:5])
+        by_label = ([getattr(part, f.name) for part in parts] for f in fields(cls)[5:])
+        return cls(
+            sum(part.massive for part in parts),
+            *map(np.concatenate, arrays),
+            *({label: np.concatenate([m[label] for m in own]) for label in own[0]} for own in by_label),
+        )
+
     def fvu(self, label: str) -> float:
         spread = self.spread[:, 0].sum()
         return float(self.error[label][:, 0].sum() / spread) if spread else float("nan")
-
-
-def _check(model: lm.Model, entries: Sequence[Entry], hook: str, mean: Tensor, *, allow_mismatch: bool) -> list[str]:
-    """Refuse what cannot be compared; a line for each mismatch that was accepted."""
-    notes = provenance.check_edit(model, hook, allow_mismatch=allow_mismatch)
-    labels = [e.label for e in entries]
-    if len(set(labels)) < len(labels) or MEAN in labels:
-        raise InputError(f"labels must differ, and none may be {MEAN!r}; got {', '.join(labels)}")
-    for entry in entries:
-        if mean.shape != (entry.model.d_in,):
-            raise InputError(
-                f"{entry.label} was trained on width {entry.model.d_in}, the store's mean has shape "
-                f"{tuple(mean.shape)}: use models and a mean of the same store"
-            )
-    models = {e.label: e.model for e in entries}
-    return notes + provenance.check_models(models, provenance.here(model, hook), allow_mismatch=allow_mismatch)
 
 
 def _scales(mean: Tensor, std: Tensor | None) -> Tensor:
@@ -218,24 +248,20 @@ def _scales(mean: Tensor, std: Tensor | None) -> Tensor:
     return torch.stack([ones, torch.where(variance > 0, 1 / variance, 0.0)], dim=1)
 
 
-def _clean_pass(
-    model: lm.Model, ids: list[list[int]], *, first: int, hook: str, width: int, limit: float | None, seed: int
-) -> tuple[_Batch, np.ndarray]:
-    """The batch with its activations, and the clean NLL of each token predicted from a replaced position."""
+def _clean_pass(data: FidelityData, ids: list[list[int]], *, first: int, limit: float | None, seed: int) -> _Batch:
     tokens, mask = lm.pad(ids)
-    found: list[Tensor] = []
+    seen: list[Tensor] = []
 
-    name = hook
-
-    def grab(tensor: Tensor, *, hook: Any = None) -> Tensor:
-        found.append(lm.rows_at(name, tensor, mask.shape).detach().float().cpu())
+    def read(tensor: Tensor, *, hook: Any = None) -> Tensor:
+        seen.append(lm.rows_at(data.hook, tensor, mask.shape).detach().float().cpu())
         return tensor
 
-    nll = lm.token_nll(model, tokens, mask, [(hook, grab)])
-    stream = found[0]
+    nll = lm.token_nll(data.model, tokens, mask, [(data.hook, read)])
+    stream, width = seen[0], len(data.mean)
     if stream.shape[2] != width:
         raise InputError(
-            f"hook point {hook} has width {stream.shape[2]}, the mean {width}: use the hook point that the mean is of"
+            f"hook point {data.hook} has width {stream.shape[2]}, the mean {width}: "
+            "use the hook point that the mean is of"
         )
     usual = mask.clone()
     usual[:, 0] = False
@@ -247,8 +273,9 @@ def _clean_pass(
         generator = torch.Generator().manual_seed(_document_seed(seed, first + i))
         noise[i, : len(row)] = torch.randn(len(row), stream.shape[2], generator=generator, dtype=torch.float32)
     owners = np.broadcast_to(np.arange(first, first + len(ids))[:, None], tuple(mask.shape))
-    batch = _Batch(tokens, mask, stream, owners, _widen(inner), usual, noise[usual])
-    return batch, nll[inner].double().numpy()
+    massive = int((mask[:, 1:] & ~usual[:, 1:]).sum())
+    clean = nll[inner].double().numpy()
+    return _Batch(tokens, mask, stream, owners, _widen(inner), usual, noise[usual], clean, massive)
 
 
 def _widen(inner: Tensor) -> Tensor:
@@ -274,38 +301,37 @@ def _replaced_nll(model: lm.Model, batch: _Batch, rows: Tensor, hook: str) -> np
     return nll[batch.inner[:, :-1]].double().numpy()
 
 
-def _add_metrics(results: Results, summary: _Summary, settings: dict[str, str]) -> None:
-    owners = summary.token_owners
-    results.add("clean", TASK, "", "nll", **bootstrap_mean(summary.clean, owners)._asdict())
-    floor = summary.nll[MEAN] - summary.clean
-    for label, nll in summary.nll.items():
-        setting, delta = settings.get(label, ""), nll - summary.clean
+def _add_metrics(results: Results, measured: _Measured, settings: dict[str, Setting]) -> None:
+    owners = measured.token_owners
+    results.add(CLEAN, TASK, "", "nll", **bootstrap_mean(measured.clean, owners)._asdict())
+    floor = measured.nll[MEAN] - measured.clean
+    for label, nll in measured.nll.items():
+        setting, delta = settings.get(label, Setting()), nll - measured.clean
         results.add(label, TASK, setting, "nll", **bootstrap_mean(nll, owners)._asdict())
         results.add(label, TASK, setting, "delta_nll", **bootstrap_mean(delta, owners)._asdict())
-        for name, error, spread in zip(_FVU, summary.error[label].T, summary.spread.T, strict=False):
-            fvu = bootstrap_ratio(error, spread, summary.row_owners)
+        for name, error, spread in zip(_FVU, measured.error[label].T, measured.spread.T, strict=False):
+            fvu = bootstrap_ratio(error, spread, measured.row_owners)
             results.add(label, TASK, setting, name, **fvu._asdict())
         recovered = bootstrap_ratio(floor - delta, floor, owners)
         results.add(label, TASK, setting, "loss_recovered", **recovered._asdict())
 
 
-def _add_differences(results: Results, summary: _Summary, entries: Sequence[Entry]) -> None:
+def _add_differences(results: Results, measured: _Measured, entries: Sequence[Entry]) -> None:
     """Paired differences, each at its own distortion, then at the other's."""
-    owners = summary.token_owners
+    owners = measured.token_owners
     for first, second in combinations(entries, 2):
-        gap = bootstrap_mean(summary.nll[first.label] - summary.nll[second.label], owners)
-        results.add(first.label, TASK, first.setting, f"delta_nll_diff:{second.label}", **gap._asdict())
+        gap = bootstrap_mean(measured.nll[first.label] - measured.nll[second.label], owners)
+        results.add(first.label, TASK, first.setting, "delta_nll_diff", **gap._asdict(), other=second.label)
     for curve, labels in _curves(entries).items():
-        fvu = {label: summary.fvu(label) for label in labels}
+        fvu = {label: measured.fvu(label) for label in labels}
         for other in (e for e in entries if e.label not in labels):
-            point = match(fvu, summary.fvu(other.label))
+            point = match(fvu, measured.fvu(other.label))
             if point is None:
                 continue
-            low, high, its = (summary.nll[label] - summary.clean for label in (point.low, point.high, other.label))
+            low, high, its = (measured.nll[label] - measured.clean for label in (point.low, point.high, other.label))
             gap = matched_difference(low, high, its, owners, point.weight)
-            setting = f"fvu={summary.fvu(other.label):.4f};between={point.low},{point.high}"
-            name = f"delta_nll_matched_diff:{other.label}"
-            results.add(curve, TASK, setting, name, **gap._asdict())
+            setting = Setting(fvu=f"{measured.fvu(other.label):.4f}", between=f"{point.low},{point.high}")
+            results.add(curve, TASK, setting, "delta_nll_matched_diff", **gap._asdict(), other=other.label)
 
 
 def _curves(entries: Sequence[Entry]) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -29,11 +29,9 @@ from glp_lens.activations.manifest import MANIFEST, Manifest
 from glp_lens.activations.writer import lock
 from glp_lens.corpus import Document
 from glp_lens.errors import InputError
+from glp_lens.evals.probing.settings import Pooling
 from glp_lens.evals.probing.tasks import Task
 from glp_lens.types import Acts, Json
-
-Pooling = Literal["last", "mean", "max", "all"]
-"""What of a text is a row: its last token, the mean or maximum over its tokens, or each token by itself."""
 
 _SHARD_TEXTS = 512
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from glp_lens.evals.probing.inference import holm, sign_flip_p, win_rate
-from glp_lens.evals.results import Metric, Results
+from glp_lens.evals.results import Metric, Results, Setting
 from glp_lens.evals.statistics import Interval, bootstrap_mean
 
 ALL = "all"
@@ -54,29 +53,33 @@ def add_means(results: Results, over: Over) -> None:
 
 def add_pairs(results: Results, main: Sequence[str], smallest: int, over: Over) -> None:
     """Add paired comparisons of the main entries, on the tasks that both have, with Holm's adjustment by setting."""
-    compared = re.compile(
-        rf"split=\w+;(mode=(paper|all|equal;features={smallest})|probe=sparse;(rank=difference;)?k=\w+)"
-    )
     for (setting, metric), table in _bar(tables(results.metrics), "pairs"):
-        if metric == "auc" and compared.fullmatch(setting):
+        if metric == "auc" and _compared(setting, smallest):
             _pairs(results, setting, {label: table[label] for label in main if label in table}, over)
 
 
-def tables(metrics: Iterable[Metric]) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
+def _compared(setting: Setting, smallest: int) -> bool:
+    """Whether main entries are compared at a setting: all of one feature, but for single layers, or k-sparse probes."""
+    if setting.get("mode") == "equal":
+        return setting.get("features") == str(smallest)
+    return (setting.get("mode") or setting.get("probe")) is not None and setting.get("layer") is None
+
+
+def tables(metrics: Iterable[Metric]) -> dict[tuple[Setting, str], dict[str, dict[str, float]]]:
     """Values of single tasks by setting and metric, then model, then task."""
-    found: dict[tuple[str, str], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    values: dict[tuple[Setting, str], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for m in metrics:
         if m.task != ALL:
-            found[m.setting, m.metric][m.model][m.task] = m.value
-    return found
+            values[m.setting, m.metric][m.model][m.task] = m.value
+    return values
 
 
-def _bar(found: dict[tuple[str, str], Any], what: str) -> tqdm[Any]:
-    return tqdm(found.items(), desc=f"probing, {what}", unit="setting", mininterval=2, leave=False)
+def _bar(by_setting: dict[tuple[Setting, str], Any], what: str) -> tqdm[Any]:
+    return tqdm(by_setting.items(), desc=f"probing, {what}", unit="setting", mininterval=2, leave=False)
 
 
-def _pairs(results: Results, setting: str, table: Table, over: Over) -> None:
-    lines = []
+def _pairs(results: Results, setting: Setting, table: Table, over: Over) -> None:
+    pairs = []
     for a, b in combinations(table, 2):
         shared = [task for task in table[a] if task in table[b]]
         if not shared:
@@ -86,8 +89,8 @@ def _pairs(results: Results, setting: str, table: Table, over: Over) -> None:
         families = over.of(shared)
         wins = win_rate(one, other, families, resamples=over.resamples, seed=over.seed)
         mean = over.mean(dict(zip(shared, gap, strict=True)))
-        lines.append((a, b, mean, wins, sign_flip_p(gap, families, seed=over.seed)))
-    for (a, b, mean, wins, _), p in zip(lines, holm([p for *_, p in lines]), strict=True):
-        results.add(a, ALL, setting, f"auc_diff:{b}", **mean._asdict())
-        results.add(a, ALL, setting, f"win_rate:{b}", **wins._asdict())
-        results.add(a, ALL, setting, f"p_holm:{b}", p, n=mean.n)
+        pairs.append((a, b, mean, wins, sign_flip_p(gap, families, seed=over.seed)))
+    for (a, b, mean, wins, _), p in zip(pairs, holm([p for *_, p in pairs]), strict=True):
+        results.add(a, ALL, setting, "auc_diff", **mean._asdict(), other=b)
+        results.add(a, ALL, setting, "win_rate", **wins._asdict(), other=b)
+        results.add(a, ALL, setting, "p_holm", p, n=mean.n, other=b)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from glp_lens import provenance
-from glp_lens.errors import InputError
 from glp_lens.evals.entries import Entry
-from glp_lens.evals.probing import sparse
 from glp_lens.evals.probing.activations import TaskActivations
-from glp_lens.evals.probing.comparing import ALL
-from glp_lens.evals.probing.lines import DENSE
 from glp_lens.evals.probing.tasks import Task
 from glp_lens.types import Json
 
@@ -38,39 +35,13 @@ def place(entries: Sequence[Entry], source: Json) -> list[Entry]:
     return found
 
 
-def check(
-    entries: Sequence[Entry],
-    tasks: Sequence[Task],
-    seeds: Sequence[int],
-    max_features: int,
-    sizes: Sequence[int],
-    ks: Sequence[sparse.Size],
-) -> None:
-    """Refuse arguments of `suite.run` that mean nothing."""
-    if not entries or not tasks or not seeds or max_features < 1:
-        raise InputError(
-            f"expected at least one model, task, noise seed and feature, got {len(entries)} models, "
-            f"{len(tasks)} tasks, {len(seeds)} noise seeds and max_features={max_features}"
-        )
-    if bad := [k for k in (*sizes, *ks) if k != "dense" and (not isinstance(k, int) or k < 1)]:
-        raise InputError(f"sizes and ks must be numbers of features from 1, or 'dense' as k, got {bad[0]!r}")
-    for what, found, reserved in (
-        ("labels", [entry.label for entry in entries], DENSE),
-        ("task names", [task.name for task in tasks], ALL),
-    ):
-        if len({*found, reserved}) <= len(found):
-            raise InputError(f"{what} must be unique and other than {reserved!r}, got {', '.join(found)}")
+def provenance_at(task: Task, activations: TaskActivations) -> Callable[[Entry], Json]:
+    """Provenance of the activations that an entry is probed on, whose width is that of a task's rows."""
 
-
-def check_provenance(
-    entries: Sequence[Entry], task: Task, activations: TaskActivations, allow_mismatch: bool
-) -> list[str]:
-    """Refuse models that do not fit their activations; a line for each mismatch that was accepted."""
-    notes = []
-    for hook in hooks(entries, activations):
+    @cache
+    def at(hook: str | None) -> Json:
         names = (activations.source.get("hook_names") or {}).get(hook)
         width = activations.rows(task.name, hook).acts.shape[1]
-        here = {**activations.source, "hook": hook, "hook_names": names, "d_in": width}
-        models = {entry.label: entry.model for entry in entries if entry.hook == hook}
-        notes += provenance.check_models(models, here, allow_mismatch=allow_mismatch)
-    return notes
+        return {**activations.source, "hook": hook, "hook_names": names, "d_in": width}
+
+    return lambda entry: at(entry.hook)

@@ -19,6 +19,7 @@ from glp_lens.evals.probing import features, rank, sparse
 from glp_lens.evals.probing.features import Joined, Matrix, NotFinite, Values
 from glp_lens.evals.probing.inference import equal_count
 from glp_lens.evals.probing.rows import Rows, SplitRows
+from glp_lens.evals.probing.settings import ProbingSettings, Size
 from glp_lens.evals.probing.tasks import Indices
 from glp_lens.types import Json
 
@@ -28,14 +29,20 @@ _COLUMNS = 8192
 
 @dataclass(frozen=True)
 class Options:
-    """What `suite.run` was asked for; see there. `smallest` is the least number of features of a main entry."""
+    """What a task is scored with; see `ProbingSettings`. `smallest` is the least number of features of a main entry."""
 
     seeds: tuple[int, ...]
-    ks: tuple[sparse.Size, ...]
+    ks: tuple[Size, ...]
     max_features: int
     sizes: tuple[int, ...]
     smallest: int
     device: str
+
+    @classmethod
+    def of(cls, settings: ProbingSettings, smallest: int, device: str) -> Options:
+        """Those of a run."""
+        s = settings
+        return cls(tuple(range(s.seeds)), s.ks, s.max_features, s.sizes, smallest, device)
 
 
 class Choice(NamedTuple):

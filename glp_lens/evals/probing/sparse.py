@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,11 +29,10 @@ from sklearn.model_selection import LeavePOut, StratifiedKFold
 from torch import Tensor
 
 from glp_lens.errors import InputError
+from glp_lens.evals.probing.settings import Size
 
-Size = int | Literal["dense"]
 Rows = NDArray[np.int64]
 
-SIZES: tuple[Size, ...] = (1, 2, 5, 16, 64, 128, "dense")
 PENALTIES = tuple(np.logspace(5, -5, 10))
 """Inverse L2 strengths C to choose from; of equals in validation, the first."""
 _BLOCK = 8192
@@ -74,7 +73,7 @@ def fit(
     y_train: Rows,
     x_test: NDArray[np.float32],
     y_test: Rows,
-    ks: Sequence[Size] = SIZES,
+    ks: Sequence[Size] = (1, 2, 5, 16, 64, 128, "dense"),
     *,
     normalize: bool = True,
     seed: int = 42,

@@ -5,44 +5,51 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from glp_lens.evals.entries import Entry
-from glp_lens.evals.probing import features, lines, rows, sparse
+from glp_lens.errors import InputError
+from glp_lens.evals.cache import ResultCache
+from glp_lens.evals.entries import Entry, usable
+from glp_lens.evals.probing import features, lines, rows
 from glp_lens.evals.probing.activations import TaskActivations
-from glp_lens.evals.probing.comparing import Over, add_means, add_pairs
-from glp_lens.evals.probing.lines import LISTS
-from glp_lens.evals.probing.placing import check, check_provenance, hooks, place
-from glp_lens.evals.probing.records import Records, load, save
+from glp_lens.evals.probing.comparing import ALL, Over, add_means, add_pairs
+from glp_lens.evals.probing.lines import DENSE, LISTS
+from glp_lens.evals.probing.placing import hooks, place, provenance_at
 from glp_lens.evals.probing.rows import FOLDS, Rows
 from glp_lens.evals.probing.scoring import Options, score
+from glp_lens.evals.probing.settings import ProbingSettings
 from glp_lens.evals.probing.tasks import Task
-from glp_lens.evals.results import Results
+from glp_lens.evals.results import Metric, Results
 from glp_lens.interface import Featurizer
 from glp_lens.types import Json
 
-SIZES = tuple(4**i for i in range(10))
-"""Numbers of features of the curves at equal count."""
+
+@dataclass(frozen=True)
+class ProbingData:
+    """What probing is measured on.
+
+    Attributes:
+        tasks: see `tasks.load` and `own_tasks.open_tasks`.
+        activations: of the tasks' texts, see `activations.collect`; in the language model's units.
+        device: where activations and noise are handed to the models.
+    """
+
+    tasks: Sequence[Task]
+    activations: TaskActivations
+    device: str = "cpu"
 
 
 def run(
     entries: Sequence[Entry],
-    tasks: Sequence[Task],
-    activations: TaskActivations,
+    data: ProbingData,
+    settings: ProbingSettings | None = None,
     *,
-    seeds: Sequence[int] = (0, 1, 2),
-    ks: Sequence[sparse.Size] = sparse.SIZES,
-    max_features: int = 512,
-    sizes: Sequence[int] = SIZES,
-    resamples: int = 2000,
-    seed: int = 0,
-    device: str = "cpu",
-    allow_mismatch: bool = False,
     folder: str | Path | None = None,
+    allow_mismatch: bool = False,
 ) -> Results:
     """Probe every entry on every task: with its best single feature, and with its best k.
 
@@ -77,53 +84,55 @@ def run(
 
     Args:
         entries: models with the `Featurizer` capability; others are noted in `failures` and left out.
-        tasks: see `tasks.load`.
-        activations: see `activations.collect`; in the language model's units.
-        seeds: noise seeds.
-        ks: numbers of features of the k-sparse probes, none for no such probes.
-        max_features: the number of candidates in `mode=paper`.
-        sizes: numbers of features of the curve at equal count; those above an entry's own number are left out, that
-            number and the smallest one of the main entries are added.
-        resamples: bootstrap draws.
-        seed: of the bootstrap and the sign flips.
-        device: where activations and noise are handed to the models.
+        data: the tasks and their activations.
+        settings: by default `ProbingSettings()`.
+        folder: where each finished task is kept under a hash of every input, so that a later or interrupted run
+            continues.
         allow_mismatch: probe models trained at another hook point, or on another language model or weight
             processing; each is noted in `failures`.
-        folder: where each finished task is kept. A second run with the same models, options, texts and activations
-            goes on after it.
 
     Raises:
         InputError: nothing to probe, labels that are not unique, activations that do not fit the models or tasks.
     """
     start = time.perf_counter()
-    check(entries, tasks, seeds, max_features, sizes, ks)
+    settings, tasks, activations = settings or ProbingSettings(), data.tasks, data.activations
+    _check(entries, tasks)
     folder = None if folder is None else Path(folder)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    placed = place([entry for entry in entries if isinstance(entry.model, Featurizer)], activations.source)
-    failures = [
-        f"{entry.label}: gives no features to probe ({entry.model.kind})"
-        for entry in entries
-        if not isinstance(entry.model, Featurizer)
-    ]
-    failures += check_provenance(placed, tasks[0], activations, allow_mismatch)
+    placed, failures = usable(
+        place(entries, activations.source),
+        Featurizer,
+        provenance_at(tasks[0], activations),
+        reserved=(DENSE,),
+        left_out="{label}: gives no features to probe ({kind})",
+        allow_mismatch=allow_mismatch,
+    )
     main = [entry for entry in placed if entry.main]
     smallest = min((features.count(entry) for entry in main or placed), default=1)
-    options = Options(tuple(seeds), tuple(ks), max_features, tuple(sizes), smallest, device)
+    options = Options.of(settings, smallest, data.device)
     results = _begin(placed, tasks, activations, options)
-    results.config |= {"resamples": resamples, "seed": seed}
+    results.config |= {"resamples": settings.resamples, "seed": settings.seed}
     results.failures += failures
     for record in _score_all(placed, tasks, activations, options, folder):
-        for metric in record["metrics"]:
-            results.add(**metric)
+        results.metrics += [Metric.from_row({"suite": results.suite, **row}) for row in record["metrics"]]
         results.failures += record["failures"]
         for key in ("probes", "best"):
             results.extras[key] += record[key]
-    over = Over({task.name: task.family for task in tasks}, resamples, seed)
+    over = Over({task.name: task.family for task in tasks}, settings.resamples, settings.seed)
     add_means(results, over)
     add_pairs(results, [entry.label for entry in main], smallest, over)
     results.seconds = time.perf_counter() - start
     return results
+
+
+def _check(entries: Sequence[Entry], tasks: Sequence[Task]) -> None:
+    """Refuse what cannot be probed."""
+    if not entries or not tasks:
+        raise InputError(f"expected at least one model and task, got {len(entries)} models and {len(tasks)} tasks")
+    names = [task.name for task in tasks]
+    if len({*names, ALL}) <= len(names):
+        raise InputError(f"task names must be unique and other than {ALL!r}, got {', '.join(names)}")
 
 
 def _begin(entries: Sequence[Entry], tasks: Sequence[Task], activations: TaskActivations, options: Options) -> Results:
@@ -151,38 +160,49 @@ def _score_all(
     options: Options,
     folder: Path | None,
 ) -> Iterator[Json]:
-    """The record of each task, of finished ones from their files."""
-    records, used = Records(folder, entries, options), hooks(entries, activations)
+    """The record of each task, of finished ones from the cache."""
+    cache = ResultCache(folder, lambda: [[entry.identity() for entry in entries], asdict(options)])
+    used = hooks(entries, activations)
     each = sum(len(features.noise_seeds(entry, options.seeds)) for entry in entries)
     with tqdm(total=each * len(tasks), desc="probing", unit="model", mininterval=2) as bar:
         for task in tasks:
-            found = {hook: rows.read(task, activations, hook) for hook in used}
-            path = records.path(list(found.values()))
-            record, done = load(path), bar.n + each
-            if record is None:
-                record = _score_task(entries, found, options, folder, bar.update)
-                save(path, record)
+            at_hooks = {hook: rows.read(task, activations, hook) for hook in used}
+            done, made = bar.n + each, []
+
+            def make(at_hooks: dict[str | None, Rows] = at_hooks, made: list[Json] = made) -> Json:
+                made.append(_score_task(entries, at_hooks, options, folder, bar.update))
+                return made[0]
+
+            yield cache.get(task.name, lambda own=at_hooks: _inputs(own), make)
+            if made:
                 bar.update(done - bar.n)  # of a task that cannot be scored
             else:
                 bar.total = (bar.total or 0) - each  # a finished task must not count towards the rate
                 bar.refresh()
-            yield record
+
+
+def _inputs(at_hooks: dict[str | None, Rows]) -> list[Any]:
+    """What the record of a task depends on, besides models and options."""
+    task = next(iter(at_hooks.values())).task
+    splits = {name: list(split) for name, split in task.splits.items()}
+    acts = [[at.acts, at.text] for at in at_hooks.values()]
+    return [task.name, task.texts, task.labels, splits, task.groups, task.own_groups, acts]
 
 
 def _score_task(
     entries: Sequence[Entry],
-    found: dict[str | None, Rows],
+    at_hooks: dict[str | None, Rows],
     options: Options,
     folder: Path | None,
     advance: Callable[[], Any],
 ) -> Json:
     """All entries on one task, given its rows at each hook point, the dense probe's first."""
-    first = next(iter(found.values()))
-    problems = dict.fromkeys(problem for at in found.values() for problem in at.problems)
+    first = next(iter(at_hooks.values()))
+    problems = dict.fromkeys(problem for at in at_hooks.values() for problem in at.problems)
     made: list[Json] = [{key: [] for key in LISTS} | {"failures": list(problems)}]
     made += [lines.reference(first, name) for name in first.splits]
     for group in _groups(entries) if first.splits else ():
-        at = found[group[0].hook]
+        at = at_hooks[group[0].hook]
         scored = score(group, at, options, folder, advance)
         made += [lines.record(scored.found[e.label][name], e, at, name)
                  for e in group if e.label in scored.found for name in at.splits]  # fmt: skip

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
 from glp_lens import corpus
 from glp_lens.errors import InputError
+from glp_lens.evals.steering.settings import ConceptName
 
 # AG News topics. The judge's dataset names three of its four classes wrongly: its "Technology" holds business
 # news, "Politics" world news and "Entertainment" science and technology.
 _DIRECTION = {"sports": "162_agnews_1", "business": "163_agnews_2", "world": "161_agnews_0"}
 _JUDGE = {"sports": "Sport", "business": "Technology", "world": "Politics"}
 _JUDGE_DATASET = "97_news_class"
-NAMES = tuple(_DIRECTION)
+NAMES: tuple[str, ...] = get_args(ConceptName)
 
 
 @dataclass(frozen=True)

@@ -15,25 +15,6 @@ from glp_lens.errors import InputError
 from glp_lens.evals.entries import Entry
 from glp_lens.types import HookFunction
 
-PROMPTS = (
-    "The first thing I noticed", "When she opened the door", "On the way home we",
-    "Nobody in the room could", "After a long pause he", "It was clear that the",
-    "The old man looked at", "There is one thing that", "My friend told me that",
-    "The letter began with the", "In the morning they were", "For the last few days",
-    "She said that she would", "We had to wait until", "What surprised me most was",
-    "He put the box on", "Most of the people here", "At the end of the",
-    "They found a small note", "The best part of the", "Every year around this time",
-    "I was not sure whether", "A few minutes later the", "The next page says that",
-    "Some people think that the", "He could not remember the", "Not far from here is",
-    "The reason for this is", "By the time we arrived", "You may have heard that",
-    "The answer to the question", "Last night I thought about", "One of the children asked",
-    "We sat down and talked", "The photo on the wall", "If you ask me now",
-    "It took them almost an", "Before I could say anything", "The rest of the day",
-    "As far as I know",
-)  # fmt: skip
-"""Prefixes that favour no topic. All are five common words, so most tokenizers give them one length and they
-share a batch without padding."""
-
 
 def generate(
     model: lm.Model,
@@ -105,9 +86,7 @@ def prompt_noise(seed: int, prompt: int, positions: int, d_in: int) -> Tensor:
     return torch.from_numpy(values)
 
 
-def _row_noise(
-    noise: Tensor,
-) -> hooks.RowNoise:
+def _row_noise(noise: Tensor) -> hooks.RowNoise:
     """Row `i` of the batch gets `noise[call, i]`; `noise` is `(calls, rows, d_in)`."""
 
     def row_noise(call: int, rows: int) -> Tensor:

