@@ -26,8 +26,8 @@ from glp_lens.models import released
 from glp_lens.models.batching import Known, Layer, check_layer, in_batches, known, pick, untrained
 from glp_lens.models.denoiser import Denoiser, DenoiserConfig
 from glp_lens.models.fitting import fit, initial_denoiser
-from glp_lens.models.inputs import check_rows, draw_noise
 from glp_lens.models.normalizer import Normalizer
+from glp_lens.models.row_checks import check_rows, draw_noise
 from glp_lens.models.sources import ClassVectors, Sources, Stores, layer_of
 from glp_lens.training.config import RunOptions, TrainConfig, recipe
 from glp_lens.types import Acts, Features, Json, PerRow
@@ -50,7 +50,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         >>> from glp_lens.activations import write_store
         >>> rows = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))
         >>> store = write_store(tempfile.mkdtemp() + "/acts", rows, hook="blocks.3.hook_resid_post")
-        >>> glp = gl.GLP.fit(store, gl.recipe("fast", rows=2048, batch_size=64), d_model=16, d_mlp=32)
+        >>> glp = gl.GLP.fit(store, gl.recipe("fast", rows=1024, batch_size=64), d_model=16, d_mlp=32)
         >>> glp.project(rows[:5], sigma=0.2).shape, glp.encode(rows[:5]).shape, glp.sample(3).shape
         (torch.Size([5, 8]), torch.Size([5, 96]), torch.Size([3, 8]))
         >>> name, hook = glp.projection_hook(sigma=0.2)  # for model.hooks(fwd_hooks=[(name, hook)])

@@ -26,7 +26,7 @@ from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Featurizer, Projector, Reconstructor, Scorer
 from glp_lens.models import sae_metadata
-from glp_lens.models.inputs import check_rows
+from glp_lens.models.row_checks import check_rows
 from glp_lens.training.config import DEFAULT_ROWS
 from glp_lens.types import Acts, Features, Json, PerRow
 

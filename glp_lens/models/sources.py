@@ -20,8 +20,8 @@ from glp_lens.activations.massive import Massive
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.stream import ActivationStream
 from glp_lens.errors import InputError
-from glp_lens.models.inputs import check_rows
 from glp_lens.models.normalizer import Normalizer, massive_rows, mean_and_std
+from glp_lens.models.row_checks import check_rows
 from glp_lens.training import distributed
 from glp_lens.training.config import TrainConfig
 from glp_lens.training.objective import Batch, step_seed
