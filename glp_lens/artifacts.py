@@ -1,9 +1,10 @@
-"""Saving, loading and publishing trained models: a folder of `config.json`, safetensors, and where they came from."""
+"""The base class of models: saving, loading and publishing a folder of `config.json` and safetensors."""
 
 from __future__ import annotations
 
 import json
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -23,24 +24,25 @@ WEIGHTS = "model.safetensors"
 
 
 def check_provenance(value: Any, where: str) -> Json:
-    """Provenance as a file has it, none as an empty one.
+    """Provenance that was read from a file; an empty one if there is none.
 
     Raises:
-        InputError: it, or what it says of the store or the training, is no JSON object.
+        InputError: it, or its part on the store or the training, is no JSON object.
     """
-    found = value or {}
-    if not isinstance(found, dict) or any(not isinstance(found.get(k) or {}, dict) for k in ("store", "training")):
+    value = value or {}
+    if not isinstance(value, dict) or any(not isinstance(value.get(k) or {}, dict) for k in ("store", "training")):
         raise InputError(f"{where} is damaged: expected objects as provenance and its store and training")
-    return found
+    return value
 
 
 class ActivationModel(ABC):
     """A trained model of activations: what every kind has in common.
 
     Attributes:
+        kind: name of the kind in the registry, `glp_lens.kinds.KINDS`.
         d_in: width of the activations.
-        provenance: JSON-like; `store` says which rows of which corpus through which language model and
-            hook point the model saw, `training` how much compute it got.
+        provenance: JSON-like; `store` is where the training activations came from (corpus, language model, hook
+            point), `training` how many rows the model saw and what that cost.
     """
 
     kind: ClassVar[str]
@@ -60,12 +62,12 @@ class ActivationModel(ABC):
 
     @property
     def max_norm(self) -> float | None:
-        """Norm above which rows were left out of the training store as massive activations."""
+        """Norm above which activations count as massive and were left out of training."""
         return (self.provenance.get("store") or {}).get("max_norm")
 
     @abstractmethod
     def _config(self) -> Json:
-        """What `_restore` needs besides the weights."""
+        """What `_restore` needs besides the weights, as JSON."""
 
     @abstractmethod
     def _tensors(self) -> dict[str, Tensor]:
@@ -76,6 +78,25 @@ class ActivationModel(ABC):
     def _restore(cls, config: Json, tensors: dict[str, Tensor]) -> Self:
         """The model of `_config()` and `_tensors()`; KeyError, ValueError or TypeError if they do not fit."""
 
+    def _record_fit(
+        self, store: Json, *, rows: int, flops: float, began: float, seed: int, parameters: int | None = None
+    ) -> Self:
+        """Write the provenance of a fit in closed form; gives the model.
+
+        Args:
+            store: provenance of the store.
+            rows: that were read, each once.
+            flops: floating-point operations.
+            began: `time.perf_counter()` at the start.
+            parameters: by default the numbers in `_tensors`.
+        """
+        if parameters is None:
+            parameters = sum(tensor.numel() for tensor in self._tensors().values())
+        training = {"rows_seen": rows, "rows_distinct": rows, "parameters": parameters, "flops": flops}
+        training |= {"seconds": time.perf_counter() - began, "seed": seed}
+        self.provenance = {"store": store, "training": training}
+        return self
+
     @numerics.own()
     def to(self, device: str | torch.device) -> Self:
         """Move the weights to a device, in place."""
@@ -85,7 +106,7 @@ class ActivationModel(ABC):
         return self
 
     def fingerprint(self) -> str:
-        """Hash of kind, settings, provenance and weights: of all that the model's results depend on."""
+        """Hash of everything that the model's results depend on: kind, settings, provenance and weights."""
         about = [self.kind, self.hook, self._config(), self.provenance]
         digest = xxhash.xxh3_128(json.dumps(about, default=str).encode())
         for name, tensor in sorted(self._tensors().items()):
@@ -178,7 +199,7 @@ class ActivationModel(ABC):
             )
 
     def _writers(self) -> dict[str, Callable[..., Path]]:
-        """What writes the model to a folder, by the name of the format."""
+        """Functions that write the model to a folder, by the name of the format."""
         return {"own": self.save_pretrained}
 
     def _about(self) -> Json:

@@ -22,12 +22,12 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from glp_lens import lm
+from glp_lens import lm, provenance
 from glp_lens.errors import InputError
 from glp_lens.lm import same_point
 from glp_lens.types import HookFunction
 
-__all__ = ["HookFunction", "Positions", "RowNoise", "edit", "project", "replace", "same_point", "steer"]
+__all__ = ["HookFunction", "Positions", "RowNoise", "edit", "project", "projection", "replace", "same_point", "steer"]
 
 Positions = Literal["all", "last"]
 RowNoise = Callable[[int, int], Tensor]
@@ -271,6 +271,44 @@ def project(
     move = _projection(projector, noise, options)
     run = _edit(lambda rows, _: move(rows), positions, mask, model, allow_mismatch=allow_mismatch)
     return _at_its_point(run, projector, model, allow_mismatch=allow_mismatch)
+
+
+def projection(
+    projector: _Projects,
+    hook: str | None = None,
+    *,
+    model: lm.Model | None = None,
+    allow_mismatch: bool = False,
+    **options: Any,
+) -> tuple[str, HookFunction]:
+    """`(hook point, hook function)` of a projector, checked against what it was trained on.
+
+    It is what `projection_hook` of a model calls.
+
+    Args:
+        hook: the hook point; by default the one that the projector was trained on.
+        model, allow_mismatch: see `Projector.projection_hook`.
+        options: those of `project`.
+
+    Raises:
+        InputError: no hook point is known, or another one, or another language model.
+    """
+    name = hook or projector.hook
+    if name is None:
+        raise InputError("this model does not know its hook point: pass hook='blocks.N.hook_resid_post'")
+    projector = provenance.bound(projector, name)
+    if model is not None:
+        provenance.check_use(projector, model, name, allow_mismatch=allow_mismatch)
+        if not allow_mismatch:
+            lm.check_edit(model, name)
+    else:
+        provenance.check(
+            f"this {type(projector).__name__} was trained",
+            {"hook": projector.hook, "hook_names": getattr(projector, "hook_names", None)},
+            {"hook": name},
+            allow_mismatch=allow_mismatch,
+        )
+    return name, project(projector, model=model, allow_mismatch=allow_mismatch, **options)
 
 
 def _projection(projector: _Projects, noise: RowNoise | None, options: dict[str, Any]) -> Callable[[Tensor], Tensor]:

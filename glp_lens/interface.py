@@ -1,10 +1,10 @@
-"""What a model of activations can do, as types.
+"""What a model of activations can do, as abstract types.
 
-A model inherits the capabilities it truly has, and a suite asks for the one it needs. All take and return
-activations in the language model's own units. Rows may lie on any device: the model computes on its own and
-gives the result back on theirs, and `sample` draws on the model's. `noise` `(n, d_in)` is standard normal and overrides
-`generator`; models without randomness accept and ignore both. Results do not depend on the caller's modes of torch,
-autocast and inference mode: the methods named here run without, in every model.
+A model inherits the capabilities it has, and a suite asks for the one it needs. All methods take and return activations
+in the language model's own units. Rows may lie on any device: the model computes on its own device and returns the
+result on theirs; `sample` returns rows on the model's. `noise` `(n, d_in)` is standard normal and overrides
+`generator`; models without randomness accept and ignore both. Results do not depend on the caller's modes of torch
+(autocast, default dtype, inference mode): the methods named here compute outside of them, in every model.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import Any, ClassVar
 
 from torch import Generator, Tensor
 
-from glp_lens import hooks, lm, numerics, provenance
-from glp_lens.errors import InputError
+from glp_lens import hooks, lm, numerics
 from glp_lens.types import Acts, Features, HookFunction, PerRow
 
 _COMPUTING = frozenset(
@@ -24,10 +23,10 @@ _COMPUTING = frozenset(
 
 
 class Capability:
-    """Something that a model can do, in `numerics.own` whoever wrote the model."""
+    """Something that a model can do. Its computing methods run in `numerics.own`, also in models of other authors."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Put the caller's modes aside in the methods that compute."""
+        """Make the methods that compute independent of the caller's modes of torch."""
         super().__init_subclass__(**options)
         for name in _COMPUTING & vars(cls).keys():
             setattr(cls, name, numerics.own()(vars(cls)[name]))
@@ -114,25 +113,16 @@ class Projector(Capability, ABC):
         Raises:
             InputError: no hook point is known, or another one, or another language model.
         """
-        name = hook or self.hook
-        if name is None:
-            raise InputError("this model does not know its hook point: pass hook='blocks.N.hook_resid_post'")
-        projector = provenance.bound(self, name)
-        if model is not None:
-            provenance.check_use(projector, model, name, allow_mismatch=allow_mismatch)
-            if not allow_mismatch:
-                lm.check_edit(model, name)
-        else:
-            provenance.check(
-                f"this {type(self).__name__} was trained",
-                {"hook": projector.hook, "hook_names": getattr(projector, "hook_names", None)},
-                {"hook": name},
-                allow_mismatch=allow_mismatch,
-            )
-        hook_fn = hooks.project(
-            projector, positions, noise, mask, model=model, allow_mismatch=allow_mismatch, **options
+        return hooks.projection(
+            self,
+            hook,
+            model=model,
+            allow_mismatch=allow_mismatch,
+            positions=positions,
+            noise=noise,
+            mask=mask,
+            **options,
         )
-        return name, hook_fn
 
 
 class Sampler(Capability, ABC):

@@ -1,4 +1,4 @@
-"""Rows in batches of bounded size, with what is known of each row: its layer of the language model, its condition."""
+"""Rows in batches of bounded size, each with its layer of the language model and its condition."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROWS = 4096
 
 @dataclass(frozen=True)
 class Known:
-    """Layer and condition, each of all rows or one for each: `known[index]` are those of a slice of the rows."""
+    """Layer and condition of rows, each one value for all or one for each row; `known[index]` are those of a slice."""
 
     layer: Layer
     condition: Tensor | None
@@ -33,7 +33,7 @@ class Known:
 
 
 def known(n: int, layer: Layer, condition: Tensor | None, device: torch.device) -> Known:
-    """What `n` rows are known to have, on the device that the network is on.
+    """Layer and condition of `n` rows, on the device of the network.
 
     Raises:
         InputError: conditions of another number of rows, or infinite ones.
@@ -62,20 +62,20 @@ def check_layer(layer: Layer, n: int | None, trained: Sequence[int]) -> Layer:
     """
     if layer is None:
         return None
-    found = None if isinstance(layer, str) else torch.as_tensor(layer)
-    fits = found is not None and (found.ndim == 0 or (found.ndim == 1 and n in (None, len(found))))
-    if found is None or not fits or found.is_floating_point() or found.dtype == torch.bool:
-        got = repr(layer) if found is None or not found.ndim else f"{found.dtype} of shape {tuple(found.shape)}"
+    layers = None if isinstance(layer, str) else torch.as_tensor(layer)
+    fits = layers is not None and (layers.ndim == 0 or (layers.ndim == 1 and n in (None, len(layers))))
+    if layers is None or not fits or layers.is_floating_point() or layers.dtype == torch.bool:
+        got = repr(layer) if layers is None or not layers.ndim else f"{layers.dtype} of shape {tuple(layers.shape)}"
         raise InputError(f"layer must be an integer, or one for each of {'the' if n is None else n} rows, got {got}")
     if trained:
-        strange = found[~torch.isin(found, torch.tensor(trained, device=found.device))]
+        strange = layers[~torch.isin(layers, torch.tensor(trained, device=layers.device))]
         if len(strange):
             raise untrained(int(strange[0]), trained)
-    return found.long() if found.ndim else int(found)
+    return layers.long() if layers.ndim else int(layers)
 
 
 def untrained(layer: int | str, trained: Sequence[int]) -> InputError:
-    """What to say of a layer that a prior was not trained on."""
+    """The error for a layer that a prior was not trained on."""
     return InputError(f"this prior was trained on layers {', '.join(map(str, trained))}, got {layer}: pass one of them")
 
 
@@ -90,7 +90,7 @@ def in_batches(
     """`function(rows, their slice)` over batches of bounded size, joined; with gradients only if `differentiable`.
 
     Args:
-        copies: how often the function takes each row through the network at once.
+        copies: times that the function passes each row through the network at once.
     """
     size = max(1, ROWS // copies)
     slices = [slice(i, i + size) for i in range(0, len(rows), size)] or [slice(0, 0)]

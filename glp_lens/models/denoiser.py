@@ -66,7 +66,7 @@ def sinusoidal(positions: Tensor, width: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Term:
-    """A part of the embedding that modulates the gates: of noise level, layer or condition.
+    """A summand of the embedding that modulates the gates: of noise level, layer or condition.
 
     Attributes:
         embedding: `(m, d_model)`, one for each distinct value in the batch.
@@ -77,7 +77,7 @@ class Term:
     index: Tensor | None = None
 
     def spread(self, projected: Tensor) -> Tensor:
-        """Something computed of each embedding, `(m, k)`, as one for each row (or one for all)."""
+        """Values computed from the embeddings, `(m, k)`, as one for each row (or one for all)."""
         return projected if self.index is None else embedding(self.index, projected)
 
 
@@ -117,8 +117,8 @@ class Denoiser(nn.Module):
     """Predicts the velocity `eps - x` of normalised activations from their noisy version (paper, section 3).
 
     Attributes:
-        recompute: give up the activations inside the blocks and compute them again in the backward pass, which
-            takes a third more time and a fraction of the memory.
+        recompute: compute the activations inside the blocks again in the backward pass rather than keep them
+            (activation checkpointing): a third more time, a fraction of the memory.
     """
 
     def __init__(self, config: DenoiserConfig) -> None:
@@ -187,9 +187,9 @@ class Denoiser(nn.Module):
     def along(
         self, levels: Sequence[float], layer: int | Tensor | None, condition: Tensor | None, device: torch.device
     ) -> Callable[[Tensor, float], Tensor]:
-        """`velocity(z, sigma)` for the noise levels of a grid, whose time path is computed here, once for all rows.
+        """`velocity(z, sigma)` for the noise levels of a grid, whose modulation is computed here once for all rows.
 
-        The time path is over a quarter of a denoiser's weights, which otherwise are read once a step.
+        The weights that compute it are over a quarter of a denoiser's, and would otherwise be read at every step.
         """
         order = {level: i for i, level in enumerate(levels)}
         time, *others = self.terms(
@@ -217,11 +217,11 @@ class Denoiser(nn.Module):
         """Hidden units of every block, `(n, n_layers * d_mlp)`, layer-major."""
         terms = self.terms(sigma, layer, condition, z.device)
         h = self.in_proj(z)
-        found = []
+        hidden = []
         for block in self.blocks:
-            found.append(block.meta_neurons(h, block.modulation(terms)))
-            h = h + block.down_proj(found[-1])
-        return torch.cat(found, dim=1)
+            hidden.append(block.meta_neurons(h, block.modulation(terms)))
+            h = h + block.down_proj(hidden[-1])
+        return torch.cat(hidden, dim=1)
 
     def terms(
         self,
@@ -232,10 +232,9 @@ class Denoiser(nn.Module):
         *,
         distinct: bool = True,
     ) -> list[Term]:
-        """Embeddings of noise level, layer and condition, which add up.
+        """Embeddings of noise level, layer and condition, to be added.
 
-        That of the noise level is computed once for each `distinct` one of a batch, the layer's once for each layer
-        of the language model, or once where all rows share one.
+        Each is computed once for each of its values in the batch: of noise levels if `distinct`, of layers always.
 
         Raises:
             InputError: as `forward`.
@@ -245,17 +244,17 @@ class Denoiser(nn.Module):
         index = None
         if distinct and len(timestep) > 1:
             timestep, index = timestep.unique(return_inverse=True)
-        found = [Term(self.time_embed(sinusoidal(timestep, width)), index)]
+        terms = [Term(self.time_embed(sinusoidal(timestep, width)), index)]
         if (layers := self._layers(layer, device)) is not None:
             depth = self.config.multi_layer_n_layers or 1
             index = None
             if len(layers) > depth:
                 layers, index = torch.arange(depth, device=device), layers
-            found.append(Term(self.layer_embed(sinusoidal(layers.float() / max(depth - 1, 1), width)), index))
+            terms.append(Term(self.layer_embed(sinusoidal(layers.float() / max(depth - 1, 1), width)), index))
         if (vectors := self._vectors(condition, device)) is not None:
             given = ~vectors.isnan().any(1, keepdim=True)
-            found.append(Term(self.condition_embed(vectors.nan_to_num()) * given))
-        return found
+            terms.append(Term(self.condition_embed(vectors.nan_to_num()) * given))
+        return terms
 
     def _layers(self, layer: int | Tensor | None, device: torch.device) -> Tensor | None:
         depth = self.config.multi_layer_n_layers
@@ -289,7 +288,7 @@ class Denoiser(nn.Module):
         """Floating-point operations of one forward pass for one row, 2 a multiplication.
 
         Args:
-            rows_per_sigma: rows that share a noise level, among which the time path is divided.
+            rows_per_sigma: rows that share a noise level, and the cost of its modulation.
         """
         matrices = {name: p.numel() for name, p in self.named_parameters() if p.ndim == 2}
         time_path = sum(size for name, size in matrices.items() if "time_" in name or "layer_embed" in name)

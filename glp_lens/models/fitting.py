@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Protocol
 
 import torch
 import xxhash
@@ -12,14 +13,23 @@ import xxhash
 from glp_lens import numerics
 from glp_lens.errors import InputError
 from glp_lens.models.denoiser import Denoiser, DenoiserConfig
+from glp_lens.models.sources import Prior as BatchedPrior
 from glp_lens.models.sources import Sources
 from glp_lens.training import checkpoint, distributed
 from glp_lens.training.config import RunOptions, TrainConfig
 from glp_lens.training.loop import train
 from glp_lens.types import Acts, Json
 
-if TYPE_CHECKING:
-    from glp_lens.models.glp import GLP
+
+class Prior(BatchedPrior, Protocol):
+    """What is trained: a denoiser, and what is saved with it."""
+
+    denoiser: Denoiser
+    history: list[Json]
+    provenance: Json
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write it to a folder."""
 
 
 def initial_denoiser(shape: DenoiserConfig, config: TrainConfig) -> Denoiser:
@@ -45,7 +55,7 @@ def _tie(denoiser: Denoiser) -> None:
 
 
 def fit(
-    model: GLP,
+    model: Prior,
     sources: Sources,
     config: TrainConfig,
     *,
@@ -75,7 +85,7 @@ def fit(
         if run.on_entry:
             run.on_entry(entry)
 
-    def describe(prior: GLP, history: list[Json], steps: int) -> None:
+    def describe(prior: Prior, history: list[Json], steps: int) -> None:
         prior.history = history
         seconds = history[-1]["seconds"] if history else 0.0
         training = _training(prior.denoiser, config, steps=steps, rows_distinct=sources.rows, seconds=seconds)
@@ -116,7 +126,7 @@ def fit(
     model.provenance["training"]["seconds"] = result.seconds
 
 
-def _identity(model: GLP, sources: Sources, origin: Json) -> Json:
+def _identity(model: Prior, sources: Sources, origin: Json) -> Json:
     """What decides the course of a training besides its config."""
     stores = [[source.layer, source.provenance().get("manifest_hash"), source.limit] for source in sources.sources]
     classes = [vector.numpy().tobytes() for _, vector in sorted(model.class_vectors.items())]

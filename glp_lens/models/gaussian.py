@@ -1,27 +1,26 @@
-"""The Gaussian of the activations: the best prior that knows only means and covariances, in closed form.
+"""A Gaussian fitted to the activations: the best density that uses only means and covariances, in closed form.
 
-A flow-matching model that does not beat it has learnt nothing beyond PCA.
+A flow-matching model with no lower loss has learnt nothing beyond PCA.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
 from glp_lens import numerics
+from glp_lens.activations.store import ActivationStore
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Featurizer, Projector, Sampler, Scorer, VelocityField
-from glp_lens.models.rows import check_rows, draw_noise, mean_and_std
+from glp_lens.models.normalizer import mean_and_std
+from glp_lens.models.row_checks import check_rows, draw_noise
 from glp_lens.types import Acts, Features, Json, PerRow
-
-if TYPE_CHECKING:
-    from glp_lens.activations.store import ActivationStore
 
 _VARIANCE_FLOOR = 1e-6
 """Smallest eigenvalue kept, where the average is 1: directions that never vary must not divide by zero."""
@@ -35,6 +34,16 @@ class Gaussian(ActivationModel, Featurizer, Projector, Sampler, Scorer, Velocity
         mean, std: `(d_in,)`, of the activations; standardised rows are `(x - mean) / std`.
         eigenvalues: `(d_in,)`, of the covariance of standardised rows, largest first; they average 1.
         eigenvectors: `(d_in, d_in)`, one a column, or None for a diagonal covariance.
+
+    Example:
+        >>> import tempfile, torch, glp_lens as gl
+        >>> from glp_lens.activations import write_store
+        >>> rows = torch.randn(500, 8, generator=torch.Generator().manual_seed(0)).cumsum(1)
+        >>> gaussian = gl.Gaussian.fit(write_store(tempfile.mkdtemp() + "/acts", rows, hook="blocks.3.hook_resid_post"))
+        >>> gaussian.sample(3).shape, gaussian.score(rows[:5]).shape
+        (torch.Size([3, 8]), torch.Size([5]))
+        >>> gaussian.encode(rows).T.cov().diagonal().round(decimals=1)  # whitened
+        tensor([1., 1., 1., 1., 1., 1., 1., 1.])
     """
 
     kind: ClassVar[str] = "gaussian"
@@ -52,14 +61,14 @@ class Gaussian(ActivationModel, Featurizer, Projector, Sampler, Scorer, Velocity
 
         Args:
             store: training activations.
-            diagonal: independent dimensions; needs nothing but the store's statistics.
-            max_rows: rows to read; a smaller store is read once.
+            diagonal: treat dimensions as independent; only the store's statistics are read.
+            max_rows: most rows to read.
             seed: of the choice of rows.
 
         Raises:
             InputError: fewer than two rows.
         """
-        started = time.perf_counter()
+        began = time.perf_counter()
         if store.stats.count < 2 or max_rows < 2:  # of a stream, the statistics wait for its first shards
             raise InputError(f"a covariance needs at least 2 rows, got {min(len(store), max_rows)}: collect more")
         mean, std = mean_and_std(store)
@@ -75,18 +84,8 @@ class Gaussian(ActivationModel, Featurizer, Projector, Sampler, Scorer, Velocity
                 eigenvalues.flip(0).clamp(min=_VARIANCE_FLOOR).float(),
                 eigenvectors.flip(1).float(),
             )
-        model.provenance = {
-            "store": store.provenance(),
-            "training": {
-                "rows_seen": rows,
-                "rows_distinct": rows,
-                "parameters": sum(t.numel() for t in model._tensors().values()),
-                "flops": (2.0 if diagonal else 2.0 * store.d_in) * rows * store.d_in,
-                "seconds": time.perf_counter() - started,
-                "seed": seed,
-            },
-        }
-        return model
+        flops = (2.0 if diagonal else 2.0 * store.d_in) * rows * store.d_in
+        return model._record_fit(store.provenance(), rows=rows, flops=flops, began=began, seed=seed)
 
     @property
     def n_features(self) -> int:

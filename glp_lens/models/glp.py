@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Generator, Tensor
@@ -26,45 +26,62 @@ from glp_lens.models import released
 from glp_lens.models.batching import Known, Layer, check_layer, in_batches, known, pick, untrained
 from glp_lens.models.denoiser import Denoiser, DenoiserConfig
 from glp_lens.models.fitting import fit, initial_denoiser
-from glp_lens.models.rows import check_rows, draw_noise
-from glp_lens.models.sources import ClassVectors, Sources, layer_of
+from glp_lens.models.normalizer import Normalizer
+from glp_lens.models.row_checks import check_rows, draw_noise
+from glp_lens.models.sources import ClassVectors, Sources, Stores, layer_of
 from glp_lens.training.config import RunOptions, TrainConfig, recipe
 from glp_lens.types import Acts, Features, Json, PerRow
-
-if TYPE_CHECKING:
-    from glp_lens.models.sources import Stores
 
 _SCORE_SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer, VelocityField):
-    """A denoiser with the normaliser of its training data.
+    """A generative latent prior: a denoiser of activations, with the normaliser of its training data.
 
     Attributes:
         denoiser: the network, in normalised space.
-        mean: `(d_in,)`, or `(layers, d_in)` for a multi-layer prior.
-        var: likewise, the population variance.
+        normalizer: mean and variance of each dimension, of a multi-layer prior for each layer.
         history: training curve, empty if unknown.
-        layers: of the language model that a multi-layer prior was trained on: where `mean` and `var` are not NaN.
         layer: that a view of a multi-layer prior is bound to; see `at`.
         class_vectors: the embedding `(d_condition,)` of each class it was trained on, by the label's value.
+
+    Example:
+        >>> import tempfile, torch, glp_lens as gl
+        >>> from glp_lens.activations import write_store
+        >>> rows = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))
+        >>> store = write_store(tempfile.mkdtemp() + "/acts", rows, hook="blocks.3.hook_resid_post")
+        >>> glp = gl.GLP.fit(store, gl.recipe("fast", rows=1024, batch_size=64), d_model=16, d_mlp=32)
+        >>> glp.project(rows[:5], sigma=0.2).shape, glp.encode(rows[:5]).shape, glp.sample(3).shape
+        (torch.Size([5, 8]), torch.Size([5, 96]), torch.Size([3, 8]))
+        >>> name, hook = glp.projection_hook(sigma=0.2)  # for model.hooks(fwd_hooks=[(name, hook)])
+        >>> name
+        'blocks.3.hook_resid_post'
     """
 
     kind: ClassVar[str] = "glp"
     stochastic: ClassVar[bool] = True
 
     def __init__(self, denoiser: Denoiser, mean: Tensor, var: Tensor, provenance: Json | None = None) -> None:
+        """Put a prior together.
+
+        Args:
+            denoiser: the network.
+            mean, var: `(d_in,)`, or `(layers, d_in)` for a multi-layer prior, NaN for layers it was not trained on.
+            provenance: what it was trained on.
+
+        Raises:
+            InputError: statistics of another shape than the denoiser's.
+        """
         config = denoiser.config
-        layers = config.multi_layer_n_layers
-        shape = (config.d_input,) if layers is None else (layers, config.d_input)
+        depth = config.multi_layer_n_layers
+        shape = (config.d_input,) if depth is None else (depth, config.d_input)
         if mean.shape != shape or var.shape != shape:
             raise InputError(f"normaliser must have shape {shape}, got {tuple(mean.shape)} and {tuple(var.shape)}")
         self.denoiser = denoiser.eval().requires_grad_(False)
-        self.mean, self.var = mean.float(), var.float()
+        self.normalizer = Normalizer(mean, var)
         self.d_in = config.d_input
         self.provenance = provenance or {}
         self.history: list[Json] = []
-        self.layers = [] if layers is None else [i for i, row in enumerate(self.mean.isfinite().all(1).tolist()) if row]
         self.layer: int | None = None
         self.class_vectors: ClassVectors = {}
 
@@ -99,7 +116,8 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
             d_model: width of the denoiser, by default twice that of the activations, as in the paper.
             d_mlp: meta-neurons a block, by default four times the width of the activations.
             n_layers: blocks; six in the paper.
-            lm_layers: layers of the language model, for a prior conditioned on the layer, where the stores do not say.
+            lm_layers: layers of the language model, for a prior conditioned on the layer; needed if the stores do not
+                say.
             validation: held-out activations `(n, d_in)`, or stores, scored along the way with fixed noise.
             state: file that keeps the state of an interrupted training; remove it once the model is saved.
             condition: column of the store with the class of each row, for a prior conditioned on the class. Rows whose
@@ -213,20 +231,35 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
 
     def _bound(self, layer: Layer, n: int | None = None) -> Layer:
         """The layer asked for, checked, or the one bound."""
+        if layer is None:
+            return self.layer
         some = len(self.layers) < len(self.mean)  # of a prior that knows all, any other layer is out of range
-        return self.layer if layer is None else check_layer(layer, n, self.layers if some else ())
+        return check_layer(layer, n, self.layers if some else ())
 
     # -- normalised space ----------------------------------------------------------------------------------
 
+    @property
+    def mean(self) -> Tensor:
+        """`(d_in,)`, or `(layers, d_in)` for a multi-layer prior, NaN for layers it was not trained on."""
+        return self.normalizer.mean
+
+    @property
+    def var(self) -> Tensor:
+        """The population variance, shaped like `mean`."""
+        return self.normalizer.var
+
+    @property
+    def layers(self) -> list[int]:
+        """Layers of the language model that a multi-layer prior was trained on; empty for a prior of one layer."""
+        return self.normalizer.layers
+
     def normalize(self, x: Acts, layer: Layer = None) -> Acts:
         """Each dimension to mean 0 and variance 1, by the training data's statistics."""
-        mean, std = self.statistics(self._bound(layer, len(x)), x.device)
-        return (x - mean) / std
+        return self.normalizer.normalize(x, self._bound(layer, len(x)))
 
     def denormalize(self, z: Acts, layer: Layer = None) -> Acts:
         """Back to activation units."""
-        mean, std = self.statistics(self._bound(layer, len(z)), z.device)
-        return z * std + mean
+        return self.normalizer.denormalize(z, self._bound(layer, len(z)))
 
     def statistics(self, layer: Layer, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the normaliser, `(d_in,)`, or `(n, d_in)` of the layers `(n,)`.
@@ -234,17 +267,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         Raises:
             InputError: a layer that the prior has no statistics of, or none where it needs one.
         """
-        mean, std = self.mean.to(device), self.var.to(device).sqrt()
-        std = torch.where(std == 0, 1.0, std)  # what nothing varied in stays where it is
-        if self.mean.ndim == 1:
-            return mean, std
-        layer = self._bound(layer)
-        index = torch.as_tensor(-1 if layer is None else layer)
-        if len(strange := index[(index < 0) | (index >= len(mean))]):
-            got = None if layer is None else int(strange[0])
-            raise InputError(f"this prior is conditioned on the layer: pass layer=0..{len(mean) - 1}, got {got}")
-        layer = layer.to(device) if isinstance(layer, Tensor) else layer
-        return mean[layer], std[layer]
+        return self.normalizer.statistics(self._bound(layer), device)
 
     def velocity(self, z: Acts, sigma: float | Tensor, layer: Layer = None, condition: Tensor | None = None) -> Acts:
         """The denoiser: expected `eps - x` in normalised space; `sigma` is a number or `(n,)`."""
@@ -252,8 +275,8 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         if sigmas.shape not in ((), (len(rows),)) or not bool(((sigmas >= 0) & (sigmas <= 1)).all()):
             raise InputError(f"sigma must be in [0, 1], one number or one for each of {len(rows)} rows")
         sigmas, given = sigmas.to(self.device), self._known(len(rows), layer, condition)
-        found = in_batches(lambda part, index: self.denoiser(part, pick(sigmas, index), *given[index]), rows)
-        return found.to(z.device)
+        velocities = in_batches(lambda part, index: self.denoiser(part, pick(sigmas, index), *given[index]), rows)
+        return velocities.to(z.device)
 
     # -- capabilities --------------------------------------------------------------------------------------
 
@@ -272,6 +295,11 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         """Where the weights are."""
         return self.denoiser.in_proj.weight.device
 
+    def to(self, device: str | torch.device) -> Self:
+        """Move weights and normaliser to a device, in place."""
+        self.normalizer.to(device)
+        return super().to(device)
+
     def encode(
         self,
         x: Acts,
@@ -288,7 +316,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         """
         if not 0 <= sigma <= 1:
             raise InputError(f"sigma must be in [0, 1]: 0 is data and 1 is noise, got {sigma}")
-        z, eps = self._enter(x, layer, noise, generator)
+        z, eps = self._enter(check_rows(x, self.d_in), layer, noise, generator)
         given = self._known(len(z), layer, condition)
         return in_batches(
             lambda rows, index: self.denoiser.meta_neurons(interpolate(rows, eps[index], sigma), sigma, *given[index]),
@@ -402,7 +430,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
             ).value
         if method != "denoising":
             raise InputError(f"method must be 'denoising' or 'ode', got {method!r}")
-        z, eps = self._enter(x, layer, noise, generator)
+        z, eps = self._enter(check_rows(x, self.d_in), layer, noise, generator)
         given = self._known(len(z), layer, condition)
 
         def error(rows: Tensor, index: slice) -> Tensor:
@@ -446,8 +474,8 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
             return torch.stack(log_density(velocity, rows, sigmas, own), dim=1)
 
         directions = self.d_in if signs is None else signs.shape[1]
-        found = in_batches(density, self.normalize(rows, layer), copies=directions)
-        value, error = found.to(x.device).unbind(1)
+        estimates = in_batches(density, self.normalize(rows, layer), copies=directions)
+        value, error = estimates.to(x.device).unbind(1)
         volume = self.statistics(layer, torch.device("cpu"))[1].double().log().sum(-1)
         return LogDensity(value - volume.to(value), error)
 
@@ -532,10 +560,9 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         return known(n, self._bound(layer, n), condition, self.device)
 
     def _enter(self, x: Acts, layer: Layer, noise: Acts | None, generator: Generator | None) -> tuple[Tensor, Tensor]:
-        """Normalised rows and their noise, on the model's device."""
-        x = check_rows(x, self.d_in).to(self.device)
+        """Checked rows, normalised, and their noise, on the model's device."""
         eps = draw_noise(len(x), self.d_in, noise, generator).to(self.device)
-        return self.normalize(x, layer), eps
+        return self.normalize(x.to(self.device), layer), eps
 
     def _flow(
         self, z: Tensor, path: Tensor, layer: Layer, solver: str, guide: Guide, *, differentiable: bool = False

@@ -11,7 +11,7 @@ from glp_lens import lm, provenance
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Featurizer
-from glp_lens.models.rows import check_rows
+from glp_lens.models.row_checks import check_rows
 from glp_lens.types import Acts, Features, Json
 
 

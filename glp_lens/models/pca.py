@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Generator, Tensor
 
 from glp_lens import numerics
+from glp_lens.activations.store import ActivationStore
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Decoder, Featurizer, Projector, Reconstructor, Sampler, Scorer
-from glp_lens.models.rows import check_rows, draw_noise, mean_and_std
+from glp_lens.models.normalizer import mean_and_std
+from glp_lens.models.row_checks import check_rows, draw_noise
 from glp_lens.types import Acts, Features, Json, PerRow
-
-if TYPE_CHECKING:
-    from glp_lens.activations.store import ActivationStore
 
 _VARIANCE_FLOOR = 1e-6
 """Smallest variance of a direction, as a share of the average: a density must not divide by zero."""
@@ -26,15 +25,26 @@ _VARIANCE_FLOOR = 1e-6
 class PCA(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sampler, Scorer):
     """Principal components of the (standardised) activations.
 
-    As a density it is probabilistic PCA (Tipping & Bishop 1999): the fitted variance along the first `k`
-    components, and their discarded variance spread evenly over all other directions.
+    As a density it is probabilistic PCA (Tipping & Bishop 1999): the fitted variance along the first `k` components,
+    and the variance that they leave spread evenly over all other directions.
 
     Attributes:
         mean, std: `(d_in,)`; components are those of `(x - mean) / std`. `std` is 1 if not standardised.
         components: `(n_features, d_in)`, orthonormal rows, the largest variance first.
         explained_variance: `(n_features,)`.
         discarded_variance: the sum over the directions that were not kept.
-        k: the rank that `reconstruct`, `project`, `sample` and `score` use unless told otherwise.
+        k: the rank that `reconstruct`, `project`, `sample` and `score` use by default.
+
+    Example:
+        >>> import tempfile, torch, glp_lens as gl
+        >>> from glp_lens.activations import write_store
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> rows = torch.randn(500, 2, generator=generator) @ torch.randn(2, 8, generator=generator)
+        >>> pca = gl.PCA.fit(write_store(tempfile.mkdtemp() + "/acts", rows, hook="blocks.3.hook_resid_post"))
+        >>> pca.encode(rows[:5]).shape, pca.k
+        (torch.Size([5, 8]), 2)
+        >>> bool((rows - pca.reconstruct(rows)).abs().max() < 1e-4)
+        True
     """
 
     kind: ClassVar[str] = "pca"
@@ -73,8 +83,8 @@ class PCA(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sample
         Args:
             store: training activations.
             n_components: components kept; by default all.
-            keep_variance: sets `k`, to the fewest components that explain this share of the variance.
-            standardize: bring each dimension to variance 1 first, as the GLP does.
+            keep_variance: `k` is the smallest number of components that explain this share of the variance.
+            standardize: scale each dimension to variance 1 first, as the GLP does.
             max_rows: most rows to fit on; by default all. They are held in memory, in float64.
             seed: of the choice of rows.
 
@@ -91,7 +101,7 @@ class PCA(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sample
             raise InputError(f"n_components must be between 1 and {most} here, got {n_components}")
         if not 0 < keep_variance <= 1:
             raise InputError(f"keep_variance must be above 0 and at most 1, got {keep_variance}")
-        started = time.perf_counter()
+        began = time.perf_counter()
         mean, std = mean_and_std(store)
         if not standardize:
             std = torch.ones_like(std)
@@ -107,18 +117,9 @@ class PCA(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sample
             discarded_variance=float(fitted.noise_variance_) * (most - fitted.n_components_),
             k=min(int((share < keep_variance).sum()) + 1, len(share)),
         )
-        model.provenance = {
-            "store": store.provenance(),
-            "training": {
-                "rows_seen": rows,
-                "rows_distinct": rows,
-                "parameters": sum(t.numel() for t in model._tensors().values()),
-                "flops": 2.0 * rows * store.d_in**2,
-                "seconds": time.perf_counter() - started,
-                "seed": seed,
-            },
-        }
-        return model
+        return model._record_fit(
+            store.provenance(), rows=rows, flops=2.0 * rows * store.d_in**2, began=began, seed=seed
+        )
 
     @property
     def n_features(self) -> int:
@@ -149,7 +150,7 @@ class PCA(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sample
         noise: Acts | None = None,
         generator: Generator | None = None,
     ) -> Acts:
-        """The rows as their first `k` components give them back."""
+        """The rows rebuilt from their first `k` components."""
         basis = self.components[: self._rank(k)]
         return (self._standardize(x) @ basis.T @ basis * self.std + self.mean).to(x.device)
 

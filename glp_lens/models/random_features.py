@@ -1,33 +1,32 @@
-"""Random features of the activations: what a large number of features alone is worth, a control for probing."""
+"""Random features of the activations: a control for probing, as it has as many features and no training."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Generator, Tensor
 
 from glp_lens import numerics
+from glp_lens.activations.store import ActivationStore
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Featurizer
-from glp_lens.models.rows import check_rows, mean_and_std
+from glp_lens.models.normalizer import mean_and_std
+from glp_lens.models.row_checks import check_rows
 from glp_lens.types import Acts, Features, Json
-
-if TYPE_CHECKING:
-    from glp_lens.activations.store import ActivationStore
 
 
 class RandomFeatures(ActivationModel, Featurizer):
     """Rectified projections on random directions, `relu(W z)` of the standardised activations `z`.
 
-    They know the mean and the scale of each dimension, and nothing else of the data. There is no bias: its size
-    would be a setting to tune, and without one each feature fires on about half of the rows.
+    They depend on the data by the mean and scale of each dimension only. There is no bias, whose size would have to be
+    tuned: without one each feature is active on about half of the rows.
 
     Attributes:
         mean, std: `(d_in,)`, so that `z = (x - mean) / std`.
-        weights: `(n_features, d_in)`, rows drawn evenly from the unit sphere.
+        weights: `(n_features, d_in)`, rows drawn uniformly from the unit sphere.
     """
 
     kind: ClassVar[str] = "random"
@@ -57,26 +56,15 @@ class RandomFeatures(ActivationModel, Featurizer):
 
         Args:
             store: only its statistics are read.
-            n_features: by default `4 * d_in`; a fair control has as many as the model it stands beside.
+            n_features: by default `4 * d_in`; a fair control has as many as the model it is compared with.
             seed: of the directions.
 
         Raises:
             InputError: no features asked for.
         """
-        started = time.perf_counter()
+        began = time.perf_counter()
         model = cls.draw(*mean_and_std(store), 4 * store.d_in if n_features is None else n_features, seed=seed)
-        model.provenance = {
-            "store": store.provenance(),
-            "training": {
-                "rows_seen": len(store),
-                "rows_distinct": len(store),
-                "parameters": sum(t.numel() for t in model._tensors().values()),
-                "flops": 0.0,
-                "seconds": time.perf_counter() - started,
-                "seed": seed,
-            },
-        }
-        return model
+        return model._record_fit(store.provenance(), rows=len(store), flops=0.0, began=began, seed=seed)
 
     @property
     def n_features(self) -> int:
@@ -84,7 +72,7 @@ class RandomFeatures(ActivationModel, Featurizer):
         return len(self.weights)
 
     def encode(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Features:
-        """How far each row lies along each direction, or 0 on the far side, `(n, n_features)`."""
+        """Projection of each row on each direction, negative ones as 0, `(n, n_features)`."""
         z = (check_rows(x, self.d_in).to(self.mean.device) - self.mean) / self.std
         return (z @ self.weights.T).relu().to(x.device)
 

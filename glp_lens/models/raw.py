@@ -1,22 +1,20 @@
-"""The raw activations: the identity in every role, what any learned model has to beat."""
+"""The raw activations: the identity as features, reconstruction and projection, the baseline of every model."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Generator, Tensor
 
 from glp_lens import numerics
+from glp_lens.activations.store import ActivationStore
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Decoder, Featurizer, Projector, Reconstructor, Sampler
-from glp_lens.models.rows import check_rows, draw_noise
+from glp_lens.models.row_checks import check_rows, draw_noise
 from glp_lens.types import Acts, Features, Json
-
-if TYPE_CHECKING:
-    from glp_lens.activations.store import ActivationStore
 
 
 class Raw(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sampler):
@@ -39,20 +37,10 @@ class Raw(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sample
         """Keep `n_rows` distinct rows of the store (all of them, if it has fewer)."""
         if n_rows < 1:
             raise InputError(f"n_rows must be at least 1, got {n_rows}")
-        started = time.perf_counter()
+        began = time.perf_counter()
         model = cls(store.sample(n_rows, seed))
-        model.provenance = {
-            "store": store.provenance(),
-            "training": {
-                "rows_seen": len(model.reservoir),
-                "rows_distinct": len(model.reservoir),
-                "parameters": 0,
-                "flops": 0.0,
-                "seconds": time.perf_counter() - started,
-                "seed": seed,
-            },
-        }
-        return model
+        kept = len(model.reservoir)
+        return model._record_fit(store.provenance(), rows=kept, flops=0.0, began=began, seed=seed, parameters=0)
 
     @property
     def n_features(self) -> int:
@@ -78,8 +66,8 @@ class Raw(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sample
     def sample(self, n: int, *, noise: Acts | None = None, generator: Generator | None = None) -> Acts:
         """`n` rows drawn from the reservoir with replacement.
 
-        The first column of the noise picks the row, through the normal distribution function, so that noise
-        shared between models makes this one reproducible too.
+        The first column of the noise picks the row, by the normal distribution function: the same noise gives the same
+        rows.
         """
         noise = draw_noise(n, self.d_in, noise, generator)
         # In float64 on the CPU: not every accelerator has the type.

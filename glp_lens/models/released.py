@@ -220,8 +220,8 @@ def _sealed(provenance: Json) -> str:
 
 def _trace(hooks: list[str], layer_prefix: str | None) -> Json:
     """Hook points as modules of the language model in transformers, and which end of them is meant."""
-    found = [re.fullmatch(r"blocks\.(\d+)\.(\w+)", hook) for hook in hooks]
-    ends = {_BLOCK_ENDS.get(match[2]) if match else None for match in found}
+    blocks = [re.fullmatch(r"blocks\.(\d+)\.(\w+)", hook) for hook in hooks]
+    ends = {_BLOCK_ENDS.get(match[2]) if match else None for match in blocks}
     if len(ends) != 1 or None in ends:
         raise InputError(
             "the released format has the inputs or the outputs of whole blocks, such as blocks.7.hook_resid_post, got "
@@ -236,7 +236,7 @@ def _trace(hooks: list[str], layer_prefix: str | None) -> Json:
         )
     if not re.fullmatch(r"\w+(\.\w+)*", layer_prefix):
         raise InputError(f"layer_prefix must be the name of a module, such as 'transformer.h', got {layer_prefix!r}")
-    return {"layer_prefix": layer_prefix, "layers": [int(match[1]) for match in found if match], "retain": ends.pop()}
+    return {"layer_prefix": layer_prefix, "layers": [int(match[1]) for match in blocks if match], "retain": ends.pop()}
 
 
 def _provenance(config: Json, trace: Json) -> Json:

@@ -20,19 +20,18 @@ import torch
 from torch import Generator, Tensor
 
 from glp_lens import numerics
+from glp_lens.activations.store import ActivationStore
+from glp_lens.activations.stream import ActivationStream
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Featurizer, Projector, Reconstructor, Scorer
 from glp_lens.models import sae_metadata
-from glp_lens.models.rows import check_rows
+from glp_lens.models.row_checks import check_rows
 from glp_lens.training.config import DEFAULT_ROWS
 from glp_lens.types import Acts, Features, Json, PerRow
 
 if TYPE_CHECKING:
     import sae_lens
-
-    from glp_lens.activations.store import ActivationStore
-    from glp_lens.activations.stream import ActivationStream
 
 _BLOCK = 4096
 _HELD_OUT = 100_000
@@ -131,8 +130,6 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
         sae_lens = _import_sae_lens()
         from sae_lens.config import SAETrainerConfig
         from sae_lens.training.sae_trainer import SAETrainer
-
-        from glp_lens.activations.stream import ActivationStream
 
         n_latents = n_latents or 4 * store.d_in
         if not 1 <= k <= n_latents:

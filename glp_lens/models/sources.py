@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,20 +17,18 @@ from torch import Tensor
 from glp_lens import lm
 from glp_lens.activations.batches import window_rows
 from glp_lens.activations.massive import Massive
+from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.stream import ActivationStream
 from glp_lens.errors import InputError
-from glp_lens.models.rows import check_rows, massive_rows, mean_and_std
+from glp_lens.models.normalizer import Normalizer, massive_rows, mean_and_std
+from glp_lens.models.row_checks import check_rows
 from glp_lens.training import distributed
 from glp_lens.training.config import TrainConfig
 from glp_lens.training.objective import Batch, step_seed
 from glp_lens.types import Acts, Json
 
-if TYPE_CHECKING:
-    from glp_lens.activations import ActivationStore
-    from glp_lens.models.glp import GLP
-
-    Store = ActivationStore | ActivationStream
-    Stores = Store | Sequence[Store] | Mapping[str, Store]
+Store = ActivationStore | ActivationStream
+Stores = Store | Sequence[Store] | Mapping[str, Store]
 
 ClassVectors = dict[float, Tensor]
 """The embedding `(d_condition,)` of each class."""
@@ -46,8 +44,19 @@ _HELD_OUT, _LEAST = 2048, 256
 
 def layer_of(hook: str) -> int | None:
     """The layer that a hook point is at; None outside of the blocks."""
-    found = re.match(r"blocks\.(\d+)\.", hook)
-    return int(found[1]) if found else None
+    block = re.match(r"blocks\.(\d+)\.", hook)
+    return int(block[1]) if block else None
+
+
+class Prior(Protocol):
+    """What batches need of the prior that they are for."""
+
+    normalizer: Normalizer
+    class_vectors: ClassVectors
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches go."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +81,18 @@ class Source:
         known = self.store.provenance()
         return known if self.limit is None else {**known, "max_norm": self.limit}
 
-    def batches(self, size: int, part: tuple[int, int], seed: int, start: int, window: int | None) -> Iterator[Tensor]:
-        """Batches `(size, d_in)` of rows; with classes, `(size, d_in + 1)`, the class last."""
+    def batches(
+        self, size: int, part: tuple[int, int], seed: int, start: int, window: int | None
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Batches `(size, d_in)` of rows, and the class index of each, `(size,)`, where there are classes."""
         if isinstance(self.store, ActivationStream):
-            return self.store.batches(size, seed=seed, start_batch=start)
+            return zip(self.store.batches(size, seed=seed, start_batch=start), itertools.repeat(None))
         options = {"seed": seed, "start_batch": start, "part": part, "window": window}
         rows = self.store.batches(size, **options)  # type: ignore[arg-type]
         if self.classes is None:
-            return rows
+            return zip(rows, itertools.repeat(None))
         classes = self.store.batches(size, values=self.classes, **options)  # type: ignore[arg-type]
-        return (torch.cat(pair, dim=1) for pair in zip(rows, classes, strict=True))
+        return zip(rows, (values[:, 0] for values in classes), strict=True)
 
 
 class Sources:
@@ -110,7 +121,7 @@ class Sources:
         """Open one store, or sibling stores: the same rows at different layers of one language model.
 
         Args:
-            massive: how rows are told that do not count, see `rows.massive_rows`; None for all.
+            massive: which rows are massive activations, as in `normalizer.massive_rows`.
             label: column with the class of each row.
             vectors: `(n_classes, d_condition)`, that of class c in row c, or those of a trained prior.
             lm_layers: layers of the language model, for a prior conditioned on the layer; by default what several
@@ -122,19 +133,19 @@ class Sources:
         if isinstance(stores, str | Path | Tensor):
             raise InputError(f"expected a store, got a {type(stores).__name__}: open it with gl.ActivationStore.open, "
                              "or write rows with glp_lens.activations.write_store")  # fmt: skip
-        found: list[Store]
+        given: list[Store]
         if isinstance(stores, Mapping):
-            found = list(stores.values())
+            given = list(stores.values())
         else:
-            found = list(stores) if isinstance(stores, Sequence) else [stores]
-        layers, depth = _layers(found, lm_layers)
-        order = sorted(range(len(found)), key=lambda i: layers[i] or 0)
-        found, layers = [found[i] for i in order], [layers[i] for i in order]
+            given = list(stores) if isinstance(stores, Sequence) else [stores]
+        layers, depth = _layers(given, lm_layers)
+        order = sorted(range(len(given)), key=lambda i: layers[i] or 0)
+        given, layers = [given[i] for i in order], [layers[i] for i in order]
         if vectors is not None and label is None:
             raise InputError("vectors embed the classes of a label: name its column, condition='...'")
-        classes, known = _classes(found, label, vectors) if label else ([None] * len(found), {})
-        limits = [massive_rows(store, massive) or (None, 0) for store in found]
-        sources = [Source(*each) for each in zip(found, layers, *zip(*limits, strict=True), classes, strict=True)]
+        classes, known = _classes(given, label, vectors) if label else ([None] * len(given), {})
+        limits = [massive_rows(store, massive) or (None, 0) for store in given]
+        sources = [Source(*each) for each in zip(given, layers, *zip(*limits, strict=True), classes, strict=True)]
         made = cls(sources, depth, label, known)
         if made.massive and distributed.is_main():
             rule = "beyond the gap in the data" if massive == "gap" else f"{massive:g} times the median"
@@ -188,7 +199,7 @@ class Sources:
         hooks = {known["hook"]: {k: v for k, v in known.items() if k not in shared} for known in each}
         return {**shared, "hooks": hooks}
 
-    def feed(self, config: TrainConfig, prior: GLP) -> Callable[[int], Iterator[Batch]]:
+    def feed(self, config: TrainConfig, prior: Prior) -> Callable[[int], Iterator[Batch]]:
         """What the training loop takes: row i of a batch is of the layer whose number is i modulo that of the layers.
 
         So the first layers have one row more of a batch that does not divide among them. The rows of a layer come in an
@@ -206,28 +217,33 @@ class Sources:
         first = rank * share
         finish = self._finish(prior, (first + torch.arange(share)) % n, weigh=self.massive > 0)
 
-        def batches(i: int, start: int) -> Iterator[Tensor]:
+        def batches(i: int, start: int) -> Iterator[tuple[Tensor, Tensor | None]]:
             source = self.sources[i]
             seed = config.seed if n == 1 else step_seed(config.seed, source.layer or 0)
             window = None if n == 1 else max(_WINDOW, window_rows(4 * self.d_in * n))
             before, whole = layer_rows(first, i, n), layer_rows(config.batch_size, i, n)
-            size = layer_rows(first + share, i, n) - before
-            return source.batches(size, (before, whole), seed, start, window) if size else itertools.repeat(Tensor())
+            if size := layer_rows(first + share, i, n) - before:
+                return source.batches(size, (before, whole), seed, start, window)
+            return itertools.repeat((torch.empty(0, self.d_in, dtype=torch.float32), None))
 
         def feed(start: int) -> Iterator[Batch]:
             each = [batches(i, start) for i in range(n)]
             while True:
                 if n == 1:
-                    x = next(each[0])
-                else:
-                    x = torch.empty(share, self.d_in + (self.label is not None), dtype=torch.float32)
-                    for i, own in enumerate(each):
-                        x[(i - first) % n :: n] = next(own).reshape(-1, x.shape[1])
-                yield finish(x)
+                    yield finish(*next(each[0]))
+                    continue
+                x = torch.empty(share, self.d_in, dtype=torch.float32)
+                classes = None if self.label is None else torch.empty(share, dtype=torch.float32)
+                for i, own in enumerate(each):
+                    turn = slice((i - first) % n, None, n)
+                    x[turn], index = next(own)
+                    if classes is not None and index is not None:
+                        classes[turn] = index
+                yield finish(x, classes)
 
         return feed
 
-    def held_out(self, rows: Acts | Sources, prior: GLP) -> Batch:
+    def held_out(self, rows: Acts | Sources, prior: Prior) -> Batch:
         """Held-out rows for validation: those given, or some of each held-out store; massive ones are left out.
 
         Raises:
@@ -235,23 +251,25 @@ class Sources:
         """
         if isinstance(rows, Tensor) and len(self.sources) > 1:
             raise InputError("a prior of several layers is validated on held-out sibling stores, got rows of one")
-        parts = []
+        parts, classes = [], []
         for source in self.sources:
             if isinstance(rows, Sources):
-                x = rows._drawn(source, max(_HELD_OUT // len(self.sources), _LEAST))
+                x, index = rows._draw(source, max(_HELD_OUT // len(self.sources), _LEAST))
             else:
-                x = check_rows(rows, self.d_in)
-            if self.label is not None and x.shape[1] == self.d_in:
-                x = torch.nn.functional.pad(x, (0, 1), value=torch.nan)
+                x, index = check_rows(rows, self.d_in), None
+            if index is None:
+                index = torch.full((len(x),), torch.nan, dtype=torch.float32)
             limit = source.limit or source.store.manifest.max_norm  # those that the training rows were kept by
-            parts.append(x if limit is None else x[x[:, : self.d_in].norm(dim=1) <= limit])
+            usable = slice(None) if limit is None else x.norm(dim=1) <= limit
+            parts.append(x[usable])
+            classes.append(index[usable])
         turn = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
-        return self._finish(prior, turn, weigh=False)(torch.cat(parts))
+        return self._finish(prior, turn, weigh=False)(torch.cat(parts), torch.cat(classes))
 
     # -- inside --------------------------------------------------------------------------------------------
 
-    def _finish(self, prior: GLP, turn: Tensor, *, weigh: bool) -> Callable[[Tensor], Batch]:
-        """Makes batches of rows in activation units, the class last, on the prior's device.
+    def _finish(self, prior: Prior, turn: Tensor, *, weigh: bool) -> Callable[[Tensor, Tensor | None], Batch]:
+        """A function of rows in activation units and their classes that makes batches on the prior's device.
 
         Args:
             turn: `(n,)`, which source each row is of.
@@ -261,7 +279,7 @@ class Sources:
         table = limit = layer = None
         if self.depth is not None:
             layer = torch.tensor([source.layer for source in self.sources], device=device)[turn]
-        mean, std = prior.statistics(layer, device)
+        mean, std = prior.normalizer.statistics(layer, device)
         if prior.class_vectors:
             vectors = [prior.class_vectors[value] for value in sorted(prior.class_vectors)]
             table = torch.stack([*vectors, torch.full_like(vectors[0], torch.nan)]).to(device)
@@ -272,13 +290,14 @@ class Sources:
             scales = [len(source.store) / max(1, len(source.store) - source.massive) for source in self.sources]
             scale = torch.tensor(scales, dtype=torch.float32, device=device)[turn]
 
-        def finish(x: Tensor) -> Batch:
+        def finish(x: Tensor, classes: Tensor | None) -> Batch:
             x, condition, weight = x.to(device), None, None
-            if self.label is not None and table is not None:
-                condition = table[x[:, -1].nan_to_num(len(table) - 1).long()]
-                x = x[:, :-1]
-            elif table is not None:
-                condition = table[-1:].expand(len(x), -1)
+            if table is not None:
+                none = len(table) - 1
+                if self.label is None or classes is None:
+                    condition = table[none:].expand(len(x), -1)
+                else:
+                    condition = table[classes.to(device).nan_to_num(none).long()]
             z = (x - mean) / std
             if limit is not None:
                 usable = x.norm(dim=1) <= limit
@@ -287,10 +306,10 @@ class Sources:
 
         return finish
 
-    def _drawn(self, like: Source, n: int) -> Tensor:
-        """`n` rows of the layer of another source, the class last."""
-        found = [s for s in self.sources if s.layer == like.layer]  # or siblings, for a prior of one layer
-        source = next(iter(found or [s for s in self.sources if s.store.hook == like.store.hook]), None)
+    def _draw(self, like: Source, n: int) -> tuple[Tensor, Tensor | None]:
+        """`n` rows of the layer of another source, and their classes."""
+        same = [s for s in self.sources if s.layer == like.layer]  # or siblings, for a prior of one layer
+        source = next(iter(same or [s for s in self.sources if s.store.hook == like.store.hook]), None)
         if source is None or isinstance(source.store, ActivationStream) or source.store.d_in != like.store.d_in:
             raise InputError(
                 f"no store of held-out rows at {like.store.hook}, of width {like.store.d_in}: "
@@ -302,8 +321,7 @@ class Sources:
                 stacklevel=2,
             )
         index = source.store.sample_index(n, seed=0)
-        x = source.store.take(index)
-        return x if source.classes is None else torch.cat([x, torch.from_numpy(source.classes[index])], dim=1)
+        return source.store.take(index), None if source.classes is None else torch.from_numpy(source.classes[index, 0])
 
 
 def layer_rows(rows: int, i: int, n: int) -> int:

@@ -146,5 +146,5 @@ def validation_loss(
     by_bin = {
         f"validation_loss:{bin_name(b)}": float(error[bins == b].mean()) for b in range(SIGMA_BINS) if (bins == b).any()
     }
-    found = {"validation_loss": float(error.mean()), **by_bin}
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+    losses = {"validation_loss": float(error.mean()), **by_bin}
+    return {name: value for name, value in losses.items() if math.isfinite(value)}

@@ -15,7 +15,7 @@ from glp_lens.errors import InputError
 from glp_lens.models import load
 from glp_lens.models.gaussian import Gaussian
 from glp_lens.models.glp import GLP
-from glp_lens.models.rows import mean_and_std
+from glp_lens.models.normalizer import mean_and_std
 from glp_lens.models.sources import Sources
 from glp_lens.training import distributed
 from glp_lens.training.config import RunOptions, TrainConfig

@@ -15,6 +15,7 @@ from glp_lens.errors import InputError
 from glp_lens.models import load
 from glp_lens.models.denoiser import Denoiser, DenoiserConfig
 from glp_lens.models.glp import GLP
+from glp_lens.models.normalizer import Normalizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODEL = {"name": "owner/lm (revision 1a)", "weight_processing": "raw", "blocks": "model.layers"}
@@ -411,7 +412,7 @@ def test_negative_variances_are_refused(tmp_path):
 def test_a_folder_holds_checkpoints_of_one_prior(tmp_path):
     """They share the file of the normaliser: another prior's would change what the first one means."""
     first, other = prior(), prior()
-    other.mean = other.mean + 1
+    other.normalizer = Normalizer(other.mean + 1, other.var)
     first.save_released(tmp_path)
     with pytest.raises(InputError, match=r"holds final.safetensors of a prior of other data: choose another folder"):
         other.save_released(tmp_path, "epoch_0012")
