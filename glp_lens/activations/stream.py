@@ -321,13 +321,13 @@ class ActivationStream(Manifested):
 
     @cached_property
     def _opening(self) -> Total:
-        def found() -> Total | None:
+        def known_totals() -> Total | None:
             self._look()
             # The totals are written before the manifest, so they hold at least the shards that it lists.
             known = self.manifest.complete or len(self._files) >= self._n
             return Totals.read(self.path, self._n).opening if known else None
 
-        return wait_until(found, self._note, patience=self._patience)
+        return wait_until(known_totals, self._note, patience=self._patience)
 
 
 def open_all(parent: str | Path, *, patience: float | None = None, **options: Any) -> dict[str, ActivationStream]:
@@ -371,12 +371,12 @@ def collect_stats(
         The statistics, or with several hook points a dictionary of them.
     """
     collect(model, texts, hooks, out, **options, window=0)
-    found = {}
+    stats = {}
     for file in sorted(Path(out).rglob(MANIFEST)):
         total = Totals.read(file.parent, 0).last
         assert total is not None, "a collection without rows is refused"
-        found[Manifest.read(file.parent).hook] = total.stats
-    return found if len(found) > 1 else next(iter(found.values()))
+        stats[Manifest.read(file.parent).hook] = total.stats
+    return stats if len(stats) > 1 else next(iter(stats.values()))
 
 
 def _wait_for_manifest(folder: Path, pattern: str, patience: float | None) -> Path:

@@ -160,10 +160,10 @@ def split_documents(texts: Iterable[str | Document], split: Split = "train", *, 
         InputError: the split is empty.
     """
     documents = list(distinct(t if isinstance(t, Document) else Document.of(t) for t in texts))
-    found = ordered(of_split(documents, split), seed)
-    if not found:
+    chosen = ordered(of_split(documents, split), seed)
+    if not chosen:
         raise InputError(f"no text falls into the {split} split of {len(documents)} texts: pass more texts")
-    return found
+    return chosen
 
 
 def _hash(text: str, seed: int = 0) -> int:

@@ -20,7 +20,7 @@ from glp_lens.activations.manifest import MANIFEST, STORED, TORCH
 from glp_lens.activations.shard import no_space
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.writer import Block, make_writable, write_store
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, first_line
 from glp_lens.types import Json
 
 BLOCK_BYTES: Final = 32 << 20
@@ -92,8 +92,9 @@ def open_npy(path: Path) -> np.ndarray:
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # a damaged header is parsed as Python, and fails in as many ways
-        reason = (str(error).splitlines() or ["empty file"])[0][:200]
-        raise InputError(f"{path} is pickled, truncated or no NumPy array ({reason}): save plain numbers") from None
+        raise InputError(
+            f"{path} is pickled, truncated or no NumPy array ({first_line(error)}): save plain numbers"
+        ) from None
 
 
 @dataclass(frozen=True)
