@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from glp_lens import lm, numerics
 from glp_lens.activations import forward, tokens
-from glp_lens.activations.manifest import MANIFEST, TORCH, Manifest, Shard, documents_hash
+from glp_lens.activations.manifest import MANIFEST, Manifest, Shard, documents_hash
 from glp_lens.activations.massive import Massive, check_massive, norm_limit
 from glp_lens.activations.shard import Source
 from glp_lens.activations.store import ActivationStore
@@ -36,7 +36,7 @@ from glp_lens.activations.writer import StoreWriter, check_dtype, check_labels, 
 from glp_lens.artifacts import versions
 from glp_lens.corpus import Document
 from glp_lens.errors import InputError
-from glp_lens.types import Json
+from glp_lens.types import DTYPES, Json
 
 SHARD_TOKENS = 65_536
 SHARD_BYTES = 512 << 20
@@ -155,7 +155,7 @@ def collect(
         small = SHARD_TOKENS if max_tokens is None else min(SHARD_TOKENS, max(8192, max_tokens // 4))
         in_mlp = any(".mlp." in name for name in names)
         width = max(int(model.cfg.d_model), int(getattr(model.cfg, "d_mlp", None) or 0) if in_mlp else 0)
-        shard_tokens = min(small, SHARD_BYTES // (width * TORCH[dtype].itemsize))
+        shard_tokens = min(small, SHARD_BYTES // (width * DTYPES[dtype].itemsize))
     source: Json = {
         **(identity or lm.identity(model)),
         "tokenizer": _describe_tokenizer(model),
@@ -186,7 +186,7 @@ def collect(
     first = list(islice(documents, source["settings"]["shard_documents"]))
     if not first:
         raise InputError("no texts to collect from: pass at least one")
-    reader = _Reader(model, names, how, TORCH[dtype], source["settings"], generate, labels)
+    reader = _Reader(model, names, how, DTYPES[dtype], source["settings"], generate, labels)
     was_training = model.training
     model.eval()  # dropout would make activations random
     try:

@@ -11,11 +11,12 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from glp_lens.activations.collect import PARTS, differs, flat
-from glp_lens.activations.manifest import MANIFEST, TORCH, Manifest, Shard
+from glp_lens.activations.manifest import MANIFEST, Manifest, Shard
 from glp_lens.activations.shard import Source, file_hash, no_space, open_shard
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.writer import StoreWriter
 from glp_lens.errors import InputError
+from glp_lens.types import DTYPES
 
 Parts = dict[Path, Manifest]
 
@@ -199,7 +200,7 @@ def _copy_rows(writer: StoreWriter, folder: Path, manifest: Manifest, shard: Sha
     columns = {name: store.column(name)[:n] for name in manifest.columns}
     excluded = {**shard.excluded, "over_budget": shard.rows - n}
     source = Source(shard.documents, shard.documents_hash, excluded)
-    writer.append(shard.index, store.rows(0, n, dtype=TORCH[manifest.dtype]), columns, source)
+    writer.append(shard.index, store.rows(0, n, dtype=DTYPES[manifest.dtype]), columns, source)
 
 
 def _link(folder: Path, out: Path, shard: Shard, manifest: Manifest) -> None:

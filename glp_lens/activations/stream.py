@@ -28,14 +28,14 @@ from torch import Tensor
 from glp_lens import lm
 from glp_lens.activations.batches import permutation
 from glp_lens.activations.collect import collect
-from glp_lens.activations.manifest import MANIFEST, TORCH, Manifest, Manifested, Shard
+from glp_lens.activations.manifest import MANIFEST, Manifest, Manifested, Shard
 from glp_lens.activations.stats import Stats
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.totals import STATISTICS, Total, Totals
 from glp_lens.activations.waiting import wait_until
 from glp_lens.corpus import Document
 from glp_lens.errors import InputError
-from glp_lens.types import Acts, Json
+from glp_lens.types import DTYPES, Acts, Json
 
 DRIFT_BOUND: Final = 0.1
 """How far the statistics that normalise may be from those of all rows, in standard deviations and in the logarithm of
@@ -285,7 +285,7 @@ class ActivationStream(Manifested):
                 "or collect the stream again, in a new folder"
             )
         store = ActivationStore.of(self.path, replace(self.manifest, shards=tuple(shards)))
-        return store.rows(dtype=TORCH[self.dtype])
+        return store.rows(dtype=DTYPES[self.dtype])
 
     def _first_needed(self, row: int) -> int:
         """Index of the first shard of the window that a row is in; past the last shard at the very end."""

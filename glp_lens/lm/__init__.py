@@ -21,13 +21,12 @@ from glp_lens.lm.hook_points import (
     rows_at,
     same_point,
 )
-from glp_lens.lm.opening import DTYPES, cache_folder, check_device, open_model
+from glp_lens.lm.opening import cache_folder, check_device, open_model
 from glp_lens.lm.protocol import Model, Tokenizer
 from glp_lens.lm.tokens import batches_of_one_length, bos_id, chat_ids, pad, to_ids, tokenizer_of
 
 __all__ = [
     "DEFAULT_MODEL",
-    "DTYPES",
     "RESIDUAL",
     "Backend",
     "Hooks",

