@@ -280,12 +280,12 @@ def project(
         >>> import torch
         >>> import glp_lens as gl
         >>> from glp_lens.activations import write_store
-        >>> x = torch.randn(200, 3) * torch.tensor([5.0, 5.0, 0.01])  # activations close to a plane
+        >>> x = torch.randn(500, 1).repeat(1, 2) + 0.01 * torch.randn(500, 2)  # activations close to a line
         >>> store = write_store("acts", x, hook="blocks.3.hook_resid_post")
-        >>> pca = gl.PCA.fit(store, n_components=2)
-        >>> off_plane = torch.tensor([[[1.0, 2.0, 9.0]]])  # (batch, pos, d)
-        >>> projected = gl.hooks.project(pca)(off_plane, hook=None)
-        >>> torch.allclose(projected, torch.tensor([1.0, 2.0, 0.0]), atol=0.1)
+        >>> pca = gl.PCA.fit(store, n_components=1)
+        >>> off_line = torch.tensor([[[1.0, 3.0]]])  # (batch, pos, d)
+        >>> projected = gl.hooks.project(pca)(off_line, hook=None)
+        >>> torch.allclose(projected, torch.tensor([2.0, 2.0]), atol=0.1)
         True
     """
     move = _projection(projector, noise, options)
