@@ -109,7 +109,7 @@ def _load_config(ctx: typer.Context, value: Path | None) -> Path | None:
 
 def _as_option(option: Any, value: Any) -> Any:
     """A value of a YAML file as click takes it: lists for options that may be repeated, else text with commas."""
-    if option.multiple if hasattr(option, "multiple") else option.nargs == -1:
+    if getattr(option, "multiple", False) or option.nargs == -1:
         return [str(item) for item in (value if isinstance(value, list) else [value])]
     return ",".join(map(str, value)) if isinstance(value, list) else value
 

@@ -1,4 +1,4 @@
-"""The screen of `store info`."""
+"""What `store info` prints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REASONS = {"position_0": "position 0", "not_chosen": "not chosen", "over_budget
 
 
 def show(about: About) -> None:
-    """Print what is known of a store, in groups that fit one screen."""
+    """Print the description of a store, in groups that fit one screen."""
     page = Table.grid(padding=(0, 2, 0, 0))
     page.add_column(style="bold", no_wrap=True)
     page.add_column(ratio=1)
@@ -40,14 +40,14 @@ def show(about: About) -> None:
     console.print(page)
 
 
-def show_several(folder: object, found: Sequence[About]) -> None:
+def show_several(folder: object, stores: Sequence[About]) -> None:
     """Print one line for each store below a folder."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("store", overflow="fold")
     for name in ("rows", "width", "size", "mean norm"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state")
-    for about in found:
+    for about in stores:
         name = about["path"].removeprefix(f"{folder}/")
         if "error" in about:
             table.add_row(Text(name), "", "", "", "", Text("cannot be opened", style="red"))
@@ -56,13 +56,13 @@ def show_several(folder: object, found: Sequence[About]) -> None:
         numbers = (f"{about['rows']:,}", f"{about['d_in']:,}", size(about["bytes"]), norm)
         table.add_row(Text(name), *numbers, state(about))
     console = Console(highlight=False)
-    console.print(Text(f"{folder}: {len(found)} stores", style="bold"))
+    console.print(Text(f"{folder}: {len(stores)} stores", style="bold"))
     console.print()
     console.print(table)
 
 
 def state(about: About) -> str:
-    """In what state a store is, in a few words."""
+    """Whether a store is complete, being collected or interrupted, and what part or stream it is."""
     words = []
     if about["part"]:
         words.append("part {}/{}".format(*about["part"]))
@@ -76,7 +76,7 @@ def state(about: About) -> str:
 
 
 def size(n: int) -> str:
-    """Bytes, for people."""
+    """A number of bytes with a binary unit."""
     value, units = float(n), ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
     while value >= 1024 and len(units) > 1:
         value, units = value / 1024, units[1:]
@@ -91,7 +91,7 @@ def listed(items: Iterable[object], most: int = 6) -> str:
 
 
 def _facts(facts: dict[str, str]) -> RenderableType | None:
-    """Names and values, those that are known."""
+    """A table of names and values, without empty values."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True, width=10)
     table.add_column(overflow="fold", ratio=1)

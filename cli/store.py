@@ -1,4 +1,4 @@
-"""`store`: look into activation stores, check and mend them, join parts, import and export."""
+"""`store`: inspect activation stores, verify and repair them, merge parts, import and export."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._app import Commands
+from glp_lens.errors import InputError
+
+from . import _info
+from ._app import Commands, split
 
 if TYPE_CHECKING:
     from glp_lens.activations import ActivationStore
+    from glp_lens.activations.manifest import Manifest
 
-_HELP = "Look into activation stores, check and mend them, join parts, import and export."
+_HELP = "Inspect activation stores, verify and repair them, merge parts, import and export."
 app = typer.Typer(cls=Commands, no_args_is_help=True, help=_HELP)
 
 Folder = Annotated[Path, typer.Argument(help="Folder of a store.", show_default=False)]
@@ -22,7 +26,7 @@ FORMS = {
     "sae-lens": ("cached activations of SAELens", {"hook", "keep_first", "drop_tokens"}),
     "arrays": (".npy or .safetensors files", {"hook", "key"}),
 }
-"""What stores are imported from and exported to, and the options of an import."""
+"""Formats of other programs, each with its description and the options of its import."""
 
 
 @app.callback(help=_HELP)
@@ -33,20 +37,18 @@ def _group() -> None:
 @app.command()
 def info(
     folder: Annotated[Path, typer.Argument(help="Folder of a store, or of several.", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     png: Annotated[
-        Path | None, typer.Option("--png", help="Also draw how the norms are spread into this file.", metavar="FILE")
+        Path | None,
+        typer.Option("--png", help="Also plot the distribution of norms here.", metavar="FILE"),
     ] = None,
 ) -> None:
-    """Show what a store holds: model, hook point, rows, norms, odd dimensions, exclusions, corpus, tokens.
+    """Show what a store holds: model, hook point, rows, norms, dead and massive dimensions, exclusions, corpus, tokens.
 
-    Of a folder of several stores, one line each. An interrupted store, a part or a stream is told as such.
+    For a folder of several stores, one line each. An interrupted store, a part or a stream is shown as such.
     """
     from glp_lens.activations import ActivationStore
     from glp_lens.activations.describe import describe_folder, stores_in
-    from glp_lens.errors import InputError
-
-    from . import _info
 
     if png is not None and png.suffix.lower() != ".png":
         raise InputError(f"--png takes the name of a .png file, got {str(png)!r}")
@@ -54,11 +56,11 @@ def info(
     if folders != [folder]:
         if png is not None:
             raise InputError(f"--png draws one store, {folder} holds {len(folders)}: name one, like {folders[0]}")
-        found = [_try_describe(path) for path in folders]
+        several = [_try_describe(path) for path in folders]
         if as_json:
-            typer.echo(json.dumps(found, indent=2))
+            typer.echo(json.dumps(several, indent=2))
         else:
-            _info.show_several(folder, found)
+            _info.show_several(folder, several)
         return
     about = describe_folder(folder)
     if png is not None:
@@ -79,9 +81,8 @@ def info(
 
 
 def _try_describe(folder: Path) -> dict[str, Any]:
-    """One damaged store does not hide the others."""
+    """The description of a store, or why it cannot be opened: one damaged store must not hide the others."""
     from glp_lens.activations.describe import describe_folder
-    from glp_lens.errors import InputError
 
     try:
         return describe_folder(folder)
@@ -93,9 +94,8 @@ def _try_describe(folder: Path) -> dict[str, Any]:
 def verify(
     folder: Annotated[Path, typer.Argument(help="Folder of a store, or of several.", show_default=False)],
 ) -> None:
-    """Read all of a store and compare it with the checksums of when it was written; of a stream, what is on disk."""
+    """Read every byte of a store and compare with the checksums it was written with; of a stream, what is on disk."""
     from glp_lens.activations.describe import stores_in
-    from glp_lens.errors import InputError
 
     damaged: list[str] = []
     for path in stores_in(folder):
@@ -108,7 +108,7 @@ def verify(
 
 
 def _verify(store: Path) -> str:
-    """What was found of a store that is not damaged."""
+    """What to print of a store whose checksums are right."""
     from glp_lens.activations.manifest import Manifest
     from glp_lens.activations.store import verify
 
@@ -126,14 +126,13 @@ def _verify(store: Path) -> str:
 def repair(
     folder: Annotated[Path, typer.Argument(help="Folder of a store, or of several.", show_default=False)],
     refetch: Annotated[
-        bool, typer.Option("--refetch", help="Collect what was dropped again, with the recorded options.")
+        bool, typer.Option("--refetch", help="Collect the dropped shards again, with the recorded options.")
     ] = False,
 ) -> None:
-    """Drop the shards that are damaged or missing, so that the rest can be used and the lost be collected again."""
+    """Drop damaged and missing shards, so that the rest can be used and the lost rows be collected again."""
     from glp_lens.activations.describe import stores_in
     from glp_lens.activations.manifest import Manifest
     from glp_lens.activations.repair import repair as run
-    from glp_lens.errors import InputError
 
     roots: dict[Path, tuple[Manifest, str]] = {}
     for store in stores_in(folder):
@@ -147,24 +146,23 @@ def repair(
             typer.echo(f"dropped {shard.name}, {shard.rows:,} of {before.rows:,} rows: {store}")
         manifest = Manifest.read(store)
         if manifest.dropped:
-            out, rest = _out(store, manifest), "the rest can be used as it is"
+            out, state = _out(store, manifest), "the rest can be used as it is"
             if out != store:
-                rest = f"the rows of the stores in {out} are not aligned until the same collect has run again"
-            roots[out] = manifest, rest
-    for out, (manifest, rest) in roots.items():
-        _go_on(folder, out, manifest, refetch, rest)
+                state = f"the rows of the stores in {out} are not aligned until the same collect has run again"
+            roots[out] = manifest, state
+    for out, (manifest, state) in roots.items():
+        _collect_again(folder, out, manifest, refetch, state)
 
 
-def _out(store: Path, manifest: Any) -> Path:
-    """The --out of the collect that made a store."""
+def _out(store: Path, manifest: Manifest) -> Path:
+    """The `--out` of the collection that a store is of: with several hook points, the folder of all their stores."""
     several = len(manifest.source.get("settings", {}).get("hooks", ())) > 1
     return store.parent if several and store.name == manifest.hook else store
 
 
-def _go_on(folder: Path, out: Path, manifest: Any, refetch: bool, rest: str) -> None:
-    """Collect what was dropped again, or say how to."""
+def _collect_again(folder: Path, out: Path, manifest: Manifest, refetch: bool, state: str) -> None:
+    """With `refetch`, collect the dropped shards again; otherwise print the state of the store and how to do so."""
     from glp_lens import pipeline
-    from glp_lens.errors import InputError
 
     if manifest.part is not None:
         i, n = manifest.part
@@ -181,22 +179,20 @@ def _go_on(folder: Path, out: Path, manifest: Any, refetch: bool, rest: str) -> 
         how = "write or import it again, into a new folder"
     if refetch:
         raise InputError(f"{out} has no recorded command to run again: {how}")
-    typer.echo(f"{rest}; for what is lost, {how}")
+    typer.echo(f"{state}; for what is lost, {how}")
 
 
 @app.command()
 def merge(
-    out: Annotated[Path, typer.Argument(help="Folder of the whole store.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder of the merged store.", show_default=False)],
     parts: Annotated[
         list[Path] | None, typer.Argument(help="Folders of all the parts; by default those in OUT/parts.")
     ] = None,
 ) -> None:
-    """Join the parts that 'collect --shard i/N' made into the store that one process would have made."""
+    """Merge the parts that 'collect --shard i/N' made into the store that one process would have made."""
     from glp_lens.activations.merge import merge as run
 
-    found = run(out, parts or ())
-    for store in found.values() if isinstance(found, dict) else [found]:
-        _say(store)
+    _print(run(out, parts or ()))
 
 
 @app.command("import")
@@ -216,7 +212,8 @@ def import_(
     ] = None,
     key: Annotated[str | None, typer.Option("--key", help="Of arrays: the tensor in a safetensors file.")] = None,
     keep_first: Annotated[
-        bool, typer.Option("--keep-first", help="Of sae-lens: keep the first row of a sequence, a sink.")
+        bool,
+        typer.Option("--keep-first", help="Of sae-lens: keep each sequence's first row, an attention sink."),
     ] = False,
     drop_tokens: Annotated[
         str, typer.Option("--drop-tokens", help="Of sae-lens: ids of tokens to leave out, separated by commas.")
@@ -224,7 +221,6 @@ def import_(
 ) -> None:
     """Make a store of activations that another program saved."""
     from glp_lens.activations import convert
-    from glp_lens.errors import InputError
 
     given = {"hook": hook, "dtype": dtype, "key": key, "keep_first": keep_first, "drop_tokens": _ids(drop_tokens)}
     asked: dict[str, Any] = {name: value for name, value in given.items() if value}
@@ -235,18 +231,17 @@ def import_(
         raise InputError(f"--from {form} needs --hook, for example --hook blocks.7.hook_resid_post")
     if form != "arrays" and len(sources) > 1:
         raise InputError(f"--from {form} takes one folder, got {len(sources)}: import them apart")
-    found: Any
+    stores: Any
     if form == "arrays":
-        found = convert.import_arrays(sources, out, model=model, **asked)
+        stores = convert.import_arrays(sources, out, model=model, **asked)
     elif form == "sae-lens":
         skip_first = not asked.pop("keep_first", False)
-        found = convert.import_sae_lens(sources[0], out, model=model, skip_first=skip_first, **asked)
+        stores = convert.import_sae_lens(sources[0], out, model=model, skip_first=skip_first, **asked)
     elif "{layer}" in str(hook):
-        found = convert.import_memmap_layers(sources[0], out, model=model, **asked)
+        stores = convert.import_memmap_layers(sources[0], out, model=model, **asked)
     else:
-        found = convert.import_memmaps(sources[0], out, model=model, **asked)
-    for store in found.values() if isinstance(found, dict) else [found]:
-        _say(store)
+        stores = convert.import_memmaps(sources[0], out, model=model, **asked)
+    _print(stores)
 
 
 @app.command()
@@ -263,7 +258,6 @@ def export(
     """Write the rows of a store for another program; as memmaps, also those of the stores of several layers."""
     from glp_lens.activations import ActivationStore, convert
     from glp_lens.activations.describe import stores_in
-    from glp_lens.errors import InputError
 
     _check_form("--to", form)
     if context is not None and form != "sae-lens":
@@ -274,34 +268,29 @@ def export(
         typer.echo(f"{sum(map(len, stores)):,} rows of {len(stores)} layers as {FORMS[form][0]}: {out}")
         return
     store = ActivationStore.open(folder)
-    left = 0
+    left_out = 0
     if form == "memmaps":
         convert.export_memmaps(store, out)
     elif form == "arrays":
         convert.export_arrays(store, out)
     else:
-        left = convert.export_sae_lens(store, out, context=context or 128)
-    rest = f" ({left:,} at the end fill no sequence and are left out)" if left else ""
-    typer.echo(f"{len(store) - left:,} rows as {FORMS[form][0]}{rest}: {out}")
+        left_out = convert.export_sae_lens(store, out, context=context or 128)
+    note = f" ({left_out:,} at the end fill no sequence and are left out)" if left_out else ""
+    typer.echo(f"{len(store) - left_out:,} rows as {FORMS[form][0]}{note}: {out}")
 
 
 def _check_form(option: str, form: str) -> None:
-    from glp_lens.errors import InputError
-
     if form not in FORMS:
         raise InputError(f"{option} must be one of {', '.join(FORMS)}, got {form!r}")
 
 
 def _ids(text: str) -> list[int]:
-    from glp_lens.errors import InputError
-
-    from ._app import split
-
     items = split(text)
     if not all(item.isdecimal() for item in items):
         raise InputError(f"--drop-tokens takes token ids separated by commas, for example 0,2; got {text!r}")
     return [int(item) for item in items]
 
 
-def _say(store: ActivationStore) -> None:
-    typer.echo(f"{len(store):,} rows of width {store.d_in} from {store.hook}: {store.path}")
+def _print(stores: ActivationStore | dict[str, ActivationStore]) -> None:
+    for store in stores.values() if isinstance(stores, dict) else [stores]:
+        typer.echo(f"{len(store):,} rows of width {store.d_in} from {store.hook}: {store.path}")

@@ -1,4 +1,4 @@
-"""The one exception that stands for a mistake in what a person passed in."""
+"""The exception for bad input, and other exceptions' messages made short enough to quote."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,13 @@ class InputError(ValueError):
     The command line prints the message and exits with code 2; any other exception is a bug of ours and
     keeps its traceback.
     """
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """An exception's message on one line of at most `most` characters; the name of its class if it has none."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """The first line of an exception's message, likewise."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]

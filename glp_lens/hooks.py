@@ -83,6 +83,14 @@ def edit(
     Raises:
         InputError: unknown positions; on a call: a mask of another shape, a hook point off the stream, or one that
             gives no activations of each token.
+
+    Examples:
+        >>> import torch
+        >>> from glp_lens import hooks
+        >>> double = hooks.edit(lambda rows: 2 * rows)
+        >>> double(torch.ones(1, 2, 3), hook=None)  # edits the last position
+        tensor([[[1., 1., 1.],
+                 [2., 2., 2.]]])
     """
     return _edit(lambda rows, _: function(rows), positions, mask, model, allow_mismatch=allow_mismatch)
 
@@ -267,6 +275,18 @@ def project(
 
     Raises:
         InputError: on a call, if the stream's width or the hook point is not the projector's, and what `edit` refuses.
+
+    Examples:
+        >>> import torch
+        >>> import glp_lens as gl
+        >>> from glp_lens.activations import write_store
+        >>> x = torch.randn(500, 1).repeat(1, 2) + 0.01 * torch.randn(500, 2)  # activations close to a line
+        >>> store = write_store("acts", x, hook="blocks.3.hook_resid_post")
+        >>> pca = gl.PCA.fit(store, n_components=1)
+        >>> off_line = torch.tensor([[[1.0, 3.0]]])  # (batch, pos, d)
+        >>> projected = gl.hooks.project(pca)(off_line, hook=None)
+        >>> torch.allclose(projected, torch.tensor([2.0, 2.0]), atol=0.1)
+        True
     """
     move = _projection(projector, noise, options)
     run = _edit(lambda rows, _: move(rows), positions, mask, model, allow_mismatch=allow_mismatch)
@@ -385,6 +405,17 @@ def steer(
     Raises:
         InputError: if `direction` is not a finite vector; on a call with the wrong width or batch size, or at
             another hook point than the projector's, and what `edit` refuses.
+
+    Examples:
+        >>> import torch
+        >>> from glp_lens import hooks
+        >>> steer = hooks.steer(torch.tensor([0.0, 2.0]), strength=0.5)
+        >>> steer(torch.zeros(1, 3, 2), hook=None)  # (batch, pos, d): moves the last position
+        tensor([[[0., 0.],
+                 [0., 0.],
+                 [0., 1.]]])
+
+        Run it at a hook point of a language model with `model.hooks(fwd_hooks=[(hook, steer)])`.
     """
     if direction.ndim != 1 or not torch.isfinite(direction).all():
         raise InputError(f"direction must be a finite vector (d_in,), got shape {tuple(direction.shape)}")

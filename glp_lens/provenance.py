@@ -91,7 +91,7 @@ def here(model: lm.Model, hook: str, identity: Json | None = None) -> Json:
     return {"hook": hook, "hook_names": names, "d_in": width, **identity}
 
 
-def mismatches(trained: Json, found: Json) -> list[str]:
+def mismatches(trained: Json, at_hand: Json) -> list[str]:
     """How two provenances differ, one phrase each, in the order hook point, width, weight processing, model.
 
     The number format of the language model is no mismatch, nor are folded norms on the residual stream: the activations
@@ -100,19 +100,19 @@ def mismatches(trained: Json, found: Json) -> list[str]:
     in TransformerLens and as a folder; of one name, another revision or a quantised copy is another model.
     """
     phrases = []
-    a, b = trained.get("hook"), found.get("hook")
-    if a and b and not lm.same_point(_names(trained), _names(found)):
+    a, b = trained.get("hook"), at_hand.get("hook")
+    if a and b and not lm.same_point(_names(trained), _names(at_hand)):
         phrases.append(f"at {a} (here {b})")
-    if _differ(trained.get("d_in"), found.get("d_in")):
-        phrases.append(f"on width {trained['d_in']} (here {found['d_in']})")
-    one, other = trained.get("model") or {}, found.get("model") or {}
+    if _differ(trained.get("d_in"), at_hand.get("d_in")):
+        phrases.append(f"on width {trained['d_in']} (here {at_hand['d_in']})")
+    one, other = trained.get("model") or {}, at_hand.get("model") or {}
     a, b = one.get("weight_processing"), other.get("weight_processing")
-    if _differ(*(_effect(processing, [*_names(trained), *_names(found)]) for processing in (a, b))):
+    if _differ(*(_effect(processing, [*_names(trained), *_names(at_hand)]) for processing in (a, b))):
         phrases.append(f"with {a} weights (here {b})")
-    return phrases + _model_mismatch(trained, found)
+    return phrases + _model_mismatch(trained, at_hand)
 
 
-def check(subject: str, trained: Json, found: Json, *, remedy: str = REMEDY, allow_mismatch: bool = False) -> str:
+def check(subject: str, trained: Json, at_hand: Json, *, remedy: str = REMEDY, allow_mismatch: bool = False) -> str:
     """Refuse provenances that do not fit together.
 
     Args:
@@ -126,18 +126,18 @@ def check(subject: str, trained: Json, found: Json, *, remedy: str = REMEDY, all
     Raises:
         InputError: they differ.
     """
-    phrases = mismatches(trained, found)
+    phrases = mismatches(trained, at_hand)
     if not phrases:
         return ""
     line = f"{subject} {', '.join(phrases)}"
-    if _differ(trained.get("d_in"), found.get("d_in")):
+    if _differ(trained.get("d_in"), at_hand.get("d_in")):
         raise InputError(f"{line}: {remedy}")
     if not allow_mismatch:
         raise InputError(f"{line}: {remedy}, or pass allow_mismatch=True (--allow-mismatch)")
     return f"{line}: accepted by allow_mismatch"
 
 
-def check_models(models: Mapping[str, _Trained], found: Json, *, allow_mismatch: bool = False) -> list[str]:
+def check_models(models: Mapping[str, _Trained], at_hand: Json, *, allow_mismatch: bool = False) -> list[str]:
     """`check` for models by label; what was accepted, a sentence each, and what no check of the model at hand can tell.
 
     The latter are the `cautions` of an autoencoder of sae-lens.
@@ -145,13 +145,13 @@ def check_models(models: Mapping[str, _Trained], found: Json, *, allow_mismatch:
     notes = []
     for label, model in models.items():
         trained = trained_on(model)
-        accepted = check(f"{label} was trained", trained, found, allow_mismatch=allow_mismatch)
+        accepted = check(f"{label} was trained", trained, at_hand, allow_mismatch=allow_mismatch)
         notes += [accepted] if accepted else []
         notes += [f"{label} {caution}" for caution in trained.get("cautions") or []]
     return notes
 
 
-def check_finetuning(model: _Trained, found: Json, *, allow_mismatch: bool = False) -> str:
+def check_finetuning(model: _Trained, at_hand: Json, *, allow_mismatch: bool = False) -> str:
     """Refuse to train a model on at another hook point, width, weight processing or depth of the language model.
 
     Other weights of the language model, or another one of that shape, are what finetuning is for.
@@ -165,7 +165,7 @@ def check_finetuning(model: _Trained, found: Json, *, allow_mismatch: bool = Fal
     return check(
         "this prior was trained",
         _place(trained_on(model)),
-        _place(found),
+        _place(at_hand),
         remedy="finetune it on activations of the same hook point",
         allow_mismatch=allow_mismatch,
     )
@@ -185,8 +185,8 @@ def check_use(model: _Trained, language_model: lm.Model, hook: str, *, allow_mis
         InputError: the language model has no such hook point, or what `check` refuses.
     """
     lm.check_hook(language_model, hook)
-    found = here(language_model, hook)
-    check(f"this {type(model).__name__} was trained", trained_on(model), found, allow_mismatch=allow_mismatch)
+    at_hand = here(language_model, hook)
+    check(f"this {type(model).__name__} was trained", trained_on(model), at_hand, allow_mismatch=allow_mismatch)
 
 
 def check_edit(language_model: lm.Model, hook: str, *, allow_mismatch: bool = False) -> list[str]:
@@ -221,9 +221,9 @@ def describe(model: _Trained) -> str:
     return f"{type(model).__name__} trained on {', '.join(part for part in known if part)}"
 
 
-def _model_mismatch(trained: Json, found: Json) -> list[str]:
-    one, other = trained.get("model") or {}, found.get("model") or {}
-    hashes = trained.get("weights"), found.get("weights")
+def _model_mismatch(trained: Json, at_hand: Json) -> list[str]:
+    one, other = trained.get("model") or {}, at_hand.get("model") or {}
+    hashes = trained.get("weights"), at_hand.get("weights")
     comparable = None not in hashes and all(
         one.get(key) is not None and one[key] == other.get(key) for key in ("class", "dtype", "weight_processing")
     )

@@ -126,9 +126,14 @@ class Settings:
 
     @classmethod
     def of(cls, other: Settings, **changes: Any) -> Self:
-        """Settings that take from others what both have, with changes."""
-        names = {known.name for known in options(cls)}
-        shared = {known.name: getattr(other, known.name) for known in options(type(other)) if known.name in names}
+        """Settings that take from others what a class that both derive from declares, with changes.
+
+        One name that two classes declare apart may stand for two things, so it is not taken over.
+        """
+        bases = [base for base in cls.__mro__ if issubclass(base, Settings) and isinstance(other, base)]
+        shared = {
+            each.name: getattr(other, each.name) for base in bases if base is not Settings for each in options(base)
+        }
         return cls(**{**shared, **changes})
 
     def to_json(self) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""Names for the array shapes and functions that public functions take and return."""
+"""Names for the shapes, number formats and functions that public functions take and return."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -12,7 +13,13 @@ Features: TypeAlias = Float[Tensor, "n n_features"]
 PerRow: TypeAlias = Float[Tensor, " n"]
 RowIndex: TypeAlias = Int[Tensor, " n"]
 Stream: TypeAlias = Float[Tensor, "batch pos d_in"]
-"""What a hook on a residual stream sees."""
+"""What a hook on a residual stream gets."""
 Json: TypeAlias = dict[str, Any]
 HookFunction: TypeAlias = Callable[..., Tensor]
 """`(tensor, *, hook)` to a tensor of the same shape: what TransformerLens calls at a hook point."""
+DTYPES: Final[dict[str, torch.dtype]] = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+"""Number formats of language models and of stored activations, by name."""

@@ -18,7 +18,7 @@ from glp_lens.activations.collect import PARTS, collect
 from glp_lens.activations.merge import ShortParts, merge
 from glp_lens.activations.store import ActivationStore
 from glp_lens.corpus import Document
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, first_line
 from glp_lens.types import Json
 
 PARTS_PER_ACTOR = 4
@@ -159,8 +159,8 @@ def _ray() -> Iterator[Any]:
 
 def _parts_there(out: Path) -> int | None:
     """How many parts an earlier run cut the work into, if one did."""
-    found = {int(match[1]) for f in out.glob(f"{PARTS}/*") if (match := re.fullmatch(r"\d+-of-(\d+)", f.name))}
-    return found.pop() if len(found) == 1 else None
+    counts = {int(match[1]) for f in out.glob(f"{PARTS}/*") if (match := re.fullmatch(r"\d+-of-(\d+)", f.name))}
+    return counts.pop() if len(counts) == 1 else None
 
 
 def _folders(out: Path, n: int) -> list[Path]:
@@ -170,5 +170,5 @@ def _folders(out: Path, n: int) -> list[Path]:
 def _reason(error: Exception) -> str:
     """What happened, in one line."""
     cause = getattr(error, "cause", None) or error
-    lines = str(cause).strip().splitlines()
-    return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
+    name = type(cause).__name__
+    return f"{name}: {first_line(cause)}" if str(cause).strip() else name

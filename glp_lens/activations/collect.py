@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from glp_lens import lm, numerics
 from glp_lens.activations import forward, tokens
-from glp_lens.activations.manifest import MANIFEST, TORCH, Manifest, Shard, documents_hash
+from glp_lens.activations.manifest import MANIFEST, Manifest, Shard, documents_hash
 from glp_lens.activations.massive import Massive, check_massive, norm_limit
 from glp_lens.activations.shard import Source
 from glp_lens.activations.store import ActivationStore
@@ -36,7 +36,7 @@ from glp_lens.activations.writer import StoreWriter, check_dtype, check_labels, 
 from glp_lens.corpus import Document
 from glp_lens.errors import InputError
 from glp_lens.files import versions
-from glp_lens.types import Json
+from glp_lens.types import DTYPES, Json
 
 SHARD_TOKENS = 65_536
 SHARD_BYTES = 512 << 20
@@ -155,7 +155,7 @@ def collect(
         small = SHARD_TOKENS if max_tokens is None else min(SHARD_TOKENS, max(8192, max_tokens // 4))
         in_mlp = any(".mlp." in name for name in names)
         width = max(int(model.cfg.d_model), int(getattr(model.cfg, "d_mlp", None) or 0) if in_mlp else 0)
-        shard_tokens = min(small, SHARD_BYTES // (width * TORCH[dtype].itemsize))
+        shard_tokens = min(small, SHARD_BYTES // (width * DTYPES[dtype].itemsize))
     source: Json = {
         **(identity or lm.identity(model)),
         "tokenizer": _describe_tokenizer(model),
@@ -176,26 +176,28 @@ def collect(
         },
     }
     folders = _folders(Path(out), names, part)
-    found = {name: Manifest.read(f) for name, f in folders.items() if (f / MANIFEST).is_file()}
-    for name, manifest in found.items():
+    manifests = {name: Manifest.read(f) for name, f in folders.items() if (f / MANIFEST).is_file()}
+    for name, manifest in manifests.items():
         _check_same(folders[name], manifest, name, {**source, "dtype": dtype, "window": window})
-    if not all(name in found and found[name].complete for name in names):
+    if not all(name in manifests and manifests[name].complete for name in names):
         for folder in folders.values():
             make_writable(folder)
     documents = _documents(texts)
     first = list(islice(documents, source["settings"]["shard_documents"]))
     if not first:
         raise InputError("no texts to collect from: pass at least one")
-    reader = _Reader(model, names, how, TORCH[dtype], source["settings"], generate, labels)
+    reader = _Reader(model, names, how, DTYPES[dtype], source["settings"], generate, labels)
     was_training = model.training
     model.eval()  # dropout would make activations random
     try:
-        if len(found) < len(names):
+        if len(manifests) < len(names):
             begun = reader.begin(first[:CALIBRATION], source, dtype)
-            found = {name: replace(begun[name], part=part, window=window, command=command) for name in names} | found
-        reader.limits = {name: m.max_norm for name, m in found.items() if m.max_norm is not None}
-        reader.label_types = found[names[0]].labels
-        _run(reader, chain(first, documents), {folders[name]: found[name] for name in names}, max_tokens, progress)
+            manifests = {
+                name: replace(begun[name], part=part, window=window, command=command) for name in names
+            } | manifests
+        reader.limits = {name: m.max_norm for name, m in manifests.items() if m.max_norm is not None}
+        reader.label_types = manifests[names[0]].labels
+        _run(reader, chain(first, documents), {folders[name]: manifests[name] for name in names}, max_tokens, progress)
     finally:
         model.train(was_training)
     if window is not None or (part is not None and not Manifest.read(folders[names[0]]).rows):
@@ -225,14 +227,14 @@ class _Reader:
     def begin(self, documents: list[Document], source: Json, dtype: str) -> dict[str, Manifest]:
         """The manifest of a new store at each hook point, from a look at the first documents."""
         ids = [self._cut(row) for row in self._ids(documents)]
-        found: dict[str, list[Tensor]] = {name: [] for name in self.names}
+        kept: dict[str, list[Tensor]] = {name: [] for name in self.names}
         massive = self.settings["massive"]
         for batch in self._forward(ids if massive is not None else ids[:1], documents):
             usable, _ = tokens.usable_tokens(batch, self.how)
             for name in self.names:
                 tokens.norms(batch, usable, name, documents)  # checks them
-                found[name].append(batch.rows[name][usable.to(batch.rows[name].device)].float().cpu())
-        rows = {name: torch.cat(parts) for name, parts in found.items()}
+                kept[name].append(batch.rows[name][usable.to(batch.rows[name].device)].float().cpu())
+        rows = {name: torch.cat(parts) for name, parts in kept.items()}
         if massive is not None and not len(rows[self.names[0]]):
             raise InputError(f"no activations left to keep in the first {len(documents)} texts: pass longer texts")
         first = [self._labels(document, row) for document, row in zip(documents, ids, strict=True)]
@@ -333,20 +335,22 @@ class _Reader:
 def _run(
     reader: _Reader,
     documents: Iterator[Document],
-    found: dict[Path, Manifest],
+    manifests: dict[Path, Manifest],
     max_tokens: int | None,
     progress: Callable[[int], Any] | None,
 ) -> None:
     """Make every shard that is missing; each is saved while the next one is computed."""
-    if all(manifest.complete and not manifest.dropped for manifest in found.values()):
-        budget = _Budget(max_tokens, next(iter(found.values())).part)
-        for _ in _missing(documents, found, reader.settings["shard_documents"], budget):
-            raise InputError(f"the store at {next(iter(found))} was collected from fewer texts: choose another folder")
+    if all(manifest.complete and not manifest.dropped for manifest in manifests.values()):
+        budget = _Budget(max_tokens, next(iter(manifests.values())).part)
+        for _ in _missing(documents, manifests, reader.settings["shard_documents"], budget):
+            raise InputError(
+                f"the store at {next(iter(manifests))} was collected from fewer texts: choose another folder"
+            )
         return
     with ExitStack() as stack:
-        writers = {folder: stack.enter_context(StoreWriter(folder, manifest)) for folder, manifest in found.items()}
-        found = {folder: writer.manifest for folder, writer in writers.items()}
-        first = next(iter(found.values()))
+        writers = {folder: stack.enter_context(StoreWriter(folder, manifest)) for folder, manifest in manifests.items()}
+        manifests = {folder: writer.manifest for folder, writer in writers.items()}
+        first = next(iter(manifests.values()))
         budget = _Budget(max_tokens, first.part)
         bar = stack.enter_context(
             tqdm(total=budget.goal, initial=first.rows, desc="collect", unit="tok", unit_scale=True, mininterval=2,
@@ -360,7 +364,7 @@ def _run(
 
         saver = stack.enter_context(ThreadPoolExecutor(max_workers=1))
         saving: Future[None] | None = None
-        for index, chunk in _missing(documents, found, reader.settings["shard_documents"], budget):
+        for index, chunk in _missing(documents, manifests, reader.settings["shard_documents"], budget):
             at = bar.n
             rows, columns, excluded = reader.shard(chunk, advance) if chunk else reader.nothing()
             n = budget.spend(len(columns["doc_id"]))
@@ -409,18 +413,18 @@ class _Budget:
 
 
 def _missing(
-    documents: Iterator[Document], found: dict[Path, Manifest], size: int, budget: _Budget
+    documents: Iterator[Document], manifests: dict[Path, Manifest], size: int, budget: _Budget
 ) -> Iterator[tuple[int, list[Document]]]:
     """Index and documents of each shard to make, after checking that the others were made of the same documents.
 
     A part whose texts came to their end has a last shard without documents, from which `merge` knows that the end was
     seen.
     """
-    out, first = next(iter(found.items()))
+    out, first = next(iter(manifests.items()))
     part, parts = first.part or (0, 1)
     have = {shard.index: shard for shard in first.shards}
-    done = set(have).intersection(*({shard.index for shard in m.shards} for m in found.values()))
-    wanted = max((*done, *(index for m in found.values() for index in m.dropped)), default=-1)
+    done = set(have).intersection(*({shard.index for shard in m.shards} for m in manifests.values()))
+    wanted = max((*done, *(index for m in manifests.values() for index in m.dropped)), default=-1)
     for index in count():
         chunk = list(islice(documents, size))
         if (budget.reached and index > wanted) or (not chunk and first.part is None):
@@ -546,10 +550,10 @@ def differs(key: str, one: Json, other: Json) -> bool:
 
 def flat(value: Json, prefix: str = "") -> Json:
     """Nested dictionaries as one, keys joined by dots."""
-    found: Json = {}
+    joined: Json = {}
     for key, item in value.items():
-        found |= flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key: item}
-    return found
+        joined |= flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key: item}
+    return joined
 
 
 def _documents(texts: Iterable[str | Document]) -> Iterator[Document]:

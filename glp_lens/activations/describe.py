@@ -76,10 +76,10 @@ def stores_in(folder: str | Path) -> list[Path]:
         return [folder]
     # out/HOOK, out/parts/0000-of-0002 and out/parts/0000-of-0002/HOOK are where `collect` writes.
     levels = ("*", "parts/*", "parts/*/*")
-    found = [file.parent for level in levels for file in sorted(folder.glob(f"{level}/{MANIFEST}"))]
-    if not found:
+    stores = [file.parent for level in levels for file in sorted(folder.glob(f"{level}/{MANIFEST}"))]
+    if not stores:
         raise InputError(f"no activation store at {folder}: expected a folder with {MANIFEST}")
-    return found
+    return stores
 
 
 def _describe_manifest(folder: Path, manifest: Manifest) -> Json:

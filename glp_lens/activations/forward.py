@@ -59,7 +59,8 @@ def generate(
         seeds: one for each prompt; a batch draws from its first prompt's.
     """
     eos = lm.tokenizer_of(model).eos_token_id
-    for batch in _same_length([len(row) for row in ids], new_tokens, budget):
+    lengths = [len(row) for row in ids]
+    for batch in lm.batches_of_one_length(lengths, lambda length: budget // (length + new_tokens)):
         prompt = torch.tensor([ids[i] for i in batch])
         tokens = lm.generate(model, prompt, new_tokens, temperature=temperature, seed=seeds[batch[0]])
         new = (torch.arange(tokens.shape[1]) >= prompt.shape[1]).expand_as(tokens)
@@ -84,11 +85,3 @@ def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
             width = lengths[i]
         batches[-1].append(i)
     return batches
-
-
-def _same_length(lengths: Sequence[int], new_tokens: int, budget: int) -> Iterator[list[int]]:
-    for length in sorted(set(lengths)):
-        same = [i for i, n in enumerate(lengths) if n == length]
-        size = max(1, budget // (length + new_tokens))
-        for start in range(0, len(same), size):
-            yield same[start : start + size]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import torch
 import xxhash
 
 from glp_lens.errors import InputError
@@ -29,7 +28,6 @@ STORED: Final[dict[str, np.dtype]] = {
     "float32": np.dtype("<f4"),
 }
 """How each dtype lies in the file."""
-TORCH: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 COLUMNS: Final[dict[str, np.dtype]] = {
     "token_id": np.dtype("<u4"),
     "doc_id": np.dtype("<u8"),

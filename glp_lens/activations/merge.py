@@ -11,11 +11,12 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from glp_lens.activations.collect import PARTS, differs, flat
-from glp_lens.activations.manifest import MANIFEST, TORCH, Manifest, Shard
+from glp_lens.activations.manifest import MANIFEST, Manifest, Shard
 from glp_lens.activations.shard import Source, file_hash, no_space, open_shard
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.writer import StoreWriter
 from glp_lens.errors import InputError
+from glp_lens.types import DTYPES
 
 Parts = dict[Path, Manifest]
 
@@ -58,22 +59,22 @@ def merge(out: str | Path, parts: Sequence[str | Path] = ()) -> ActivationStore 
         raise InputError(f"no activation store in {folders[0]}: expected the parts of a collection")
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError(f"a part is named twice: name all {len(folders)} folders once")
-    found = {name: {folder / name: Manifest.read(folder / name) for folder in folders} for name in names}
-    for manifests in found.values():
+    collections = {name: {folder / name: Manifest.read(folder / name) for folder in folders} for name in names}
+    for manifests in collections.values():
         _check(manifests)
-    if wanted := {folder: index for manifests in found.values() for folder, index in _wanted(manifests).items()}:
-        raise _ask({folder: m for manifests in found.values() for folder, m in manifests.items()}, wanted)
+    if wanted := {folder: index for manifests in collections.values() for folder, index in _wanted(manifests).items()}:
+        raise _ask({folder: m for manifests in collections.values() for folder, m in manifests.items()}, wanted)
     stores = {}
-    for name, manifests in found.items():
+    for name, manifests in collections.items():
         store = _merge_one(out / name, manifests)
         stores[store.hook] = store
     return stores if names != ["."] else next(iter(stores.values()))
 
 
-def _merge_one(out: Path, found: Parts) -> ActivationStore:
-    first = next(iter(found.values()))
-    homes = {shard.index: folder for folder, manifest in found.items() for shard in manifest.shards}
-    chosen, surplus = _chosen(found)
+def _merge_one(out: Path, parts: Parts) -> ActivationStore:
+    first = next(iter(parts.values()))
+    homes = {shard.index: folder for folder, manifest in parts.items() for shard in manifest.shards}
+    chosen, surplus = _chosen(parts)
     if not any(shard.rows for shard in chosen):
         raise InputError("no activations left to keep in these texts: pass longer texts")
     whole = _begun(out, replace(first, part=None, shards=(), dropped=(), complete=False))
@@ -84,20 +85,20 @@ def _merge_one(out: Path, found: Parts) -> ActivationStore:
         for shard in tqdm([s for s in chosen if s.index not in have], desc="merge", unit="shard", delay=2):
             folder = homes[shard.index]
             if surplus and shard is chosen[-1]:
-                _copy_rows(writer, folder, found[folder], shard, shard.rows - surplus)
+                _copy_rows(writer, folder, parts[folder], shard, shard.rows - surplus)
             else:
                 if shard.rows:
-                    _link(folder, out, shard, found[folder])
+                    _link(folder, out, shard, parts[folder])
                 # The manifest of many shards takes a while to write; what is not in it yet would be adopted.
                 writer.list(shard, publish=shard.index % 64 == 0)
         writer.finish()
     return ActivationStore.open(out)
 
 
-def _check(found: Parts) -> None:
+def _check(parts: Parts) -> None:
     """Refuse parts that do not make one whole."""
-    first_folder, first = next(iter(found.items()))
-    for folder, manifest in found.items():
+    first_folder, first = next(iter(parts.items()))
+    for folder, manifest in parts.items():
         if manifest.part is None:
             raise InputError(f"{folder} is a whole store, not a part of one: nothing to merge")
         if manifest.identity != first.identity or manifest.part[1] != (first.part or (0, 0))[1]:
@@ -108,7 +109,7 @@ def _check(found: Parts) -> None:
         if not manifest.complete or manifest.dropped:
             i, n = manifest.part
             raise InputError(f"part {i}/{n} in {folder} is not finished: run the same collect --shard {i}/{n} again")
-    have = sorted(manifest.part[0] for manifest in found.values() if manifest.part)
+    have = sorted(manifest.part[0] for manifest in parts.values() if manifest.part)
     n = (first.part or (0, 0))[1]
     if have != list(range(n)):
         lacking = sorted(set(range(n)) - set(have))
@@ -126,10 +127,10 @@ def _difference(a: Manifest, b: Manifest) -> str:
     return next((f"{k} = {ours[k]!r}, {theirs.get(k)!r}" for k in different), "other labels")
 
 
-def _chosen(found: Parts) -> tuple[list[Shard], int]:
+def _chosen(parts: Parts) -> tuple[list[Shard], int]:
     """The shards without a gap that hold the rows asked for, and how many rows the last has too many."""
-    shards = {shard.index: shard for manifest in found.values() for shard in manifest.shards if shard.documents}
-    goal = _goal(found)
+    shards = {shard.index: shard for manifest in parts.values() for shard in manifest.shards if shard.documents}
+    goal = _goal(parts)
     chosen: list[Shard] = []
     total = 0
     while len(chosen) in shards and (goal is None or total < goal):
@@ -138,27 +139,27 @@ def _chosen(found: Parts) -> tuple[list[Shard], int]:
     return chosen, 0 if goal is None else max(0, total - goal)
 
 
-def _goal(found: Parts) -> int | None:
-    goal: int | None = next(iter(found.values())).source.get("settings", {}).get("max_tokens")
+def _goal(parts: Parts) -> int | None:
+    goal: int | None = next(iter(parts.values())).source.get("settings", {}).get("max_tokens")
     return goal
 
 
-def _wanted(found: Parts) -> dict[Path, int]:
+def _wanted(parts: Parts) -> dict[Path, int]:
     """For each part that stopped too early, the last shard that it still has to make.
 
     A part ends at its share of the rows, or at the end of the texts with a shard without documents. Where parts ended
     at their share and there are too few rows without a gap, they have to go on: if all have rows enough, as far as
     the others did; else until the end of the texts is known.
     """
-    goal, (chosen, _) = _goal(found), _chosen(found)
-    made = [shard.index for manifest in found.values() for shard in manifest.shards if shard.documents]
-    ends = [shard.index for manifest in found.values() for shard in manifest.shards if not shard.documents]
+    goal, (chosen, _) = _goal(parts), _chosen(parts)
+    made = [shard.index for manifest in parts.values() for shard in manifest.shards if shard.documents]
+    ends = [shard.index for manifest in parts.values() for shard in manifest.shards if not shard.documents]
     if len(chosen) in ends or (goal is not None and sum(shard.rows for shard in chosen) >= goal):
         return {}
-    enough = goal is not None and sum(manifest.rows for manifest in found.values()) >= goal
+    enough = goal is not None and sum(manifest.rows for manifest in parts.values()) >= goal
     until = max(made) if enough else min(ends)
     wanted = {}
-    for folder, manifest in found.items():
+    for folder, manifest in parts.items():
         i, n = manifest.part or (0, 1)
         last = until - (until - i) % n
         if last > max(shard.index for shard in manifest.shards):
@@ -166,16 +167,16 @@ def _wanted(found: Parts) -> dict[Path, int]:
     return wanted
 
 
-def _ask(found: Parts, wanted: dict[Path, int]) -> ShortParts:
+def _ask(parts: Parts, wanted: dict[Path, int]) -> ShortParts:
     """Mark shards as lacking, for the next `collect` of their parts, and say so."""
     short = set()
     for folder, index in wanted.items():
-        short.add(found[folder].part or (0, 1))
-        with StoreWriter(folder, replace(found[folder], dropped=(index,))):
+        short.add(parts[folder].part or (0, 1))
+        with StoreWriter(folder, replace(parts[folder], dropped=(index,))):
             pass  # opening it for writing publishes the manifest
-    parts = ", ".join(f"{i}/{n}" for i, n in sorted(short))
+    named = ", ".join(f"{i}/{n}" for i, n in sorted(short))
     return ShortParts(
-        f"the parts hold fewer rows without a gap than asked for, since part {parts} stopped at its share: "
+        f"the parts hold fewer rows without a gap than asked for, since part {named} stopped at its share: "
         "run the same collect --shard of it again, then merge",
         sorted(i for i, _ in short),
     )
@@ -199,7 +200,7 @@ def _copy_rows(writer: StoreWriter, folder: Path, manifest: Manifest, shard: Sha
     columns = {name: store.column(name)[:n] for name in manifest.columns}
     excluded = {**shard.excluded, "over_budget": shard.rows - n}
     source = Source(shard.documents, shard.documents_hash, excluded)
-    writer.append(shard.index, store.rows(0, n, dtype=TORCH[manifest.dtype]), columns, source)
+    writer.append(shard.index, store.rows(0, n, dtype=DTYPES[manifest.dtype]), columns, source)
 
 
 def _link(folder: Path, out: Path, shard: Shard, manifest: Manifest) -> None:

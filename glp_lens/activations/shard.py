@@ -28,7 +28,7 @@ from torch import Tensor
 
 from glp_lens.activations.manifest import ROW_ORDER, SCHEMA, STORED, VERSION, Manifest, Shard, shard_name
 from glp_lens.activations.stats import Stats, measure
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, first_line
 from glp_lens.files import sync_folder
 from glp_lens.types import Acts
 
@@ -125,7 +125,7 @@ def no_space(folder: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             why, remedy = "disk full: no room to write in", "free space"
         else:
-            why, remedy = f"cannot write ({error.strerror or _first_line(error)}) in", "make the folder writable"
+            why, remedy = f"cannot write ({error.strerror or first_line(error)}) in", "make the folder writable"
         raise InputError(f"{why} {folder}; what is saved is safe: {remedy} and run the same command again") from None
 
 
@@ -207,12 +207,8 @@ def _checked(folder: Path, name: str) -> Iterator[None]:
                 f"{folder / name} is open elsewhere in this process, with HDF5's own file locking: close it first"
             ) from None
         raise InputError(
-            f"activation store {folder} is damaged: {name} cannot be opened ({_first_line(error)})"
+            f"activation store {folder} is damaged: {name} cannot be opened ({first_line(error)})"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _row_datasets(n: int, manifest: Manifest) -> _Spec:

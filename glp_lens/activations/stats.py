@@ -42,7 +42,15 @@ class Stats:
 
     @classmethod
     def of(cls, x: Acts) -> Stats:
-        """Statistics of at least one row, of any floating dtype."""
+        """Statistics of at least one row, of any floating dtype.
+
+        Examples:
+            >>> import torch
+            >>> from glp_lens.activations import Stats
+            >>> stats = Stats.of(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+            >>> stats.mean.tolist(), stats.var.tolist(), stats.mean_norm
+            ([1.5, 2.0], [2.25, 4.0], 2.5)
+        """
         return measure(x)[0]
 
 

@@ -33,6 +33,23 @@ class ActivationStore(Manifested):
     Attributes:
         path: the folder.
         manifest: what is in it and where it came from.
+        stats: statistics of its rows, see `Stats`.
+
+    Examples:
+        >>> import torch
+        >>> from glp_lens.activations import ActivationStore, write_store
+        >>> x = torch.arange(12.0).reshape(6, 2)
+        >>> _ = write_store("acts", x, hook="blocks.3.hook_resid_post")
+        >>> store = ActivationStore.open("acts")
+        >>> len(store), store.d_in, store.hook
+        (6, 2, 'blocks.3.hook_resid_post')
+        >>> store.rows(1, 3)
+        tensor([[2., 3.],
+                [4., 5.]])
+        >>> store.stats.mean
+        tensor([5., 6.], dtype=torch.float64)
+        >>> store.column("norm").round(1)
+        array([ 1. ,  3.6,  6.4,  9.2, 12. , 14.9], dtype=float32)
     """
 
     def __init__(self, path: Path, manifest: Manifest, layouts: list[dict[str, int]], stats: Stats) -> None:
@@ -155,6 +172,17 @@ class ActivationStore(Manifested):
 
         Raises:
             InputError: a number out of its range, or not one whole batch.
+
+        Examples:
+            >>> import torch
+            >>> from glp_lens.activations import write_store
+            >>> store = write_store("acts", torch.arange(10.0)[:, None], hook="blocks.3.hook_resid_post")
+            >>> batches = list(store.batches(4, seed=0, epochs=2))
+            >>> [tuple(batch.shape) for batch in batches]
+            [(4, 1), (4, 1), (4, 1), (4, 1), (4, 1)]
+            >>> resumed = store.batches(4, seed=0, epochs=2, start_batch=3)
+            >>> torch.equal(next(resumed), batches[3])
+            True
         """
         if values is not None and len(values) != len(self):
             raise InputError(f"expected values for {len(self)} rows, got {len(values)}")

@@ -28,14 +28,14 @@ from torch import Tensor
 from glp_lens import lm
 from glp_lens.activations.batches import permutation
 from glp_lens.activations.collect import collect
-from glp_lens.activations.manifest import MANIFEST, TORCH, Manifest, Manifested, Shard
+from glp_lens.activations.manifest import MANIFEST, Manifest, Manifested, Shard
 from glp_lens.activations.stats import Stats
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.totals import STATISTICS, Total, Totals
 from glp_lens.activations.waiting import wait_until
 from glp_lens.corpus import Document
 from glp_lens.errors import InputError
-from glp_lens.types import Acts, Json
+from glp_lens.types import DTYPES, Acts, Json
 
 DRIFT_BOUND: Final = 0.1
 """How far the statistics that normalise may be from those of all rows, in standard deviations and in the logarithm of
@@ -285,7 +285,7 @@ class ActivationStream(Manifested):
                 "or collect the stream again, in a new folder"
             )
         store = ActivationStore.of(self.path, replace(self.manifest, shards=tuple(shards)))
-        return store.rows(dtype=TORCH[self.dtype])
+        return store.rows(dtype=DTYPES[self.dtype])
 
     def _first_needed(self, row: int) -> int:
         """Index of the first shard of the window that a row is in; past the last shard at the very end."""
@@ -321,13 +321,13 @@ class ActivationStream(Manifested):
 
     @cached_property
     def _opening(self) -> Total:
-        def found() -> Total | None:
+        def known_totals() -> Total | None:
             self._look()
             # The totals are written before the manifest, so they hold at least the shards that it lists.
             known = self.manifest.complete or len(self._files) >= self._n
             return Totals.read(self.path, self._n).opening if known else None
 
-        return wait_until(found, self._note, patience=self._patience)
+        return wait_until(known_totals, self._note, patience=self._patience)
 
 
 def open_all(parent: str | Path, *, patience: float | None = None, **options: Any) -> dict[str, ActivationStream]:
@@ -371,12 +371,12 @@ def collect_stats(
         The statistics, or with several hook points a dictionary of them.
     """
     collect(model, texts, hooks, out, **options, window=0)
-    found = {}
+    stats = {}
     for file in sorted(Path(out).rglob(MANIFEST)):
         total = Totals.read(file.parent, 0).last
         assert total is not None, "a collection without rows is refused"
-        found[Manifest.read(file.parent).hook] = total.stats
-    return found if len(found) > 1 else next(iter(found.values()))
+        stats[Manifest.read(file.parent).hook] = total.stats
+    return stats if len(stats) > 1 else next(iter(stats.values()))
 
 
 def _wait_for_manifest(folder: Path, pattern: str, patience: float | None) -> Path:

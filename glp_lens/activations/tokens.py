@@ -137,8 +137,8 @@ def select(
     usable, excluded = usable_tokens(batch, how)
     massive = torch.zeros_like(usable)
     for hook in batch.rows:
-        found = norms(batch, usable, hook, documents)
-        massive |= usable & (found > limits.get(hook, float("inf")))
+        norm = norms(batch, usable, hook, documents)
+        massive |= usable & (norm > limits.get(hook, float("inf")))
     excluded["massive"] = int(massive.sum())
     usable &= ~massive
     kept = _choose(usable, how, [documents[i].id for i in batch.texts])
@@ -201,7 +201,7 @@ def labels_of(values: Mapping[str, Any], length: int) -> dict[str, np.ndarray]:
     Raises:
         InputError: another number of values than tokens, or values that are not numbers.
     """
-    found = {}
+    columns = {}
     for name, value in values.items():
         array = np.asarray(value)
         if array.dtype.kind not in "biuf" or array.shape not in ((), (length,)):
@@ -212,8 +212,8 @@ def labels_of(values: Mapping[str, Any], length: int) -> dict[str, np.ndarray]:
         if array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
             raise InputError(f"label {name!r} must fit into int64, got {array.max()}")
         array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
-        found[name] = np.broadcast_to(array, (length,))
-    return found
+        columns[name] = np.broadcast_to(array, (length,))
+    return columns
 
 
 def check_labels(labels: Mapping[str, np.ndarray], types: Mapping[str, str]) -> None:

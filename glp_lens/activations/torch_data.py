@@ -24,6 +24,18 @@ class StoreDataset(IterableDataset[Acts]):
     a thread, is the faster way unless the batches are worked on in the workers.
 
     A new iterator begins again at `start_batch`: for several epochs, pass `epochs` or leave it at None.
+
+    Examples:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader
+        >>> from glp_lens.activations import StoreDataset, write_store
+        >>> store = write_store("acts", torch.arange(10.0)[:, None], hook="blocks.3.hook_resid_post")
+        >>> loader = DataLoader(StoreDataset("acts", 4, epochs=1, drop_last=False), batch_size=None)
+        >>> batches = list(loader)
+        >>> [len(batch) for batch in batches]
+        [4, 4, 2]
+        >>> bool((torch.cat(batches).sort(0).values == store.rows()).all())
+        True
     """
 
     def __init__(

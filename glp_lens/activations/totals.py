@@ -117,14 +117,14 @@ class Totals:
             return cls(window)
         tensors = read_tensors(path)
         try:
-            found = {
+            totals = {
                 name: _total({k: tensors[f"{name}.{k}"] for k in ("numbers", "norms", *_VECTORS)})
                 for name in ("opening", "last", "before")
                 if f"{name}.numbers" in tensors
             }
         except (KeyError, ValueError) as error:
             raise InputError(f"{path} is damaged ({error}): collect the stream again, in a new folder") from None
-        return cls(window, **found)
+        return cls(window, **totals)
 
 
 def _tensors(total: Total) -> dict[str, Tensor]:

@@ -25,15 +25,15 @@ def wait_until(ready: Callable[[], T | None], note: Callable[[], str], *, patien
     Raises:
         InputError: patience came to its end.
     """
-    if (found := ready()) is not None:
-        return found
+    if (answer := ready()) is not None:
+        return answer
     began, pause = time.monotonic(), 0.005
     with tqdm(bar_format="{desc} ({elapsed})", delay=QUIET_SECONDS, mininterval=2, miniters=1, leave=False) as bar:
-        while (found := ready()) is None:
+        while (answer := ready()) is None:
             if patience is not None and time.monotonic() - began > patience:
                 raise InputError(f"gave up after {patience:g} seconds of {note()}")
             bar.set_description_str(note(), refresh=False)
             bar.update()
             time.sleep(pause)
             pause = min(2 * pause, 0.2)
-    return found
+    return answer

@@ -20,7 +20,6 @@ from glp_lens.activations.manifest import (
     LABELS,
     MANIFEST,
     STORED,
-    TORCH,
     Manifest,
     Shard,
     documents_hash,
@@ -33,7 +32,7 @@ from glp_lens.activations.totals import STATISTICS, Total, Totals
 from glp_lens.activations.waiting import wait_until
 from glp_lens.errors import InputError
 from glp_lens.files import sync_folder, versions, write_json
-from glp_lens.types import Acts, Json
+from glp_lens.types import DTYPES, Acts, Json
 
 SHARD_ROWS = 65_536
 Columns = Mapping[str, np.ndarray]
@@ -190,6 +189,16 @@ def write_store(
     Raises:
         InputError: a store is there already; no rows; blocks of different widths, columns that do not fit, or
             values that are not finite in `dtype`.
+
+    Examples:
+        >>> import torch
+        >>> from glp_lens.activations import write_store
+        >>> x = torch.randn(100, 8)
+        >>> given = {"doc_id": torch.arange(100).numpy() // 10, "score": x[:, 0].numpy()}
+        >>> hook = "blocks.3.hook_resid_post"
+        >>> store = write_store("acts", x, hook=hook, columns=given, labels={"score": "float32"})
+        >>> len(store), sorted(store.manifest.columns)
+        (100, ['doc_id', 'norm', 'position', 'score', 'token_id'])
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -318,7 +327,7 @@ def _checked_blocks(
         for name, values in columns.items():
             if len(values) != n:
                 raise InputError(f"column {name!r} has {len(values)} values for {n} rows")
-        x = rows.detach().cpu().to(TORCH[dtype])
+        x = rows.detach().cpu().to(DTYPES[dtype])
         bad = (~torch.isfinite(x).all(1)).nonzero()
         if len(bad):
             row = seen + int(bad[0, 0])

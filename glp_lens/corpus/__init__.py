@@ -1,5 +1,6 @@
 """Texts to collect activations from: the packaged corpus, a user's own files, and datasets of the Hub."""
 
+from glp_lens.corpus.columns import parse_number
 from glp_lens.corpus.documents import (
     HELD_OUT,
     Document,
@@ -41,6 +42,7 @@ __all__ = [
     "open_corpus",
     "ordered",
     "packaged",
+    "parse_number",
     "probing_folder",
     "read_dataset",
     "shuffled",

@@ -158,12 +158,19 @@ def split_documents(texts: Iterable[str | Document], split: Split = "train", *, 
 
     Raises:
         InputError: the split is empty.
+
+    Examples:
+        >>> from glp_lens.corpus import split_documents
+        >>> texts = [f"text number {i}" for i in range(100)]
+        >>> train, heldout = (split_documents(texts, split) for split in ("train", "heldout"))
+        >>> len(train) + len(heldout), {d.id for d in train} & {d.id for d in heldout}
+        (100, set())
     """
     documents = list(distinct(t if isinstance(t, Document) else Document.of(t) for t in texts))
-    found = ordered(of_split(documents, split), seed)
-    if not found:
+    chosen = ordered(of_split(documents, split), seed)
+    if not chosen:
         raise InputError(f"no text falls into the {split} split of {len(documents)} texts: pass more texts")
-    return found
+    return chosen
 
 
 def _hash(text: str, seed: int = 0) -> int:

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from glp_lens.corpus.columns import TEXT, Columns
 from glp_lens.corpus.documents import Document
-from glp_lens.corpus.rows import TEXT, Columns
 from glp_lens.corpus.tables import TABLES, Row, json_lines, kind_of, table_rows
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, first_line
 
 STDIN = Path("-")
 _KINDS = (".txt", *TABLES)
@@ -84,7 +84,7 @@ def _reading(place: str) -> Iterator[None]:
         if isinstance(error, InputError):
             raise
         advice = ": save it as UTF-8" if isinstance(error, UnicodeError) else ""
-        raise InputError(f"cannot read {place}: {(str(error).splitlines() or [''])[0]}{advice}") from None
+        raise InputError(f"cannot read {place}: {first_line(error)}{advice}") from None
 
 
 def _as_paths(paths: str | Path | Iterable[str | Path]) -> list[Path]:
@@ -109,8 +109,10 @@ def _find(path: Path, skipped: Counter[str]) -> list[Path]:
         with _reading(f"folder {path}"):
             files = sorted(_search(path, here))
         if not files:
-            found = f", found {_counted(here)}" if here else ""
-            raise InputError(f"folder {path} holds no text files{found}: expected {kinds}; name json files one by one")
+            skipped_here = f", found {_counted(here)}" if here else ""
+            raise InputError(
+                f"folder {path} holds no text files{skipped_here}: expected {kinds}; name json files one by one"
+            )
         skipped += here
         return files
     if not is_file:

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from glp_lens.corpus.columns import TEXT, Columns
 from glp_lens.corpus.documents import Document, shuffled
-from glp_lens.corpus.rows import TEXT, Columns
 from glp_lens.corpus.tables import Row, kind_of, table_rows
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, first_line
 
 if TYPE_CHECKING:
     import datasets
@@ -82,9 +82,9 @@ def _plain_files(builder: datasets.DatasetBuilder, split: str) -> list[str]:
 
     is_csv = builder.name == "csv"
 
-    found = builder.config.data_files or {}
-    names = list(map(str, found)) if split == "all" else split.split("+")
-    files = [file for name in names if name in found for file in found[name]]
+    by_split = builder.config.data_files or {}
+    names = list(map(str, by_split)) if split == "all" else split.split("+")
+    files = [file for name in names if name in by_split for file in by_split[name]]
     kinds = {kind_of(_uncompressed(file)) for file in files}
     if len(kinds) == 1 and kinds <= set(_PLAIN) and (is_csv or builder.info.features is None):
         own = [field.name for field in dataclasses.fields(datasets.BuilderConfig)] + ["sep"] * is_csv
@@ -142,7 +142,7 @@ def _unreadable(name: str, error: Exception) -> InputError:
     """Whatever went wrong in a library that reads foreign data over the network, as one line."""
     if isinstance(error, InputError):
         return error
-    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    reason = first_line(error).rstrip(".")
     return InputError(
         f"cannot read dataset {name}: {reason}; check its name, configuration, split, the columns of its files, and "
         "the network"

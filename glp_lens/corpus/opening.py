@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from tqdm.auto import tqdm
 
+from glp_lens.corpus.columns import TEXT
 from glp_lens.corpus.documents import Document, Split, check_split, distinct, limit, of_split, ordered, shuffled
 from glp_lens.corpus.files import from_files
 from glp_lens.corpus.hub import from_hub
 from glp_lens.corpus.probing import packaged
-from glp_lens.corpus.rows import TEXT
 from glp_lens.errors import InputError
 
 CHARACTERS_PER_TOKEN = 5
@@ -74,13 +74,13 @@ def open_corpus(
     )
     # Dedup comes first and in the order of the sources: else the seed would choose which of two texts that share
     # a piece keeps it, and the piece could change sides.
-    found = of_split(distinct(documents) if dedup else documents, split)
+    chosen = of_split(distinct(documents) if dedup else documents, split)
     if stream or on_hub:
-        found = shuffled(found, shuffle_buffer, seed) if shuffle_buffer else found
+        chosen = shuffled(chosen, shuffle_buffer, seed) if shuffle_buffer else chosen
     else:
-        found = iter(ordered(tqdm(found, desc="read texts", unit="doc", mininterval=2, delay=2, leave=False), seed))
-    found = _some(limit(found, max_documents) if max_documents else found, split)
-    return found if stream or on_hub else list(found)
+        chosen = iter(ordered(tqdm(chosen, desc="read texts", unit="doc", mininterval=2, delay=2, leave=False), seed))
+    chosen = _some(limit(chosen, max_documents) if max_documents else chosen, split)
+    return chosen if stream or on_hub else list(chosen)
 
 
 def _open_hub(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
-from glp_lens.corpus.rows import Columns
+from glp_lens.corpus.columns import Columns
 from glp_lens.errors import InputError
 
 Row = tuple[str, Mapping[str, Any]]
@@ -107,7 +107,7 @@ def _miscounted(place: str, record: list[str], expected: int, separator: str) ->
 
 def _json_rows(text: str, source: str) -> Iterator[Row]:
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
             raise InputError(f"{source} is no JSON: {error}") from None
@@ -115,7 +115,7 @@ def _json_rows(text: str, source: str) -> Iterator[Row]:
         return
     except RecursionError as error:
         raise InputError(f"{source} is no JSON: {error}") from None
-    for number, row in enumerate(found if isinstance(found, list) else [found], start=1):
+    for number, row in enumerate(value if isinstance(value, list) else [value], start=1):
         place = f"{source}, row {number}"
         yield place, _object(row, place)
 

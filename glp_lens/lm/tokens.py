@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, first_line
 from glp_lens.lm.protocol import Model, Tokenizer
 
 
@@ -66,7 +66,7 @@ def chat_ids(
         try:
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply)
         except Exception as error:  # a template is a program that raises what it likes
-            raise InputError(f"the chat template refuses a conversation ({str(error).splitlines()[0]})") from None
+            raise InputError(f"the chat template refuses a conversation ({first_line(error)})") from None
         rows.append(tokenizer(_encodable(text), add_special_tokens=False)["input_ids"][:max_length])
     return rows
 
@@ -83,6 +83,20 @@ def bos_id(model: Model) -> int:
     if bos is None:
         raise InputError("this model's tokenizer has neither a BOS nor an EOS token to begin sequences with")
     return int(bos)
+
+
+def batches_of_one_length(lengths: Sequence[int], size: Callable[[int], int]) -> Iterator[list[int]]:
+    """Indices of sequences in batches of equal lengths, which need no padding: short ones first.
+
+    Args:
+        lengths: tokens of each sequence.
+        size: most sequences of a batch, by their length.
+    """
+    for length in sorted(set(lengths)):
+        same = [i for i, n in enumerate(lengths) if n == length]
+        step = max(1, size(length))
+        for start in range(0, len(same), step):
+            yield same[start : start + step]
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int = 0) -> tuple[Tensor, Tensor]:

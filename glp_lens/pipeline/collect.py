@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from glp_lens.defaults import DEFAULT_DTYPE, Dtype
 from glp_lens.errors import InputError
 from glp_lens.kinds import massive_rule
-from glp_lens.pipeline.inputs import ContextSettings, LanguageModelSettings, RunSettings
+from glp_lens.pipeline.inputs import ContextSettings, LanguageModelSettings, RunSettings, TextsSettings
 from glp_lens.settings import option
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectJob(LanguageModelSettings, ContextSettings, RunSettings):
+class CollectJob(LanguageModelSettings, ContextSettings, TextsSettings, RunSettings):
     """Settings of `collect`."""
 
     panel = "Data"
@@ -49,11 +49,6 @@ class CollectJob(LanguageModelSettings, ContextSettings, RunSettings):
     """Hook points, separated by commas; by default the residual stream after the middle layer."""
     batch_size: int = option(32, min=1, panel="Language model")
     """Full-length texts in one forward pass."""
-    texts: tuple[str, ...] = ()
-    """txt, jsonl, json, csv, tsv or parquet files or folders of them, '-' for standard input, or
-    hf:NAME[:CONFIG[:SPLIT]] for a dataset of the Hub, separated by commas; by default the packaged corpus."""
-    text_column: str = "text"
-    """Column of the text, or of chat messages."""
     labels: tuple[str, ...] = ()
     """Columns of numbers to keep with every row, separated by commas."""
     split: Literal["train", "heldout", "all"] = "train"
@@ -133,6 +128,7 @@ def collect(
     *,
     model: lm.Model | None = None,
     texts: Sequence[str | Document] | None = None,
+    repeatable: bool | None = None,
     say: Callable[[str], None] = print,
 ) -> list[ActivationStore]:
     """Collect activations into a store: HDF5 shards with token, document and position of every row.
@@ -142,6 +138,8 @@ def collect(
     Args:
         model: a HookedTransformer or TransformerBridge to use instead of the one that the settings name.
         texts: texts in memory to use instead of reading those that the settings name.
+        repeatable: whether the settings name model and texts, so that the manifest keeps them for `collect_again`; by
+            default if neither is passed.
         say: prints a line.
 
     Returns:
@@ -153,7 +151,11 @@ def collect(
     command = settings.command()
     if texts is not None and not settings.texts:
         command["options"]["corpus"] = f"own texts ({settings.split})"
-    stores = _run(command, settings.out, ray=settings.ray, part=settings.shard, model=model, texts=texts)
+    if repeatable is None:
+        repeatable = model is None and texts is None
+    stores = _run(
+        command, settings.out, ray=settings.ray, part=settings.shard, model=model, texts=texts, repeatable=repeatable
+    )
     for store in stores:
         say(f"{len(store):,} rows of width {store.d_in} from {store.hook}: {store.path}")
     if settings.shard is not None:
@@ -179,6 +181,7 @@ def _run(
     part: tuple[int, int] | None = None,
     model: lm.Model | None = None,
     texts: Sequence[str | Document] | None = None,
+    repeatable: bool = True,
 ) -> list[ActivationStore]:
     from glp_lens import corpus, lm
     from glp_lens.activations.collect import Generation
@@ -191,8 +194,7 @@ def _run(
         inspect.signature(corpus.open_corpus).bind(**command["texts"])
         inspect.signature(run).bind(None, None, **command["options"])
         generate = Generation(**command["generate"]) if command["generate"] else None
-        # Texts and models in memory are not there later, nor is standard input once it was read.
-        repeatable = STDIN not in command["texts"]["spec"] and model is None and texts is None
+        repeatable &= STDIN not in command["texts"]["spec"]  # which is gone once it was read
         options: dict[str, Any] = {
             **command["options"], "generate": generate, "command": command if repeatable else None,
         }  # fmt: skip

@@ -16,7 +16,13 @@ from glp_lens.evals.steering.settings import SteeringSettings
 from glp_lens.pipeline.collect import CollectJob, collect
 from glp_lens.pipeline.density import DensityJob, density
 from glp_lens.pipeline.fidelity import FidelityJob, fidelity
-from glp_lens.pipeline.inputs import ContextSettings, LanguageModelSettings, RunSettings, open_language_model
+from glp_lens.pipeline.inputs import (
+    ContextSettings,
+    LanguageModelSettings,
+    RunSettings,
+    TextsSettings,
+    open_language_model,
+)
 from glp_lens.pipeline.probe import ProbeJob, open_tasks, probe
 from glp_lens.pipeline.report import ReportJob, report
 from glp_lens.pipeline.stages import Stage, run_stages, stage_seconds
@@ -36,14 +42,12 @@ SUITES = ("density", "probing", "steering", "fidelity")
 @dataclass(frozen=True, kw_only=True)
 class CompareJob(
     TaskSettings, ProbingSettings, SteeringSettings, FidelitySettings, DensitySettings, LanguageModelSettings,
-    ContextSettings, RunSettings,
+    ContextSettings, TextsSettings, RunSettings,
 ):  # fmt: skip
     """Settings of `compare` and `quickstart`: those of all jobs. The defaults finish in minutes on two CPU cores."""
 
     panel = "Sizes"
 
-    texts: tuple[str, ...] = option((), panel="Data")
-    """Texts as in 'collect', of which a twentieth is held out; by default the packaged corpus."""
     tokens: int = option(150_000, min=1)
     """Activations collected for training."""
     heldout_tokens: int = option(8_000, min=1)
@@ -157,7 +161,7 @@ class _Comparison:
     def stages(self) -> list[Stage]:
         """All stages, in order: their jobs, and the settings that these depend on."""
         language_model = (*_names(LanguageModelSettings), "device", "seed")
-        corpus = ("texts", "tokens", "heldout_tokens", "context")
+        corpus = (*_names(TextsSettings), "tokens", "heldout_tokens", "context")
         glp = ("rows", "glp_width", "glp_mlp", "glp_layers", "glp_lr", "glp_batch")
         sae = ("rows", "sae_latents", "sae_k", "sae_lr", "sae_batch")
         fits = ("train-glp", "train-sae", "train-baselines")
@@ -217,10 +221,11 @@ class _Comparison:
     def collect(self) -> None:
         """Activations of training and held-out texts."""
         s = self.settings
+        repeatable = self.given_model is None and (self.texts is None or bool(s.texts))
         for split, tokens in (("train", s.tokens), ("heldout", s.heldout_tokens)):
             hook = (s.hook,) if s.hook else ()
             job = self.job(CollectJob, out=self.acts(split), split=split, tokens=tokens, hook=hook)
-            collect(job, model=self.model, texts=self.texts, say=_quiet)
+            collect(job, model=self.model, texts=self.texts, repeatable=repeatable, say=_quiet)
 
     def train(self, *names: str) -> None:
         """Trained models: the GLP, the SAE, or PCA, the Gaussian, raw activations and random features."""

@@ -48,6 +48,7 @@ def density(
     trained = load_models(settings.models, settings.device)
     heldout = open_heldout_store(settings.store, trained, allow_mismatch=settings.allow_mismatch)
     trained = at_hook(trained, heldout.hook)
+    settings.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is told before the work
     results = suite.run(
         [Entry(label, model) for label, model in trained.items()],
         suite.DensityData(heldout.rows(), heldout.column("doc_id"), heldout.provenance()),

@@ -12,6 +12,7 @@ from glp_lens.pipeline.inputs import (
     LanguageModelSettings,
     ModelsSettings,
     ResultSettings,
+    TextsSettings,
     at_hook,
     heldout_texts,
     hook_point,
@@ -29,13 +30,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FidelityJob(FidelitySettings, ModelsSettings, LanguageModelSettings, ResultSettings):
-    """Settings of `fidelity`."""
+class FidelityJob(FidelitySettings, ModelsSettings, LanguageModelSettings, TextsSettings, ResultSettings):
+    """Settings of `fidelity`; of the texts the held-out twentieth is used."""
 
     store: Path = option(Path("acts"), panel="Data")
     """Folder of the activation store that the models were trained on: FVU and mean ablation take its statistics."""
-    texts: tuple[str, ...] = option((), panel="Data")
-    """Texts as in 'collect', of which the held-out twentieth is used; by default the packaged corpus."""
     out: Path = option(Path("results/fidelity"), panel="Run")
     """Folder for the output."""
 
@@ -68,9 +67,10 @@ def fidelity(
     trained = load_models(settings.models, settings.device)
     store = open_training_store(settings.store, trained, allow_mismatch=settings.allow_mismatch)
     trained = at_hook(trained, store.hook)
-    documents = heldout_texts(texts, settings.texts, settings.documents, seed=settings.seed, context=settings.context)
     opened = open_language_model(settings, settings.device) if model is None else model
     point = hook_point(opened, settings.hook, trained)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    documents = heldout_texts(settings, texts, settings.documents, seed=settings.seed, context=settings.context)
     results = suite.run(
         reconstruction_entries(trained, settings, matched_ranks(trained, store)),
         suite.FidelityData(opened, point, documents, store.stats.mean, store.stats.var.sqrt()),

@@ -75,6 +75,19 @@ class ContextSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextsSettings(Settings):
+    """The texts that a language model reads."""
+
+    panel = "Data"
+
+    texts: tuple[str, ...] = ()
+    """txt, jsonl, json, csv, tsv or parquet files or folders of them, '-' for standard input, or
+    hf:NAME[:CONFIG[:SPLIT]] for a dataset of the Hub, separated by commas; by default the packaged corpus."""
+    text_column: str = "text"
+    """Column of the text, or of chat messages."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelsSettings(Settings):
     """The trained models that a suite measures."""
 
@@ -194,11 +207,19 @@ def open_heldout_store(
 
 
 def heldout_texts(
-    texts: Sequence[str | Document] | None, spec: Sequence[str], most: int, *, seed: int, context: int
+    settings: TextsSettings, texts: Sequence[str | Document] | None, most: int, *, seed: int, context: int
 ) -> list[Document]:
-    """The first documents of the held-out side, in seeded order: of texts in memory, else of a corpus by its name."""
+    """The first documents of the held-out side, in seeded order: of texts in memory, else of those of the settings."""
     from glp_lens import corpus
 
     if texts is not None:
         return corpus.split_documents(texts, "heldout", seed=seed)[:most]
-    return list(corpus.open_corpus(spec, split="heldout", seed=seed, context=context, max_documents=most))
+    documents = corpus.open_corpus(
+        settings.texts,
+        split="heldout",
+        seed=seed,
+        context=context,
+        text_column=settings.text_column,
+        max_documents=most,
+    )
+    return list(documents)

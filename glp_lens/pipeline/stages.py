@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from glp_lens.errors import InputError
 from glp_lens.files import read_json, write_json
-from glp_lens.types import Json
+
+if TYPE_CHECKING:
+    from glp_lens.types import Json
 
 
 @dataclass(frozen=True)

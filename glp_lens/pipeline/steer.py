@@ -63,6 +63,7 @@ def steer(
     store = open_training_store(settings.store, trained, allow_mismatch=settings.allow_mismatch)
     trained = at_hook(trained, store.hook)
     opened = open_language_model(settings, settings.device) if model is None else model
+    settings.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is told before the work
     results = suite.run(
         projector_entries(trained, settings, matched_ranks(trained, store)),
         suite.SteeringData(opened, hook_point(opened, settings.hook, trained), store.median_norm),

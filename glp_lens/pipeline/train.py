@@ -88,7 +88,7 @@ class TrainJob(*reversed(_FITS), _Shared):  # type: ignore[misc]
         return self.out or Path("models") / self.kind
 
 
-def train(settings: TrainJob, *, say: Callable[[str], None] | None = None) -> ActivationModel:
+def train(settings: TrainJob, *, say: Callable[[str], None] = print) -> ActivationModel:
     """Train a model on a store and save it in `settings.folder`; an interrupted training of a GLP is continued.
 
     The folder of a GLP also holds its training curve, as a table and a picture, and its checkpoints. Started by
@@ -122,9 +122,8 @@ def train(settings: TrainJob, *, say: Callable[[str], None] | None = None) -> Ac
             if distributed.is_main():
                 model.save_pretrained(folder)
                 (folder / STATE).unlink(missing_ok=True)
-                if say:
-                    say(f"saved {kind}: {folder}")
-                    say(provenance.describe(model))
+                say(f"saved {kind}: {folder}")
+                say(provenance.describe(model))
             distributed.barrier()
     return model
 

@@ -23,7 +23,6 @@ LAYERS = [
     "lazy",
     "settings",
     "defaults",
-    "kinds",
     "files",
     "numerics",
     "lm",

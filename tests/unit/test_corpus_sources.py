@@ -132,7 +132,7 @@ def test_large_tables_are_read_as_asked(tmp_path, kind, monkeypatch):
     """The first document comes long before the end of the file."""
     path = write(tmp_path, kind, {"text": [f"text {i}" for i in range(30_011)]})
     seen = []
-    monkeypatch.setattr(corpus.rows.Columns, "names", lambda self, found, place: seen.append(place) or ["text"])
+    monkeypatch.setattr(corpus.columns.Columns, "names", lambda self, found, place: seen.append(place) or ["text"])
     assert next(corpus.from_files(path)).text == "text 0"
     assert len(seen) < 5
 

@@ -89,9 +89,19 @@ def test_values_that_a_setting_cannot_have_are_refused(changes, words):
         Job(**{"models": ("a",), **changes})
 
 
-def test_settings_are_taken_over_by_name():
-    assert Shared.of(Job(models=("a",), seed=5)) == Shared(seed=5)
-    assert Job.of(Shared(seed=5), models=("b",)) == Job(models=("b",), seed=5)
+@dataclass(frozen=True, kw_only=True)
+class Another(Shared):
+    """One that declares a name that another class declares apart."""
+
+    rate: float = 7.0
+    """Another number."""
+
+
+def test_settings_take_over_what_a_common_class_declares():
+    job = Job(models=("a",), seed=5, rate=3.0)
+    assert Shared.of(job) == Shared(seed=5)
+    assert Another.of(job) == Another(seed=5, rate=7.0)
+    assert Another.of(job, rate=3.0) == Another(seed=5, rate=3.0)
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.__name__)

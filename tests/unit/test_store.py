@@ -10,8 +10,9 @@ import torch
 import xxhash
 
 from glp_lens.activations import ActivationStore, describe_store, write_store
-from glp_lens.activations.manifest import MANIFEST, TORCH
+from glp_lens.activations.manifest import MANIFEST
 from glp_lens.errors import InputError
+from glp_lens.types import DTYPES
 from tests.conformance import MODES
 
 N, D = 1001, 24
@@ -41,9 +42,9 @@ def store(tmp_path, x, columns):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_rows_come_back_bit_for_bit(tmp_path, x, dtype):
     store = write_store(tmp_path / "s", x, hook="h", dtype=dtype, shard_rows=256)
-    assert torch.equal(store.rows(dtype=TORCH[dtype]), x.to(TORCH[dtype]))
+    assert torch.equal(store.rows(dtype=DTYPES[dtype]), x.to(DTYPES[dtype]))
     assert store.rows().dtype == torch.float32
-    assert torch.equal(store.rows(250, 530), x.to(TORCH[dtype]).float()[250:530])
+    assert torch.equal(store.rows(250, 530), x.to(DTYPES[dtype]).float()[250:530])
     assert store.rows(5, 5).shape == (0, D)
     assert store.rows(N - 2, N + 100).shape == (2, D)
 

@@ -28,7 +28,7 @@ from glp_lens.activations.convert.transfer import (
 from glp_lens.activations.manifest import COLUMNS, STORED, label_name
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.writer import Block
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, first_line
 
 KEY: Final = "activations"
 """Name of the tensor with the rows in an exported safetensors file."""
@@ -170,11 +170,11 @@ def _open_safetensors(path: Path, key: str | None) -> _Array:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             shapes = {name: tuple(s.get_shape()) for name, s in slices.items()}
-            found = [name for name, shape in shapes.items() if len(shape) > 1]
-            key = found[0] if key is None and len(found) == 1 else key
+            tensors = [name for name, shape in shapes.items() if len(shape) > 1]
+            key = tensors[0] if key is None and len(tensors) == 1 else key
             if key not in shapes:
                 asked = "pass key" if key is None else f"got key {key!r}"
-                raise InputError(f"{path} holds the tensors {', '.join(found) or 'of no rows'}: {asked}, one of them")
+                raise InputError(f"{path} holds the tensors {', '.join(tensors) or 'of no rows'}: {asked}, one of them")
             dtype = next((k for k, v in _SAFETENSORS.items() if v == slices[key].get_dtype()), None)
             if dtype is None:
                 raise InputError(f"{key} in {path} is {slices[key].get_dtype()}, expected {', '.join(_SAFETENSORS)}")
@@ -186,7 +186,7 @@ def _open_safetensors(path: Path, key: str | None) -> _Array:
             if kinds.get("doc_id") == "I64":
                 columns["doc_id"] = columns["doc_id"].view(np.uint64)  # hashes of 64 bits, as they are exported
     except SafetensorError as error:
-        raise InputError(f"{path} is truncated or no safetensors file ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{path} is truncated or no safetensors file ({first_line(error)})") from None
 
     def read(start: int, stop: int) -> Tensor:
         with safe_open(path, framework="pt") as file:

@@ -185,9 +185,9 @@ def export_memmap_layers(
 
 def _by_layer(stores: Sequence[ActivationStore]) -> dict[int, ActivationStore]:
     """Stores by the number of their layer, ascending, after checking that they go together."""
-    found = {store.hook: re.fullmatch(r"blocks\.(\d+)\.(.+)", store.hook) for store in stores}
-    points = {name[2] if name else None for name in found.values()}
-    if len(stores) < 2 or len(found) < len(stores) or len(points) > 1 or None in points:
+    matches = {store.hook: re.fullmatch(r"blocks\.(\d+)\.(.+)", store.hook) for store in stores}
+    points = {name[2] if name else None for name in matches.values()}
+    if len(stores) < 2 or len(matches) < len(stores) or len(points) > 1 or None in points:
         raise InputError(
             "expected stores of several layers at one hook point, such as blocks.3.hook_resid_post and "
             f"blocks.7.hook_resid_post; got {', '.join(store.hook for store in stores) or 'none'}"
@@ -198,7 +198,7 @@ def _by_layer(stores: Sequence[ActivationStore]) -> dict[int, ActivationStore]:
     ):
         if len(kinds) > 1:
             raise InputError(f"expected stores of one {what}, got {len(kinds)}: export those of one collection")
-    return dict(sorted((int(name[1]), store) for name, store in zip(found.values(), stores, strict=True) if name))
+    return dict(sorted((int(name[1]), store) for name, store in zip(matches.values(), stores, strict=True) if name))
 
 
 def _write(store: ActivationStore, folder: Path, file_values: int, bar: Bar) -> None:
@@ -242,8 +242,8 @@ def _places(folder: Path) -> list[Path]:
 
 
 def _layers(folder: Path) -> dict[int, Path]:
-    found = {path: re.fullmatch(r"layer_(\d+)", path.name) for path in folder.glob("layer_*") if path.is_dir()}
-    return dict(sorted((int(name[1]), path) for path, name in found.items() if name))
+    matches = {path: re.fullmatch(r"layer_(\d+)", path.name) for path in folder.glob("layer_*") if path.is_dir()}
+    return dict(sorted((int(name[1]), path) for path, name in matches.items() if name))
 
 
 def _dtype(place: Path, asked: str | None) -> str:

@@ -26,7 +26,7 @@ from glp_lens.activations.convert.transfer import (
 )
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.writer import Block
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -151,7 +151,7 @@ def _open(folder: Path) -> Dataset:
     try:
         dataset = load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder} is damaged or no dataset folder ({str(error).splitlines()[0][:200]})") from None
+        raise InputError(f"{folder} is damaged or no dataset folder ({first_line(error)})") from None
     if not isinstance(dataset, Dataset) or not len(dataset):
         raise InputError(f"{folder} holds no sequences: expected a dataset with activations")
     return dataset
@@ -161,12 +161,12 @@ def _column(dataset: Dataset, folder: Path, hook: str | None) -> str:
     """The column with the activations, checked."""
     from datasets import Array2D
 
-    found = [name for name, feature in dataset.features.items() if isinstance(feature, Array2D)]
-    if hook is None and len(found) == 1:
-        hook = found[0]
-    if hook is None or hook not in found:
+    columns = [name for name, feature in dataset.features.items() if isinstance(feature, Array2D)]
+    if hook is None and len(columns) == 1:
+        hook = columns[0]
+    if hook is None or hook not in columns:
         asked = "pass hook" if hook is None else f"got hook {hook!r}"
-        raise InputError(f"{folder} has activations of {', '.join(found) or 'no hook point'}: {asked}, one of them")
+        raise InputError(f"{folder} has activations of {', '.join(columns) or 'no hook point'}: {asked}, one of them")
     if (dtype := dataset.features[hook].dtype) not in _DTYPES:
         raise InputError(f"{hook} in {folder} is {dtype}, expected {' or '.join(_DTYPES)}: cast it first")
     if None in (shape := dataset.features[hook].shape):

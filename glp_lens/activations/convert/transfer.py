@@ -16,12 +16,12 @@ import torch
 import xxhash
 from tqdm.auto import tqdm
 
-from glp_lens.activations.manifest import MANIFEST, STORED, TORCH
+from glp_lens.activations.manifest import MANIFEST, STORED
 from glp_lens.activations.shard import no_space
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.writer import Block, make_writable, write_store
-from glp_lens.errors import InputError
-from glp_lens.types import Json
+from glp_lens.errors import InputError, first_line
+from glp_lens.types import DTYPES, Json
 
 BLOCK_BYTES: Final = 32 << 20
 """About how much is in memory at a time."""
@@ -92,8 +92,9 @@ def open_npy(path: Path) -> np.ndarray:
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # a damaged header is parsed as Python, and fails in as many ways
-        reason = (str(error).splitlines() or ["empty file"])[0][:200]
-        raise InputError(f"{path} is pickled, truncated or no NumPy array ({reason}): save plain numbers") from None
+        raise InputError(
+            f"{path} is pickled, truncated or no NumPy array ({first_line(error)}): save plain numbers"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def stored_blocks(store: ActivationStore, bar: Bar, start: int = 0, stop: int | 
     stop = len(store) if stop is None else stop
     step = block_length(store.d_in * STORED[store.dtype].itemsize)
     for first in range(start, stop, step):
-        x = store.rows(first, min(first + step, stop), dtype=TORCH[store.dtype])
+        x = store.rows(first, min(first + step, stop), dtype=DTYPES[store.dtype])
         yield (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
         bar.update(len(x))
 

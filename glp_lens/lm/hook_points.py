@@ -80,11 +80,11 @@ def same_point(one: str | Iterable[str], other: str | Iterable[str]) -> bool:
 
 
 def _plain(names: str | Iterable[str]) -> set[str]:
-    found = set()
+    plain = set()
     for name in [names] if isinstance(names, str) else names:
         block, _, rest = name.rpartition(".")
-        found.add(f"{block}.{_BLOCK_ENDS.get(rest, rest)}" if re.fullmatch(r"blocks\.\d+", block) else name)
-    return found
+        plain.add(f"{block}.{_BLOCK_ENDS.get(rest, rest)}" if re.fullmatch(r"blocks\.\d+", block) else name)
+    return plain
 
 
 def stop_layer(hooks: Sequence[str]) -> int | None:
@@ -108,8 +108,8 @@ def check_edit(model: Model, hook: str) -> None:
         InputError: no such hook point, or an edit there does not reach the stream.
     """
     check_hook(model, hook)
-    found = next((name for name in names_of(model, hook) if is_mid_stream(name)), None)
-    if found is not None and not mid_stream_carries(model):
+    mid_stream = next((name for name in names_of(model, hook) if is_mid_stream(name)), None)
+    if mid_stream is not None and not mid_stream_carries(model):
         raise off_stream(hook)
 
 
@@ -151,11 +151,11 @@ def outputs_of_blocks(
     model: Model, tokens: Tensor, layers: Sequence[int], edits: Sequence[tuple[str, HookFunction]] = ()
 ) -> dict[int, Tensor]:
     """The residual stream after some blocks, `(batch, pos, d)`, of those that the model calls hooks for."""
-    found: dict[int, Tensor] = {}
+    outputs: dict[int, Tensor] = {}
 
     def keep(layer: int) -> HookFunction:
         def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:
-            found[layer] = tensor
+            outputs[layer] = tensor
             return tensor
 
         return hook_fn
@@ -174,7 +174,7 @@ def outputs_of_blocks(
             fwd_hooks=[*edits, *there],
             stop_at_layer=stop_layer([name for name, _ in there]),
         )
-    return found
+    return outputs
 
 
 @contextmanager
@@ -215,25 +215,25 @@ def counted(model: Model, hooks: Sequence[tuple[str, HookFunction]]) -> Iterator
                          "choose another one")  # fmt: skip
 
 
-def is_by_token(name: str, found: Tensor) -> bool:
+def is_by_token(name: str, value: Tensor) -> bool:
     """Whether what a hook point gives can be activations of each token, by its name and number of axes."""
     if _NOT_BY_TOKEN.fullmatch(name):
         return False
-    return found.ndim == 3 or (found.ndim == 4 and _HEADS.fullmatch(name) is not None)
+    return value.ndim == 3 or (value.ndim == 4 and _HEADS.fullmatch(name) is not None)
 
 
-def rows_at(name: str, found: Any, shape: torch.Size) -> Tensor:
+def rows_at(name: str, value: Any, shape: torch.Size) -> Tensor:
     """What a hook point gave as rows `(batch, pos, d)`, the heads of an attention layer side by side.
 
     Args:
         name: the hook point.
-        found: what it gave.
+        value: what it gave.
         shape: `(batch, pos)` of the tokens.
 
     Raises:
         InputError: no activations of each token.
     """
-    if isinstance(found, Tensor) and is_by_token(name, found) and found.shape[:2] == shape:
-        return found.flatten(2)
-    got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+    if isinstance(value, Tensor) and is_by_token(name, value) and value.shape[:2] == shape:
+        return value.flatten(2)
+    got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
     raise InputError(f"hook point {name} gives {got}, expected (batch, pos, d): choose another one")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from glp_lens.errors import InputError
-from glp_lens.lm.model import model_device, refuse_encoder_decoder
-from glp_lens.lm.points import counted, rows_at, stop_layer
+from glp_lens.lm.description import model_device, refuse_encoder_decoder
+from glp_lens.lm.hook_points import counted, rows_at, stop_layer
 from glp_lens.lm.protocol import Model
 from glp_lens.numerics import of_others
 from glp_lens.types import HookFunction
@@ -32,11 +32,11 @@ def activations(model: Model, tokens: Tensor, mask: Tensor, hooks: Sequence[str]
     Raises:
         InputError: a hook point that never runs, or gives no activations of each token.
     """
-    found: dict[str, Tensor] = {}
+    rows: dict[str, Tensor] = {}
 
     def grab(name: str) -> HookFunction:
         def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:
-            found[name] = rows_at(name, tensor, tokens.shape)
+            rows[name] = rows_at(name, tensor, tokens.shape)
             return tensor
 
         return hook_fn
@@ -51,7 +51,7 @@ def activations(model: Model, tokens: Tensor, mask: Tensor, hooks: Sequence[str]
             fwd_hooks=watched,
             stop_at_layer=stop_layer(hooks),
         )
-    return found
+    return rows
 
 
 @of_others()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 from glp_lens.corpus.documents import Document, beginning
@@ -42,26 +44,26 @@ class Columns:
             raise InputError(f"piece must be at least 1 character or None, got {piece}")
         return cls(text, (labels,) if isinstance(labels, str) else tuple(labels), piece)
 
-    def names(self, found: Iterable[str], place: str) -> list[str]:
+    def names(self, columns: Iterable[str], place: str) -> list[str]:
         """The text column, then the label columns, all of which a table has.
 
         Args:
-            found: the columns that the table has.
+            columns: those that the table has.
             place: the table, for the message.
 
         Raises:
             InputError: it lacks one, or has two of that name.
         """
-        found = list(found)
-        use_messages = self.text == TEXT and TEXT not in found and MESSAGES in found
+        columns = list(columns)
+        use_messages = self.text == TEXT and TEXT not in columns and MESSAGES in columns
         text = MESSAGES if use_messages else self.text
-        if text not in found:
-            raise InputError(f"{place} has no text in {text!r}, found {_quoted(found)}: name the text column")
+        if text not in columns:
+            raise InputError(f"{place} has no text in {text!r}, found {_quoted(columns)}: name the text column")
         for name in (text, *self.labels):
-            if name not in found:
-                raise InputError(f"{place} has no column {name!r}, found {_quoted(found)}: name one of them")
-            if found.count(name) > 1:
-                raise InputError(f"{place} has {found.count(name)} columns {name!r}: rename all but one")
+            if name not in columns:
+                raise InputError(f"{place} has no column {name!r}, found {_quoted(columns)}: name one of them")
+            if columns.count(name) > 1:
+                raise InputError(f"{place} has {columns.count(name)} columns {name!r}: rename all but one")
         return [text, *self.labels]
 
     def documents(self, row: Mapping[str, Any], source: str, place: str) -> Iterator[Document]:
@@ -71,7 +73,7 @@ class Columns:
             InputError: a column is missing; it holds neither text nor messages; a label is no number.
         """
         column, *names = self.names(row, place)
-        labels = tuple((name, _number(row[name], name, place)) for name in names)
+        labels = tuple((name, _label(row[name], name, place)) for name in names)
         value = row[column]
         if isinstance(value, list):
             document = Document.chat(_messages(value, column, place), source, labels=labels)
@@ -116,19 +118,31 @@ def _messages(value: list[Any], column: str, place: str) -> list[tuple[str, str]
     return messages
 
 
-def _number(value: Any, name: str, place: str) -> int | float:
-    # A csv file holds text only. Python takes 1_2 for 12.
-    for kind in (int, float) if isinstance(value, str) and "_" not in value else ():
-        try:
-            value = kind(value)
-            break
-        except ValueError:
-            continue
-    if isinstance(value, Decimal):  # of a parquet file
-        value = float(value)
-    # A missing label is not zero, and a store holds 64 bits of a whole number.
-    if isinstance(value, int) and abs(value) < 2**63:
-        return int(value)
-    if isinstance(value, float) and math.isfinite(value):
-        return value
+def _label(value: Any, name: str, place: str) -> int | float:
+    try:
+        number = parse_number(value)
+        # A missing label is not zero, and a store holds 64 bits of a whole number.
+        if abs(number) < 2**63 if isinstance(number, int) else math.isfinite(number):
+            return number
+    except ValueError:
+        pass
     raise InputError(f"{place}: label {name!r} must be a number, got {str(value)[:40]!r}: name a column of numbers")
+
+
+def parse_number(value: Any) -> int | float:
+    """A number, or a text that is one, as in csv files; whole numbers are exact.
+
+    Raises:
+        ValueError: neither, or NaN.
+    """
+    if isinstance(value, int):
+        return int(value)
+    # Decimals come from parquet files. Python takes 1_2 for 12.
+    if not isinstance(value, Real | Decimal | str) or (isinstance(value, str) and "_" in value):
+        raise ValueError(f"{value!r} is no number")
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return int(value)
+    if math.isnan(number := float(value)):
+        raise ValueError("NaN is no number")
+    return number

@@ -10,7 +10,7 @@ import xxhash
 from torch import Tensor
 
 from glp_lens.errors import InputError
-from glp_lens.lm.points import outputs_of_blocks
+from glp_lens.lm.hook_points import outputs_of_blocks
 from glp_lens.lm.protocol import Model, Parameters
 from glp_lens.types import Json
 
@@ -84,7 +84,7 @@ def weight_processing(model: Model) -> str:
     its format; centring is for LayerNorm models, and leaves the stream of others as it is. Folding alone does not
     change the residual stream.
     """
-    names = [name for name, found in (("folded", _folded(model)), ("centred", _centred(model))) if found]
+    names = [name for name, is_done in (("folded", _folded(model)), ("centred", _centred(model))) if is_done]
     return "+".join(names) or "raw"
 
 
