@@ -46,10 +46,10 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         class_vectors: the embedding `(d_condition,)` of each class it was trained on, by the label's value.
 
     Example:
-        >>> import tempfile, torch, glp_lens as gl
+        >>> import torch, glp_lens as gl
         >>> from glp_lens.activations import write_store
         >>> rows = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))
-        >>> store = write_store(tempfile.mkdtemp() + "/acts", rows, hook="blocks.3.hook_resid_post")
+        >>> store = write_store("acts", rows, hook="blocks.3.hook_resid_post")
         >>> glp = gl.GLP.fit(store, gl.recipe("fast", rows=1024, batch_size=64), d_model=16, d_mlp=32)
         >>> glp.project(rows[:5], sigma=0.2).shape, glp.encode(rows[:5]).shape, glp.sample(3).shape
         (torch.Size([5, 8]), torch.Size([5, 96]), torch.Size([3, 8]))
