@@ -52,7 +52,7 @@ def fetch(name: str | Path, files: Sequence[str], *, revision: str | None = None
 def check_id(repo_id: str) -> None:
     """Refuse a malformed repository id before any work is done for it."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repo_id)

@@ -103,14 +103,16 @@ class Block(nn.Module):
     def meta_neurons(self, h: Tensor, modulation: Tensor) -> Tensor:
         """The hidden units `(n, d_mlp)`, input of `down_proj`."""
         x = self.ln(h)
-        gate = self.gate_proj(x)
+        gate: Tensor = self.gate_proj(x)
         if torch.is_grad_enabled():
-            return silu(gate * modulation) * self.up_proj(x)
+            hidden: Tensor = silu(gate * modulation) * self.up_proj(x)
+            return hidden
         return silu(gate.mul_(modulation), inplace=True).mul_(self.up_proj(x))  # no memory for what is not kept
 
     def forward(self, h: Tensor, terms: Sequence[Term]) -> Tensor:
         """The residual stream `(n, d_model)` after this block."""
-        return h + self.down_proj(self.meta_neurons(h, self.modulation(terms)))
+        change: Tensor = self.down_proj(self.meta_neurons(h, self.modulation(terms)))
+        return h + change
 
 
 class Denoiser(nn.Module):
@@ -182,7 +184,7 @@ class Denoiser(nn.Module):
                 h = checkpoint(block, h, terms, use_reentrant=False)
             else:
                 h = block(h, terms)
-        return self.out_proj(self.ln(h))
+        return self._output(h)
 
     def along(
         self, levels: Sequence[float], layer: int | Tensor | None, condition: Tensor | None, device: torch.device
@@ -203,7 +205,7 @@ class Denoiser(nn.Module):
             h = self.in_proj(z)
             for block, grid, row in zip(self.blocks, grids, rows, strict=True):
                 h = h + block.down_proj(block.meta_neurons(h, grid[at] + row))
-            return self.out_proj(self.ln(h))
+            return self._output(h)
 
         return velocity
 
@@ -255,6 +257,11 @@ class Denoiser(nn.Module):
             given = ~vectors.isnan().any(1, keepdim=True)
             terms.append(Term(self.condition_embed(vectors.nan_to_num()) * given))
         return terms
+
+    def _output(self, h: Tensor) -> Acts:
+        """Velocity of the residual stream after the last block."""
+        velocity: Tensor = self.out_proj(self.ln(h))
+        return velocity
 
     def _layers(self, layer: int | Tensor | None, device: torch.device) -> Tensor | None:
         depth = self.config.multi_layer_n_layers

@@ -38,7 +38,7 @@ class Neurons(ActivationModel, Featurizer):
         if not block:
             raise InputError(f"expected a hook point inside a block, such as blocks.3.hook_resid_post, got {hook!r}")
         point = lm.check_hook(model, f"{block.group()}mlp.hook_post")
-        neurons = cls(int(model.cfg.d_mlp))
+        neurons = cls(int(model.cfg.d_mlp or 0))
         neurons.provenance = {"store": provenance.here(model, point) | {"d_in": neurons.d_in}, "training": {}}
         return neurons
 

@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -254,13 +253,15 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
     @torch.no_grad()
     def encode(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Features:
         """Activations of the latents, `(n, n_features)`."""
-        return self.sae.encode(check_rows(x, self.d_in).to(self.sae.W_dec.device)).to(x.device)
+        latents: Tensor = self.sae.encode(check_rows(x, self.d_in).to(self.sae.W_dec.device))
+        return latents.to(x.device)
 
     @torch.no_grad()
     def reconstruct(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Acts:
         """The rows decoded from their latents."""
         # Not by calling it, which with sae-lens's use_error_term gives the rows back as they were.
-        return self.sae.decode(self.sae.encode(check_rows(x, self.d_in).to(self.sae.W_dec.device))).to(x.device)
+        decoded: Tensor = self.sae.decode(self.sae.encode(check_rows(x, self.d_in).to(self.sae.W_dec.device)))
+        return decoded.to(x.device)
 
     def project(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Acts:
         """The same as `reconstruct`."""
@@ -319,10 +320,11 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
 
     def _config(self) -> Json:
         # sae-lens's own description, on the CPU whatever the device now; through JSON so that it is plain.
-        return json.loads(json.dumps(self.sae.cfg.to_dict() | {"device": "cpu"}))
+        config: Json = json.loads(json.dumps(self.sae.cfg.to_dict() | {"device": "cpu"}))
+        return config
 
     def _tensors(self) -> dict[str, Tensor]:
-        state = self.sae.state_dict()
+        state: dict[str, Tensor] = self.sae.state_dict()
         self.sae.process_state_dict_for_saving(state)
         return state
 
@@ -340,8 +342,12 @@ def _from_memory(config: Json, tensors: dict[str, Tensor]) -> sae_lens.SAE:
     return _import_sae_lens().SAE.load_from_disk("", device=config.get("device", "cpu"), converter=converter)
 
 
-def _import_sae_lens() -> ModuleType:
-    """The library, or one line on how to get it."""
+def _import_sae_lens() -> Any:
+    """The library.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         import sae_lens
     except ModuleNotFoundError as error:

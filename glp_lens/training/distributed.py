@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -68,7 +69,8 @@ def _meeting_place() -> dict[str, Any]:
     # Processes that torchrun starts again get the store of the ones before them, with the addresses of the dead.
     # On one machine all count the same restarts, so that they can meet elsewhere in it.
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
-        store = distributed.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = distributed.PrefixStore(f"start-{restarts}", store)  # type: ignore[attr-defined]
     return {"store": store, "rank": rank, "world_size": size, "timeout": _TIMEOUT}
 
 
@@ -149,7 +151,7 @@ def shard(module: nn.Module, *, bfloat16: bool) -> nn.Module:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     except ImportError:
         raise InputError(f"shard needs torch 2.6 or later, this is {torch.__version__}") from None
-    mesh = distributed.init_device_mesh(next(module.parameters()).device.type, (world_size(),))
+    mesh = init_device_mesh(next(module.parameters()).device.type, (world_size(),))
     # Inputs stay as they are: bfloat16 has no room for a noise level's digits. Autocast fits each to its weight.
     policy = (
         MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)

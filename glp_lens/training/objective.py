@@ -112,7 +112,7 @@ def draw_noise(config: TrainConfig, step: int, rows: range, width: int, device: 
 
 def flow_matching_loss(denoiser: nn.Module, batch: Batch, eps: Acts, sigma: Tensor) -> Tensor:
     """Squared error per element `(n, d)` of the predicted velocity (paper, equation 3); sigma is `(n,)`."""
-    velocity = denoiser(interpolate(batch.x, eps, sigma), sigma, batch.layer, batch.condition)
+    velocity: Tensor = denoiser(interpolate(batch.x, eps, sigma), sigma, batch.layer, batch.condition)
     error = (velocity.float() - velocity_target(batch.x, eps)) ** 2
     return error if batch.weight is None else error * batch.weight[:, None]
 

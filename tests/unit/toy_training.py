@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from glp_lens.models.denoiser import Denoiser, DenoiserConfig
 from glp_lens.training import loop
-from glp_lens.training.config import RunOptions
+from glp_lens.training.config import RunOptions, TrainConfig
 from glp_lens.training.objective import Batch
 
 D = 6
@@ -18,7 +18,7 @@ COVARIANCE_ROOT = torch.randn(D, D, generator=torch.Generator().manual_seed(3))
 COVARIANCE_ROOT /= (COVARIANCE_ROOT**2).sum(1, keepdim=True).sqrt()  # unit variances
 
 
-def train(model, feed, config, **options):
+def train(model: nn.Module, feed: loop.Feed, config: TrainConfig, **options: Any) -> loop.TrainResult:
     """`loop.train`; those of the options that are of the run are gathered in `RunOptions`."""
     own = {field.name for field in fields(RunOptions)} & options.keys()
     run = RunOptions(**{name: options.pop(name) for name in own})
