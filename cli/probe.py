@@ -166,9 +166,9 @@ def probe(
     from glp_lens import provenance
     from glp_lens.evals import probing
     from glp_lens.evals.entries import Entry
+    from glp_lens.evals.probing.page import text_table
     from glp_lens.models.neurons import Neurons
     from glp_lens.report import write_report
-    from glp_lens.report.probing import text_table
 
     o.refuse_overwrite(out / "results.json", overwrite=overwrite)
     levels, sizes = numbers(sigmas, "--sigmas"), _sizes(ks)
