@@ -43,7 +43,7 @@ class ResultCache:
         if self.folder is None:
             return make()
         safe = "".join(c if c.isalnum() or c in "-_.+=" else "_" for c in name)[:80]
-        path = self.folder / f"{safe}-{digest(self._common, inputs())}.json"
+        path = self.folder / f"{safe}-{digest(self._common, name, inputs())}.json"
         try:
             return read_json(path, "cached result")["value"]
         except (InputError, KeyError):

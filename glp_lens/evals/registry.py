@@ -1,7 +1,12 @@
 """The suites, one row each, in the order of a report.
 
 A suite is a package with the modules `settings` (its settings, quick to import), `suite` (what it is run on, and
-`run(entries, data, settings, folder=..., allow_mismatch=...)`) and `page` (how reports show its results).
+`run(entries, data, settings, folder=..., allow_mismatch=...)`) and `page`: how its results are shown, by
+
+- `CONDITIONS`: titles and plot styles of labels that are no model's, such as controls;
+- `section(runs, frame, palette, focus)`: its section of the report;
+- `verdicts(frame, focus)`: who wins, in sentences;
+- `text_table(results)`: the numbers that matter most, for a terminal.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ class Suite:
 
     @property
     def page(self) -> ModuleType:
-        """With `section`, `verdicts` and `text_table`."""
+        """How its results are shown."""
         return import_module(f"{__package__}.{self.name}.page")
 
 

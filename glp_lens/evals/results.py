@@ -56,6 +56,14 @@ class Setting:
         except ValueError:
             return math.nan
 
+    def range(self, key: str) -> tuple[float, float]:
+        """The value of a key that is written `low-high`; NaN if it is not."""
+        low, _, high = (self.get(key) or "").partition("-")
+        try:
+            return float(low), float(high)
+        except ValueError:
+            return math.nan, math.nan
+
     def without(self, key: str) -> Setting:
         """All parts but that of a key."""
         rest = Setting()

@@ -15,6 +15,7 @@ def finish(
     results: Results, settings: ResultSettings, *, page: bool, command: str | None, say: Callable[[str], None]
 ) -> Results:
     """Save results, write their page if it is asked for, and print the suite's table and notes."""
+    from glp_lens.evals.registry import SUITES
     from glp_lens.report import write_report
 
     files = [settings.out / "results.json", settings.out / "metrics.csv"]
@@ -22,16 +23,8 @@ def finish(
     if page:
         context = {"command": command, "seed": settings.seed}
         files.insert(0, write_report([results], settings.out, context))
-    say(_table(results))
+    say(next(suite.page for suite in SUITES if suite.name == results.suite).text_table(results))
     for sentence in results.failures:
         say(f"note: {sentence}")
     say(f"saved: {', '.join(map(str, files[:-1]))} and {files[-1]}")
     return results
-
-
-def _table(results: Results) -> str:
-    from glp_lens.report.probing import text_table
-
-    if results.suite == "probing":
-        return text_table(results)
-    return results.suite

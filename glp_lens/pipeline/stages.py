@@ -92,7 +92,7 @@ def run_stages(
     for number, stage in enumerate(stages, 1):
         path, head = marks[stage.name], f"[{number}/{len(stages)}] {stage.name}"
         mark = read_json(path, "mark") if path.exists() else {}
-        if mark.get("seconds") is not None and set(mark.get("made", [])) <= set(_made(stage, folder)):
+        if mark.get("seconds") is not None and all((folder / name).exists() for name in mark.get("made", [])):
             say(f"{head}: already done")
             continue
         say(head)

@@ -8,11 +8,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from glp_lens.display.elements import Section
+from glp_lens.display.labels import Palette, display, duration
 from glp_lens.errors import InputError
-from glp_lens.evals.results import Results, metrics_frame
+from glp_lens.evals.registry import SUITES
+from glp_lens.evals.results import Results, metrics_frame, structured_frame
 from glp_lens.files import write_atomic
-from glp_lens.report import sections, verdicts
-from glp_lens.report.labels import Palette, display, duration
+from glp_lens.report.headline import headline, verdicts
+from glp_lens.report.training import training_table
 
 TEMPLATE = "report.html.j2"
 
@@ -43,9 +46,8 @@ def write_report(results: Sequence[Results], out: str | Path, context: Mapping[s
 
     given = dict(context or {})
     focus = str(given.get("focus", "glp"))
-    frame = metrics_frame(m for r in results for m in r.metrics)
-    parts = sections.sections(results, Palette(frame.model), focus)
-    found = verdicts.verdicts(frame, focus)
+    parts = sections(results, focus)
+    judged = verdicts(metrics_frame(m for r in results for m in r.metrics), focus)
     training = given.get("training") or []
     page = (
         Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
@@ -53,9 +55,9 @@ def write_report(results: Sequence[Results], out: str | Path, context: Mapping[s
         .render(
             title=given.get("title", "Activation models compared"),
             focus=display(focus),
-            headline=verdicts.headline(found, focus),
-            verdicts=[(suite, [v for v in found if v.suite == suite]) for suite in verdicts.SUITES],
-            training=sections.training(training, (given.get("store") or {}).get("rows")) if training else None,
+            headline=headline(judged, focus),
+            verdicts=[(suite.name, [v for v in judged if v.suite == suite.name]) for suite in SUITES],
+            training=training_table(training, (given.get("store") or {}).get("rows")) if training else None,
             store=facts(given.get("store") or {}),
             sections=parts,
             notes=list(given.get("notes") or []),
@@ -81,6 +83,19 @@ def write_report(results: Sequence[Results], out: str | Path, context: Mapping[s
     path = out / "report.html"
     write_atomic(path, page)
     return path
+
+
+def sections(results: Sequence[Results], focus: str = "glp") -> list[Section]:
+    """A section for each suite present, in a fixed order; several runs of one suite share a section."""
+    conditions = {label: style for suite in SUITES for label, style in suite.page.CONDITIONS.items()}
+    palette = Palette((m.model for r in results for m in r.metrics), conditions)
+    made = []
+    for suite in SUITES:
+        runs = [r for r in results if r.suite == suite.name]
+        if runs:
+            frame = structured_frame(m for r in runs for m in r.metrics)
+            made.append(suite.page.section(runs, frame, palette, focus))
+    return made
 
 
 def facts(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

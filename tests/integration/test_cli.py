@@ -175,8 +175,8 @@ def test_probe_takes_all_rows_of_a_task_when_asked(command, models):
 
 def test_fidelity_and_density(command, models):
     line = f"fidelity LM --models {models} --store acts --texts texts.csv --documents 5 --context 24"
-    assert "delta LM loss" in command(line)
-    assert "loss" in command(f"density --models {models} --store heldout")
+    assert "delta_nll" in command(line)
+    assert "flow_loss" in command(f"density --models {models} --store heldout")
     assert {"clean", "mean ablation", "glp", "sae", "pca"} <= set(pd.read_csv("results/fidelity/metrics.csv").model)
     assert {"glp", "gaussian"} <= set(pd.read_csv("results/density/metrics.csv").model)
 

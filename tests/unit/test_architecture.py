@@ -1,8 +1,10 @@
 """The shape of the code: imports point downward, each library has its home, nothing runs what it reads."""
 
 import ast
+import dataclasses
 import importlib
 import importlib.util
+import inspect
 import subprocess
 import sys
 import tomllib
@@ -12,6 +14,8 @@ from pathlib import Path
 import pytest
 
 import glp_lens
+from glp_lens.evals.registry import SUITES
+from glp_lens.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(importlib.util.find_spec("glp_lens").origin).parent
@@ -37,6 +41,7 @@ LAYERS = [
     "hub",
     "artifacts",
     "models",
+    "display",
     "evals",
     "report",
     "pipeline",
@@ -49,7 +54,7 @@ HOMES = {
     "sklearn.decomposition": {"models/pca.py"},
     "h5py": {"activations/shard.py"},
     "jinja2": {"report/html.py"},
-    "matplotlib": {"report/plots.py"},
+    "matplotlib": {"display/plots.py", "report/plots.py"},
     "huggingface_hub": {"lm/opening.py", "hub.py"},
     "transformers": {"lm/opening.py", "lm/checking.py", "evals/steering/judges.py"},
     "yaml": {"models/released.py"},
@@ -140,12 +145,35 @@ def test_suites_do_not_see_each_other():
                 assert name.split(".")[2] in {folder, "cache", "entries", "results", "statistics"}, f"{path}: {name}"
 
 
-def test_the_report_sees_results_only():
-    allowed = ("evals.results", "report", "files", "kinds", "errors", "types")
+def test_what_shows_results_sees_results_only():
+    """A report can be made of files alone: neither it nor a suite's page needs what measured them."""
+    shared = ("display", "errors", "types", "evals.results")
+    shows = {"display": ("display", "kinds"), "report": (*shared, "report", "files", "kinds", "evals.registry")}
     for path, tree in SOURCES.items():
-        for name in imports(tree) if part(path) == "report" else []:
+        allowed = shows.get(part(path), ())
+        if part(path) == "evals" and path.endswith(("/page.py", "/plots.py")):
+            folder = path.rsplit("/", 1)[0].replace("/", ".")
+            allowed = (*shared, *(f"{folder}.{own}" for own in ("plots", "settings")))
+        for name in imports(tree) if allowed else ():
             if within(name, "glp_lens"):
                 assert any(within(name, f"glp_lens.{a}") for a in allowed), f"{path} imports {name}"
+
+
+def test_suites_are_alike():
+    for suite in SUITES:
+        files = {path.rsplit("/", 1)[1] for path in SOURCES if path.startswith(f"evals/{suite.name}/")}
+        assert {"__init__.py", "settings.py", "suite.py", "page.py"} <= files
+        name = suite.name.title()
+        expected = ["entries", "data", "settings", "folder", "allow_mismatch"]
+        assert list(inspect.signature(suite.package.run).parameters) == expected
+        assert issubclass(getattr(suite.package, f"{name}Settings"), Settings)
+        assert dataclasses.is_dataclass(getattr(suite.package, f"{name}Data"))
+        assert list(inspect.signature(suite.page.section).parameters)[:3] == ["runs", "frame", "palette"]
+        assert list(inspect.signature(suite.page.verdicts).parameters) == ["frame", "focus"]
+        assert list(inspect.signature(suite.page.text_table).parameters) == ["results"]
+    assert {suite.name for suite in SUITES} == {
+        path.split("/")[1] for path in SOURCES if path.startswith("evals/") and path.count("/") > 1
+    }
 
 
 @pytest.mark.parametrize("library", HOMES)

@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 
 import pytest
 
+from glp_lens.display.labels import Palette
 from glp_lens.errors import InputError
 from glp_lens.evals.results import Results
 from glp_lens.report import write_report
-from glp_lens.report.labels import Palette
 
 EVIL = "<script>alert('x')</script> & co"
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from glp_lens.evals.results import Results, metrics_frame
-from glp_lens.report import probing, write_report
-from glp_lens.report.labels import PAPER, Palette
+from glp_lens.display.labels import PAPER, Palette
+from glp_lens.evals.probing import page
+from glp_lens.evals.results import Results, metrics_frame, structured_frame
+from glp_lens.report import write_report
 from tests.unit.probing_results import EVIL, probing_results
 
 SIGMAS = (0.1, 0.05, 0.3)
@@ -17,8 +18,8 @@ FAMILIES = [f"family {i % 40}" for i in range(113)]
 
 
 def section(results, focus="glp"):
-    frame = metrics_frame(results.metrics)
-    return probing.section([results], frame, Palette(frame.model), focus)
+    frame = structured_frame(results.metrics)
+    return page.section([results], frame, Palette(frame.model), focus)
 
 
 def words(svg):
@@ -189,18 +190,18 @@ def test_the_best_of_useless_features_is_told_as_it_was_measured():
 
 def test_the_page_of_a_full_run_escapes_texts_and_keeps_ids_apart(tmp_path):
     results = probing_results(TASKS[:12], FAMILIES[:12], sigmas=SIGMAS, sparse=True)
-    page = write_report([results], tmp_path).read_text()
-    assert EVIL not in page
-    assert "&lt;script&gt;" in page
-    ids = re.findall(r'\bid="([^"]*)"', page)
+    html = write_report([results], tmp_path).read_text()
+    assert EVIL not in html
+    assert "&lt;script&gt;" in html
+    ids = re.findall(r'\bid="([^"]*)"', html)
     assert len(ids) == len(set(ids))
-    assert "data:image" not in page
+    assert "data:image" not in html
     assert len(list((tmp_path / "plots").glob("probing_*.png"))) == 7
 
 
 def test_text_table_lines_up_and_tells_the_numbers():
     results = probing_results(TASKS[:5], ["a", "a", "b", "c", "d"], models=("glp", "pca"), sigmas=SIGMAS)
-    title, _, header, *lines = probing.text_table(results).splitlines()
+    title, _, header, *lines = page.text_table(results).splitlines()
     assert "5 tasks in 4 families" in title
     names = ["model", "features", "dedup, top 512", "dedup, all", "official, top 512", "official, all", "optimism"]
     assert re.split(r"\s{2,}", header) == names
@@ -226,8 +227,8 @@ def test_text_table_of_one_task_has_no_intervals_and_of_none_says_so():
     results.add("glp", "t", "split=official;mode=all", "auc", 0.8123)
     results.add("glp", "t", "split=official;mode=all", "n_candidates", 99)
     results.add("glp", "all", "split=official;mode=all", "auc", 0.8123, n=1)
-    assert probing.text_table(results).splitlines()[2:] == [
+    assert page.text_table(results).splitlines()[2:] == [
         "model  features  official, all",
         "glp          99          0.812",
     ]
-    assert probing.text_table(Results("probing")) == "no probing task could be scored"
+    assert page.text_table(Results("probing")) == "no probing task could be scored"

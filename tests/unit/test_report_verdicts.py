@@ -4,9 +4,10 @@ import math
 
 import pytest
 
+from glp_lens.display.labels import display, family, flops, interval, number, p_value, signed
 from glp_lens.evals.results import Results
+from glp_lens.evals.steering import page as steering
 from glp_lens.report import Verdict, headline, verdicts
-from glp_lens.report.labels import display, family, flops, interval, number, p_value, signed
 
 
 def frame(suite, *rows):
@@ -191,7 +192,8 @@ def test_labels_and_numbers():
     assert family("random+glp") == "random"
     assert display("pca k=64").replace("\u202f", "") == "PCA k=64"
     assert display("pca_raw k=64").replace("\u202f", "") == "PCA raw k=64"
-    assert display("random+glp") == "random direction + GLP"
+    assert display("random") == "random features"
+    assert steering.display("random+glp") == "random direction + GLP"
     assert number(-0.0004) == "0.000"
     assert number(-1.5, 1) == "−1.5"
     assert number(math.nan) == "–"

@@ -1,15 +1,17 @@
 """The shape every suite writes: what is saved comes back, and nothing else is taken for it."""
 
+import csv
 import json
 import math
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from glp_lens.errors import InputError
-from glp_lens.evals.results import Metric, Results, metrics_frame
+from glp_lens.evals.results import COLUMNS, Metric, Results, Setting, metrics_frame, structured_frame
 
-COLUMNS = ["suite", "model", "task", "setting", "metric", "value", "ci_low", "ci_high", "n"]
+PUBLISHED = sorted((Path(__file__).parents[2] / "docs" / "results").glob("*/metrics.csv"))
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def test_files_are_standard_json_and_tidy_csv(results, tmp_path):
 
     assert json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)["format"] == 1
     table = pd.read_csv(tmp_path / "metrics.csv")
-    assert list(table.columns) == COLUMNS
+    assert list(table.columns) == [*COLUMNS]
     assert table.value.tolist()[0] == 0.75
     assert math.isnan(table.value[1])
     assert table.model.tolist() == ["glp", "sae, wide"]
@@ -56,12 +58,12 @@ def test_saving_again_replaces(results, tmp_path):
     results.save(tmp_path)
     Results("probing").save(tmp_path)
     assert Results.load(tmp_path).metrics == []
-    assert list(pd.read_csv(tmp_path / "metrics.csv").columns) == COLUMNS
+    assert list(pd.read_csv(tmp_path / "metrics.csv").columns) == [*COLUMNS]
 
 
 def test_the_table_has_its_columns_without_metrics():
-    assert list(metrics_frame([]).columns) == COLUMNS
-    assert len(metrics_frame([Metric("s", "m", "t", "", "x", 1.0)])) == 1
+    assert list(metrics_frame([]).columns) == [*COLUMNS]
+    assert len(metrics_frame([Metric("s", "m", "t", Setting(), "x", 1.0)])) == 1
 
 
 def test_numbers_survive_to_the_last_digit(tmp_path):
@@ -93,3 +95,50 @@ def test_other_files_are_refused_in_one_line(text, words, tmp_path):
     with pytest.raises(InputError, match=words) as caught:
         Results.load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
+def test_published_metrics_are_written_as_they_were_read(path, tmp_path):
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    numbers = {"value": float, "ci_low": float, "ci_high": float, "n": int}
+    results = Results("any")
+    for row in rows:
+        results.metrics.append(
+            Metric.from_row(row | {k: to(row[k]) if row[k] else math.nan for k, to in numbers.items()})
+        )
+    again = Results.load(results.save(tmp_path))
+    assert again.save(tmp_path / "again").joinpath("metrics.csv").read_bytes() == path.read_bytes()
+
+
+def test_settings_have_parts_and_are_written_as_in_files():
+    text = "fluency>=80% of unsteered;sigma=(0.1, 0.3);between=a s=1,b s=2;k=dense"
+    setting = Setting.parse(text)
+    assert str(setting) == text
+    assert setting.get("fluency>") == "80% of unsteered"
+    assert setting.get("between") == "a s=1,b s=2"
+    assert setting.get("alpha") is None
+    assert str(setting.without("between")) == "fluency>=80% of unsteered;sigma=(0.1, 0.3);k=dense"
+    assert math.isnan(setting.number("k"))
+    assert math.isnan(setting.number("alpha"))
+    assert Setting(alpha=0.4, steps=3).number("alpha") == 0.4
+    assert Setting(sigma="0.1-0.2").range("sigma") == (0.1, 0.2)
+    assert all(map(math.isnan, Setting(sigma="all").range("sigma")))
+    assert str(Setting.parse("real vs shuffled") | Setting(a=True)) == "real vs shuffled;a=True"
+    assert not Setting.parse("")
+
+
+def test_settings_are_values_in_tables():
+    results = Results("probing")
+    for k in (1.0, 5.0):
+        results.add("glp", "all", Setting(split="dedup", k=k), "auc", k)
+        results.add("glp", "all", f"split=dedup;k={k:g}", "auc_diff:sae", -k)
+    frame = structured_frame(results.metrics)
+    at = frame[frame.setting == Setting.parse("split=dedup;k=5")]
+    assert at.value.tolist() == [5, -5]
+    assert list(zip(at.metric, at.other, strict=True)) == [("auc", ""), ("auc_diff", "sae")]
+    assert len(frame.drop_duplicates("setting")) == 2
+    assert frame.setting.isin([Setting(split="dedup", k=1)]).sum() == 2
+    assert results.frame().metric.tolist() == ["auc", "auc_diff:sae"] * 2
+    assert Setting(k=1, split="dedup") != Setting(split="dedup", k=1)

@@ -186,7 +186,7 @@ def _inputs(at_hooks: dict[str | None, Rows]) -> list[Any]:
     task = next(iter(at_hooks.values())).task
     splits = {name: list(split) for name, split in task.splits.items()}
     acts = [[at.acts, at.text] for at in at_hooks.values()]
-    return [task.name, task.texts, task.labels, splits, task.groups, task.own_groups, acts]
+    return [task.texts, task.labels, splits, task.groups, task.own_groups, acts]
 
 
 def _score_task(

@@ -1,4 +1,4 @@
-"""What the report's sections are made of: cells, tables, plots, and how metric rows become them."""
+"""What pages are made of: sections, tables and cells, and how metrics become them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from glp_lens.report.labels import interval, number, signed
-from glp_lens.report.plots import Plot
-
-DASH = "\u2013"
+from glp_lens.display.labels import DASH, interval, number, signed
+from glp_lens.display.plots import Plot
 
 
 @dataclass(frozen=True)
@@ -83,12 +81,17 @@ def value_cell(row: pd.Series | None, digits: int = 3, *, best: bool = False, si
     return Cell(write(row.value, digits), interval(row.ci_low, row.ci_high, digits, sign=sign), best)
 
 
-def find_row(frame: pd.DataFrame, **where: str) -> pd.Series | None:
+def find_row(frame: pd.DataFrame, **where: object) -> pd.Series | None:
     """The first metric row with these values in these columns, or None."""
     chosen = frame
     for column, value in where.items():
         chosen = chosen[chosen[column] == value]
     return chosen.iloc[0] if len(chosen) else None
+
+
+def rows_of(frame: pd.DataFrame, models: Iterable[str], **where: object) -> list[pd.Series | None]:
+    """The first metric row of each model with these values in these columns, or None."""
+    return [find_row(frame, model=model, **where) for model in models]
 
 
 def _best(rows: Iterable[pd.Series | None], *, highest: bool) -> float:
@@ -107,3 +110,11 @@ def value_cells(rows: Sequence[pd.Series | None], *, highest: bool, digits: int 
 def table_of(caption: str, header: list[str], columns: list[list[Cell]], *, folded: bool = False) -> Table:
     """A table from its columns, the first of which names the rows."""
     return Table(caption, header, [list(row) for row in zip(*columns, strict=True)], folded)
+
+
+def metric_lines(frame: pd.DataFrame) -> str:
+    """Metric rows as plain text, a line each: model, setting, metric, value and interval."""
+    return "\n".join(
+        f"{row.model:24} {row.setting!s:32} {row.metric} {row.value:.3f} {interval(row.ci_low, row.ci_high)}".rstrip()
+        for row in frame.itertuples()
+    )

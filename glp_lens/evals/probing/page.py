@@ -1,4 +1,4 @@
-"""The probing section: which model's features read concepts, at which setting, and which features they are."""
+"""How reports show probing: which model's features read concepts, at which setting, and which features they are."""
 
 from __future__ import annotations
 
@@ -9,18 +9,52 @@ from functools import cached_property
 
 import pandas as pd
 
-from glp_lens.evals.results import Results, metrics_frame
-from glp_lens.report import probing_plots
-from glp_lens.report.elements import DASH, Cell, Part, Section, Table, find_row, table_of, value_cell, value_cells
-from glp_lens.report.labels import MINUS, Palette, count, family, interval, number, p_value
-from glp_lens.report.probing_plots import display
-from glp_lens.report.verdicts import PROBING_VIEWS, differences
+from glp_lens.display.comparisons import (
+    Difference,
+    Outcome,
+    Verdict,
+    differences,
+    facing,
+    judge,
+    opening,
+    sentences,
+    shown,
+    value_of,
+)
+from glp_lens.display.elements import (
+    Cell,
+    Part,
+    Section,
+    Table,
+    find_row,
+    rows_of,
+    table_of,
+    value_cell,
+    value_cells,
+)
+from glp_lens.display.labels import (
+    DASH,
+    MINUS,
+    Palette,
+    count,
+    family,
+    interval,
+    number,
+    p_value,
+)
+from glp_lens.evals.probing import plots
+from glp_lens.evals.probing.plots import CONDITIONS, display
+from glp_lens.evals.results import Results, Setting, structured_frame
 from glp_lens.types import Json
+
+__all__ = ["CONDITIONS", "section", "text_table", "verdicts"]
 
 ALL = "all"
 """The `task` of means over tasks."""
 DENSE = "dense"
-_KEY = ["model", "task", "setting", "metric"]
+VIEWS = tuple(Setting(split=split, mode=mode) for mode in ("paper", "all") for split in ("dedup", "official"))
+"""Settings of single features, the strictest first, which verdicts speak of."""
+_KEY = ["model", "task", "setting", "metric", "other"]
 _PAIRS = 6
 """Most pairs in one open table; of more, those with the model in focus stand alone."""
 _COLUMNS = 6
@@ -70,15 +104,20 @@ class _Probing:
         return self.means[self.means.metric == "auc"]
 
     @cached_property
-    def views(self) -> list[str]:
-        """Settings of single features, the strictest first."""
+    def views(self) -> list[Setting]:
+        """Settings of single features that were measured, the strictest first."""
         present = set(self.auc.setting)
-        return [view for view in PROBING_VIEWS if view in present]
+        return [view for view in VIEWS if view in present]
 
     @property
-    def split(self) -> str:
-        """`split=...` of the strictest view, which plots and lesser tables show."""
-        return self.views[0].split(";")[0]
+    def split(self) -> Setting:
+        """The split of the strictest view, which plots and lesser tables show."""
+        return _split(self.views[0])
+
+    @property
+    def widest(self) -> Setting:
+        """The strictest view of those that choose among all features."""
+        return next((view for view in self.views if view.get("mode") == "all"), self.views[0])
 
     @cached_property
     def labels(self) -> list[str]:
@@ -100,14 +139,19 @@ class _Probing:
         own = [m for m in self.main if m == self.focus] + [m for m in self.main if family(m) == self.focus]
         return (own or self.main)[0]
 
+    @cached_property
+    def common(self) -> Setting | None:
+        """The setting at which models are compared in pairs with equally many features, if they are."""
+        return next((d.setting for d in differences(self.means, "auc") if _is_equal(d.setting, self.split)), None)
+
     @property
     def top(self) -> int:
         """Candidates of `mode=paper`."""
         return int(self.runs[0].config.get("max_features", 512))
 
-    def view_name(self, view: str) -> str:
-        split = "repeats removed" if "split=dedup" in view else "official split"
-        return f"{split}, {f'top {self.top} features' if 'mode=paper' in view else 'all features'}"
+    def view_name(self, view: Setting) -> str:
+        split = "repeats removed" if view.get("split") == "dedup" else "official split"
+        return f"{split}, {f'top {self.top} features' if view.get('mode') == 'paper' else 'all features'}"
 
     def features(self, model: str) -> float:
         """How many features a model has; NaN if nothing tells."""
@@ -115,24 +159,39 @@ class _Probing:
         if known:
             return float(known)
         rows = self.frame[(self.frame.metric == "n_candidates") & (self.frame.model == model)]
-        return float(rows[rows.setting.isin([v for v in PROBING_VIEWS if "mode=all" in v])].value.max())
+        return float(rows[rows.setting.isin([v for v in VIEWS if v.get("mode") == "all"])].value.max())
 
     def dense(self) -> float | None:
         """Mean AUC of the logistic regression on all raw dimensions."""
         row = find_row(self.auc, model=DENSE, setting=self.split)
         return None if row is None else float(row.value)
 
-    def by_task(self, setting: str) -> pd.DataFrame:
+    def by_task(self, setting: Setting) -> pd.DataFrame:
         """`auc` rows of single tasks."""
         frame = self.frame
         return frame[(frame.metric == "auc") & (frame.setting == setting) & (frame.task != ALL)]
 
-    def curves(self, pattern: str, models: Sequence[str]) -> dict[str, pd.DataFrame]:
-        """Mean AUCs of each model by the number that a pattern finds in the setting; `dense` counts as infinite."""
-        found = self.auc.setting.str.extract(f"^{pattern}$")[0].replace("dense", "inf").astype(float)
-        rows = self.auc.assign(at=found).dropna(subset=["at", "value"])
-        grouped = {model: rows[rows.model == model].set_index("at").sort_index() for model in models}
-        return {model: part for model, part in grouped.items() if len(part)}
+    def curves(self, setting: Setting, key: str, models: Sequence[str]) -> dict[str, pd.DataFrame]:
+        """Mean AUCs of each model by the number under a key besides a setting; `dense` counts as infinite."""
+        rows = self.auc.assign(at=[_level(own, setting, key) for own in self.auc.setting])
+        rows = rows.dropna(subset=["at", "value"])
+        by_model = {model: rows[rows.model == model].set_index("at").sort_index() for model in models}
+        return {model: own for model, own in by_model.items() if len(own)}
+
+
+def _is_equal(setting: Setting, split: Setting) -> bool:
+    """Whether models have equally many features at a setting of a split."""
+    return setting.get("mode") == "equal" and _split(setting) == split
+
+
+def _split(setting: Setting) -> Setting:
+    return Setting(split=setting.get("split"))
+
+
+def _level(setting: Setting, base: Setting, key: str) -> float:
+    if setting.get(key) is None or setting.without(key) != base:
+        return math.nan
+    return math.inf if setting.get(key) == DENSE else setting.number(key)
 
 
 def section(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette, focus: str = "glp") -> Section:
@@ -140,7 +199,7 @@ def section(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette, focu
     p = _Probing(runs, frame.drop_duplicates(_KEY), focus)
     if not p.views:
         return Section("probing", "Probing", "No probing task could be scored.")
-    shown = {v: p.view_name(v) for v in p.views if v.split(";")[0] == p.split}
+    drawn = {view: p.view_name(view) for view in p.views if _split(view) == p.split}
     parts = [_tasks(p, palette), _sweeps(p, palette), _counts(p, palette), _sparse(p, palette), _features(p)]
     return Section(
         "probing",
@@ -149,11 +208,56 @@ def section(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette, focu
         "meta-neuron of the GLP, a latent of the SAE, a component of PCA, or a raw dimension. A model "
         "whose single features read more concepts has taken the activations apart in a more meaningful "
         "way.",
-        [probing_plots.means(p.auc[p.auc.model.isin(p.main)], shown, p.dense(), palette)],
+        [plots.means(p.auc[p.auc.model.isin(p.main)], drawn, p.dense(), palette)],
         [_means(p), *_pairs(p), *_selection(p)],
         parts=[part for part in parts if part is not None],
         notes=_notes(p),
     )
+
+
+def verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
+    """One verdict a model, on the strictest view, with the number of other views that agree.
+
+    A winner is named only if Holm's adjustment over all pairs agrees. What happens at equal feature counts is said
+    where it is another verdict.
+    """
+    frame = frame[frame.task == ALL]
+    pairs = facing(differences(frame, "auc"), focus)
+    view = next((v for v in VIEWS if any(d.setting == v for d in pairs)), None)
+    p_values = {(r.model, r.other, r.setting): r.value for r in frame[frame.metric == "p_holm"].itertuples()}
+
+    def p_of(d: Difference) -> float:
+        turned = p_values.get((d.second, d.first, d.setting), math.nan)
+        return float(p_values.get((d.first, d.second, d.setting), turned))
+
+    def outcome_of(d: Difference) -> Outcome:
+        return judge(d, higher_is_better=True, p_adjusted=p_of(d))
+
+    made = []
+    for d in (d for d in pairs if d.setting == view):
+        outcome, p = outcome_of(d), p_of(d)
+        names = display(d.first), display(d.second)
+        means = [number(value_of(frame, model=m, setting=view, metric="auc")) for m in (d.first, d.second)]
+        sentence = (
+            f"{opening(outcome, *names, 'in reading concepts from one feature')}: mean test AUC {means[0]} against "
+            f"{means[1]}, difference {shown(d)} over {d.n} task families."
+        )
+        notes = []
+        if math.isfinite(p):
+            told = p_value(p)
+            notes.append(f"Holm-adjusted p {told}" if "<" in told else f"Holm-adjusted p = {told}")
+        same = [o for o in pairs if (o.first, o.second) == (d.first, d.second) and o.setting != view]
+        others = [o for o in same if o.setting in VIEWS]
+        if others:
+            agree = sum(outcome_of(o) == outcome for o in others)
+            notes.append(f"{agree} of {len(others)} other views (split, candidate features) give the same verdict")
+        equal = next((o for o in same if _is_equal(o.setting, _split(d.setting))), None)
+        if equal is not None and outcome_of(equal) != outcome:
+            features = count(equal.setting.number("features"))
+            turn = opening(outcome_of(equal), *names, f"at equal feature counts ({features} each)")
+            notes.append(f"{turn}: difference {shown(equal)}")
+        made.append(Verdict("probing", outcome, d.first, d.second, sentence, sentences(notes)))
+    return made
 
 
 def text_table(results: Results) -> str:
@@ -162,23 +266,22 @@ def text_table(results: Results) -> str:
     One line a model: number of features, AUC with its interval by split and candidates, optimism (validation minus
     test AUC, all features). Columns that were not measured are left out.
     """
-    p = _Probing([results], metrics_frame(results.metrics).drop_duplicates(_KEY), "glp")
+    p = _Probing([results], structured_frame(results.metrics).drop_duplicates(_KEY), "glp")
     if not p.views:
         return "no probing task could be scored"
     header, columns = ["model", "features"], [list(p.labels), [_plain_count(p.features(m)) for m in p.labels]]
-    dense = any(find_row(p.auc, model=DENSE, setting=v.split(";")[0]) is not None for v in p.views)
+    dense = any(find_row(p.auc, model=DENSE, setting=_split(v)) is not None for v in p.views)
     if dense:
         columns[0].append(DENSE)
         columns[1].append("-")
-    for view in sorted(p.views, key=lambda v: ("dedup" not in v, "paper" not in v)):
-        split, mode = view.split(";")
-        header.append(f"{split.removeprefix('split=')}, {'all' if mode == 'mode=all' else f'top {p.top}'}")
-        rows = [find_row(p.auc, model=m, setting=view) for m in p.labels]
+    for view in sorted(p.views, key=lambda v: (v.get("split") != "dedup", v.get("mode") != "paper")):
+        whole = view.get("mode") == "all"
+        header.append(f"{view.get('split')}, {'all' if whole else f'top {p.top}'}")
+        rows = rows_of(p.auc, p.labels, setting=view)
         if dense:
-            rows.append(find_row(p.auc, model=DENSE, setting=split) if mode == "mode=all" else None)
+            rows.append(find_row(p.auc, model=DENSE, setting=_split(view)) if whole else None)
         columns.append(["-" if r is None else _plain_interval(r) for r in rows])
-    view = next((v for v in p.views if "mode=all" in v), p.views[0])
-    optimism = [find_row(p.means, model=m, setting=view, metric="optimism") for m in p.labels]
+    optimism = rows_of(p.means, p.labels, setting=p.widest, metric="optimism")
     if any(r is not None for r in optimism):
         header.append("optimism")
         columns.append(["-" if r is None else f"{r.value:+.3f}" for r in optimism] + ["-"] * dense)
@@ -212,7 +315,7 @@ def _means(p: _Probing) -> Table:
     header = ["Model", "Features (K)", *(p.view_name(v).capitalize() for v in p.views)]
     columns = [[Cell(display(m)) for m in p.main], [Cell(count(p.features(m))) for m in p.main]]
     for view in p.views:
-        columns.append(value_cells([find_row(p.auc, model=m, setting=view) for m in p.main], highest=True))
+        columns.append(value_cells(rows_of(p.auc, p.main, setting=view), highest=True))
     scores = p.by_task(p.views[0]).pivot(index="task", columns="model", values="value").reindex(columns=p.main).dropna()
     if len(scores) > 1 and len(p.main) > 1:
         wins = scores.eq(scores.max(axis=1), axis=0)
@@ -240,35 +343,35 @@ def _pairs(p: _Probing) -> list[Table]:
         return [Table(caption, header, [cells for _, cells in rows])]
     own = [cells for mine, cells in rows if mine]
     rest = [cells for mine, cells in rows if not mine]
-    found = [Table(caption, header, own)] if own else []
-    return [*found, Table("Paired differences between the other models" if own else caption, header, rest, folded=True)]
+    tables = [Table(caption, header, own)] if own else []
+    return [
+        *tables,
+        Table("Paired differences between the other models" if own else caption, header, rest, folded=True),
+    ]
 
 
 def _pair_rows(p: _Probing) -> tuple[list[tuple[bool, list[Cell]]], list[str]]:
     """Rows of the table of pairs, each with whether the model in focus is in it, turned so that it comes first."""
-    pairs = list(differences(p.means, "auc"))
-    equal = next((d.setting for d in pairs if d.setting.startswith(f"{p.split};mode=equal")), None)
+    equal = p.common
     settings = [p.views[0], *([equal] if equal else [])]
-    measured = set(p.means.metric.str.split(":").str[0])
+    has_wins = (p.means.metric == "win_rate").any()
     header = ["Pair"]
     for setting in settings:
-        start = f"At {count(_features_of(setting))} features: " if setting == equal else ""
-        header += [
-            f"{start}difference" if start else "Difference",
-            *([f"{start}wins" if start else "Wins"] if "win_rate" in measured else []),
-            f"{start}p" if start else "p",
-        ]
+        names = ["difference", *(["wins"] if has_wins else []), "p"]
+        start = f"At {count(setting.number('features'))} features: " if setting == equal else ""
+        header += [f"{start}{name}" if start or name == "p" else name.capitalize() for name in names]
     body: list[tuple[bool, list[Cell]]] = []
-    for d in (d for d in pairs if d.setting == p.views[0]):
+    for d in (d for d in differences(p.means, "auc") if d.setting == p.views[0]):
         turned = d.second == p.focused
         first, second = (d.second, d.first) if turned else (d.first, d.second)
         cells = [Cell(f"{display(first)} minus {display(second)}")]
         for setting in settings:
-            find = {m: find_row(p.means, model=d.first, setting=setting, metric=f"{m}:{d.second}")
-                    for m in ("auc_diff", "win_rate", "p_holm")}  # fmt: skip
-            gap, rate, p_holm = find["auc_diff"], find["win_rate"], find["p_holm"]
+            gap, rate, p_holm = (
+                find_row(p.means, model=d.first, setting=setting, metric=metric, other=d.second)
+                for metric in ("auc_diff", "win_rate", "p_holm")
+            )
             cells.append(value_cell(_turned(gap, 0.0) if turned else gap, sign=True))
-            if "win_rate" in measured:
+            if has_wins:
                 cells.append(_percent(_turned(rate, 1.0) if turned else rate))
             cells.append(Cell(p_value(None if p_holm is None else p_holm.value)))
         body.append((p.focused in (first, second), cells))
@@ -290,35 +393,30 @@ def _percent(row: pd.Series | None) -> Cell:
     return Cell(f"{number(100 * row.value, 0)}%", interval(100 * row.ci_low, 100 * row.ci_high, 0))
 
 
-def _features_of(setting: str) -> int:
-    return int(dict(part.split("=", 1) for part in setting.split(";") if "=" in part).get("features", 0))
-
-
 def _selection(p: _Probing) -> list[Table]:
     """What choosing among many features costs: validation against test, and against features that know nothing."""
-    view = next((v for v in p.views if "mode=all" in v), p.views[0])
-    columns = {
+    titles = {
         "auc_validation": "Validation AUC",
         "auc_null": "… of as many useless features",
         "auc": "Test AUC",
         "optimism": "Optimism (validation minus test)",
         "auc_oracle": "Picked on test: not comparable",
     }
-    rows = p.means[p.means.setting == view]
-    present = set(rows[rows.model.isin(p.labels)].metric)
-    header, body = ["Model", "Features (K)"], [[], []]  # type: tuple[list[str], list[list[Cell]]]
-    body[0] = [Cell(display(m)) for m in p.labels]
-    body[1] = [Cell(count(p.features(m))) for m in p.labels]
-    for metric, title in columns.items():
-        if metric in present:
-            found = [find_row(rows, model=m, metric=metric) for m in p.labels]
-            header.append(title)
-            body.append([value_cell(r, sign=metric == "optimism") for r in found])
+    rows = p.means[(p.means.setting == p.widest) & p.means.model.isin(p.labels)]
+    present = set(rows.metric)
     if not present & {"optimism", "auc_null"}:
         return []
+    columns = {
+        "Model": [Cell(display(m)) for m in p.labels],
+        "Features (K)": [Cell(count(p.features(m))) for m in p.labels],
+    }
+    for metric, title in titles.items():
+        if metric in present:
+            own = rows_of(rows, p.labels, metric=metric)
+            columns[title] = [value_cell(r, sign=metric == "optimism") for r in own]
     who = "All models and noise levels" if len(p.labels) > len(p.main) else "All models"
-    caption = f"{who}, and what choosing among many features costs ({p.view_name(view)})"
-    return [table_of(caption, header, body, folded=True)]
+    caption = f"{who}, and what choosing among many features costs ({p.view_name(p.widest)})"
+    return [table_of(caption, list(columns), list(columns.values()), folded=True)]
 
 
 def _tasks(p: _Probing, palette: Palette) -> Part | None:
@@ -330,10 +428,10 @@ def _tasks(p: _Probing, palette: Palette) -> Part | None:
     table = pd.concat([rows, dense]).pivot(index="task", columns="model", values="value")
     table = table.reindex(columns=[*p.main, *([DENSE] if len(dense) else [])]).dropna(how="all")
     families = {name: str(task.get("family", name)) for name, task in p.tasks.items()}
-    figures = [probing_plots.heat_map(table, families)]
+    figures = [plots.heat_map(table, families)]
     if (rows.model == p.focused).any():
         by_task = dense.set_index("task").value.to_dict()
-        figures.append(probing_plots.dot_plot(rows, p.main, p.focused, by_task, palette))
+        figures.append(plots.dot_plot(rows, p.main, p.focused, by_task, palette))
     return Part("Task by task", f"All of this part: {p.view_name(p.views[0])}.", figures)
 
 
@@ -352,10 +450,11 @@ def _sweeps(p: _Probing, palette: Palette) -> Part | None:
     noise = {}
     for stem, labels in single.items():
         rows = {s: find_row(p.auc, model=m, setting=view) for s, m in sorted(labels.items())}
-        found = pd.DataFrame({s: r for s, r in rows.items() if r is not None}).T
-        if len(found) > 1:
-            noise[stem] = found.astype({"value": float, "ci_low": float, "ci_high": float})
-    layers = p.curves(rf"{p.split};mode=all;layer=(\d+)", [m for m in p.labels if m not in joined])
+        curve = pd.DataFrame({s: r for s, r in rows.items() if r is not None}).T
+        if len(curve) > 1:
+            noise[stem] = curve.astype({"value": float, "ci_low": float, "ci_high": float})
+    among_all = p.split | Setting(mode="all")
+    layers = p.curves(among_all, "layer", [m for m in p.labels if m not in joined])
     by_sigma = sorted(layers, key=lambda m: float(p.entries.get(m, {}).get("sigma") or 0))
     layers = {m: layers[m] for m in by_sigma if len(layers[m]) > 1}
     if not noise and not layers:
@@ -366,7 +465,7 @@ def _sweeps(p: _Probing, palette: Palette) -> Part | None:
     if noise or joined:
         models = [m for m in p.labels if m in swept]
         columns = [[Cell(display(m)) for m in models], [Cell(count(p.features(m))) for m in models]]
-        columns += [value_cells([find_row(p.auc, model=m, setting=v) for m in models], highest=True) for v in p.views]
+        columns += [value_cells(rows_of(p.auc, models, setting=v), highest=True) for v in p.views]
         header = ["Model", "Features (K)", *(p.view_name(v).capitalize() for v in p.views)]
         tables.append(table_of("Mean test AUC at each noise level", header, columns, folded=True))
     if layers:
@@ -376,19 +475,18 @@ def _sweeps(p: _Probing, palette: Palette) -> Part | None:
             columns.append(value_cells([rows.loc[b] if b in rows.index else None for b in blocks], highest=True))
         caption = "Mean test AUC of the best feature of each denoiser block"
         tables.append(table_of(caption, ["Block", *map(display, layers)], columns, folded=True))
-    figure = probing_plots.sweeps(noise, layers, joined, peers, p.focused, palette)
+    figure = plots.sweeps(noise, layers, joined, peers, p.focused, palette)
     titles = [t for t, present in (("noise level", noise), ("block of the denoiser", layers)) if present]
     leads = [f"Noise levels: {p.view_name(view)}."] if noise else []
-    leads += [f"Blocks: {p.view_name(f'{p.split};mode=all')} of the block."] if layers else []
+    leads += [f"Blocks: {p.view_name(among_all)} of the block."] if layers else []
     return Part(f"Which {' and which '.join(titles)} read best?", " ".join(leads), [figure], tables)
 
 
 def _counts(p: _Probing, palette: Palette) -> Part | None:
-    curves = p.curves(rf"{p.split};mode=equal;features=(\d+)", p.main)
+    curves = p.curves(p.split | Setting(mode="equal"), "features", p.main)
     if not any(len(rows) > 1 for rows in curves.values()):
         return None
-    pairs = differences(p.means, "auc")
-    common = next((_features_of(d.setting) for d in pairs if d.setting.startswith(f"{p.split};mode=equal")), None)
+    common = int(p.common.number("features")) if p.common else None
     grid = sorted({k for rows in curves.values() for k in rows.index})
     step = (len(grid) - 1) / (_COLUMNS - 1)
     chosen = {grid[round(i * step)] for i in range(_COLUMNS)} if len(grid) > _COLUMNS else set(grid)
@@ -402,36 +500,41 @@ def _counts(p: _Probing, palette: Palette) -> Part | None:
     return Part(
         "Is it the number of features?",
         "",
-        [probing_plots.feature_counts(curves, common, p.focused, palette)],
+        [plots.feature_counts(curves, common, p.focused, palette)],
         [table_of(caption, ["Features", *map(count, shown)], columns, folded=True)],
     )
 
 
 _RANKINGS = {
-    "": (
+    Setting(): (
         "probing_sparse",
         "sae-probes' ranking",
         "divided by each feature's mean non-zero magnitude, as in sae-probes",
     ),
-    "rank=difference;": ("probing_sparse_difference", "the GLP paper's ranking", "as it is, as in the GLP paper"),
+    Setting(rank="difference"): (
+        "probing_sparse_difference",
+        "the GLP paper's ranking",
+        "as it is, as in the GLP paper",
+    ),
 }
 """How a k-sparse probe's features are chosen: part of the setting, to name of the plot, short words and long ones."""
 
 
 def _sparse(p: _Probing, palette: Palette) -> Part | None:
-    plots, tables = [], []
+    figures, tables = [], []
     for ranking, (name, short, words) in _RANKINGS.items():
-        curves = p.curves(rf"{p.split};probe=sparse;{ranking}k=(\d+|dense)", p.main)
+        setting = p.split | Setting(probe="sparse") | ranking
+        curves = p.curves(setting, "k", p.main)
         if not curves:
             continue
-        plots.append(probing_plots.sparse(name, words, curves, p.dense(), p.focused, palette))
+        figures.append(plots.sparse(name, words, curves, p.dense(), p.focused, palette))
         ks = sorted({k for rows in curves.values() for k in rows.index})
         for metric, title in (("auc", "test AUC"), ("accuracy", "accuracy"), ("f1", "F1 score")):
             rows = p.means[p.means.metric == metric]
             columns = [[Cell(display(m)) for m in curves]]
             for k in ks:
-                setting = f"{p.split};probe=sparse;{ranking}k={f'{k:g}' if math.isfinite(k) else 'dense'}"
-                columns.append(value_cells([find_row(rows, model=m, setting=setting) for m in curves], highest=True))
+                at = setting | Setting(k=k if math.isfinite(k) else DENSE)
+                columns.append(value_cells(rows_of(rows, curves, setting=at), highest=True))
             if any(cell.text != DASH for column in columns[1:] for cell in column):
                 header = ["Features in the probe (k)", *(f"{k:g}" if math.isfinite(k) else "all" for k in ks)]
                 tables.append(table_of(f"Sparse probes, {short}: mean {title}", header, columns, folded=True))
@@ -440,7 +543,7 @@ def _sparse(p: _Probing, palette: Palette) -> Part | None:
         "features go in depends on how they are ranked: dividing by the magnitude suits sparse features, and in dense "
         "ones favours those that one text in a thousand excites."
     )
-    return Part("Several features at once", lead, plots, tables) if plots else None
+    return Part("Several features at once", lead, figures, tables) if figures else None
 
 
 def _features(p: _Probing) -> Part | None:
@@ -502,12 +605,12 @@ def _best_cell(row: Mapping | None) -> Cell:
 def _passages(row: Mapping, tasks: Json) -> tuple[str, ...]:
     """The texts that excite a feature most, each with its class."""
     classes = tasks.get(row["task"], {}).get("classes") or ("0", "1")
-    found = []
+    passages = []
     for item in (row.get("texts") or [])[:_TEXTS]:
         text, label = " ".join(str(item["text"]).split()), item.get("label")
         named = f" ({_clip(str(classes[int(label)]), 24)})" if label in (0, 1) else ""
-        found.append(f"“{text}”{named}")
-    return tuple(found)
+        passages.append(f"“{text}”{named}")
+    return tuple(passages)
 
 
 def _clip(text: str, limit: int) -> str:
@@ -523,7 +626,7 @@ def _notes(p: _Probing) -> list[str]:
     notes.append(
         "The feature and its sign are chosen by cross-validation on training data; test data are looked at once."
     )
-    if any(v.endswith("mode=paper") for v in p.views):
+    if any(view.get("mode") == "paper" for view in p.views):
         notes.append(
             f"A model with more features has more tries{_useless(p)}. The view “top {p.top} features” gives all models "
             f"at most {p.top} candidates."
@@ -559,7 +662,11 @@ def _notes(p: _Probing) -> list[str]:
 
 def _useless(p: _Probing) -> str:
     """How well the best of as many features that know nothing does, for the fewest and the most features."""
-    rows = p.means[(p.means.metric == "auc_null") & (p.means.setting == f"{p.split};mode=all")].set_index("model").value
+    rows = (
+        p.means[(p.means.metric == "auc_null") & (p.means.setting == p.split | Setting(mode="all"))]
+        .set_index("model")
+        .value
+    )
     known = sorted((p.features(model), float(rows[model])) for model in p.labels if model in rows.index)
     if not known:
         return ""

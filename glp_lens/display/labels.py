@@ -1,39 +1,36 @@
-"""Names, colours and number formats that every part of the report shares."""
+"""Names, colours and number formats that all pages share."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from glp_lens.kinds import KINDS
 
 MINUS = "\u2212"
 THIN = "\u202f"
+DASH = "\u2013"
 PAPER = "#fefefe"
 """The fill of hollow marks; in the page it becomes the background of the reader's theme."""
 
-_NAMES = {name: kind.title for name, kind in KINDS.items()} | {
-    "pca_raw": "PCA raw",
-    "dense": "dense probe",
-    "plain": "no repair",
-    "random": "random direction",
-    "sigma": "σ",
-    "unsteered": "not steered",
-}
-_SUITE_NAMES = {"probing": {"random": KINDS["random"].title}}
+
+class Style(NamedTuple):
+    """How a model or a condition is shown: its title, and colour and matplotlib marker in plots."""
+
+    title: str
+    color: str
+    marker: str
+
+
+GREY = "#8c8c8c"
+"""Of controls and references."""
 
 # Okabe and Ito's colours, which stay apart under the common colour blindnesses, and one marker each.
-_STYLES = {name: (kind.color, kind.marker) for name, kind in KINDS.items()} | {
-    "pca_raw": ("#56b4e9", "p"),
-    "plain": ("#e69f00", "P"),
-    "dense": ("#8c8c8c", "|"),
-    "mean": ("#8c8c8c", "X"),
-    "predict": ("#8c8c8c", "X"),
-    "isotropic": ("#8c8c8c", "P"),
-    "clean": ("#8c8c8c", "*"),
-    "unsteered": ("#8c8c8c", "*"),
-}
+_KINDS = {name: Style(kind.title, kind.color, kind.marker) for name, kind in KINDS.items()}
+_STYLES = {**_KINDS, "pca_raw": Style("PCA raw", "#56b4e9", "p")}  # PCA of dimensions that are not standardised
+_OPTIONS = {"sigma": "σ"}
 _OTHERS = (("#994455", "h"), ("#a6611a", ">"), ("#1b7837", "d"))
 
 
@@ -43,14 +40,17 @@ def family(label: str) -> str:
     return words[0].lower()
 
 
-def display(label: str, suite: str = "") -> str:
-    """A label as readers of a suite's results see it: `glp sigma=0.3` becomes `GLP σ = 0.3`."""
-    names = _NAMES | _SUITE_NAMES.get(suite, {})
+def display(label: str, own: Mapping[str, Style] | None = None) -> str:
+    """A label as readers see it: `glp sigma=0.3` becomes `GLP σ = 0.3`.
+
+    Args:
+        own: a suite's conditions by label, which go before kinds of models of the same name.
+    """
+    titles = {name: style.title for name, style in {**_STYLES, **(own or {})}.items()}
     words = []
     for word in label.replace("+", " + ").split():
         name, equals, value = word.partition("=")
-        shown = names.get(name.lower(), name)
-        words.append(f"{shown}{THIN}={THIN}{value}" if equals else shown)
+        words.append(f"{_OPTIONS.get(name, name)}{THIN}={THIN}{value}" if equals else titles.get(name.lower(), name))
     return " ".join(words)
 
 
@@ -59,11 +59,13 @@ class Palette:
 
     Args:
         labels: all labels of the report; those of unknown models get the free colours in sorted order.
+        conditions: the suites' own labels.
     """
 
-    def __init__(self, labels: Iterable[str]) -> None:
-        unknown = sorted({family(label) for label in labels} - set(_STYLES))
-        self._styles = {**_STYLES, **{name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(unknown)}}
+    def __init__(self, labels: Iterable[str], conditions: Mapping[str, Style] | None = None) -> None:
+        known = {name: (style.color, style.marker) for name, style in {**_STYLES, **(conditions or {})}.items()}
+        unknown = sorted({family(label) for label in labels} - set(known))
+        self._styles = {**known, **{name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(unknown)}}
 
     def color(self, label: str) -> str:
         """A hex colour."""
@@ -81,7 +83,7 @@ class Palette:
 def number(value: float | None, digits: int = 3) -> str:
     """A number with fixed decimals and a real minus sign; a dash if there is none."""
     if value is None or not math.isfinite(value):
-        return "\u2013"
+        return DASH
     text = f"{value:.{digits}f}"
     return text.replace("-", MINUS) if float(text) else text.lstrip("-")
 
@@ -108,14 +110,14 @@ def p_value(value: float | None) -> str:
 def count(value: float | None) -> str:
     """A whole number with thin spaces between thousands."""
     if value is None or not math.isfinite(value):
-        return "\u2013"
+        return DASH
     return f"{round(value):,}".replace(",", THIN)
 
 
 def flops(value: float | None) -> str:
     """Floating-point operations as a multiple of a power of ten."""
     if value is None or not math.isfinite(value):
-        return "\u2013"
+        return DASH
     if value <= 0:
         return "0"
     power = math.floor(math.log10(value))
@@ -126,7 +128,7 @@ def flops(value: float | None) -> str:
 def duration(seconds: float | None) -> str:
     """Seconds, or minutes and seconds from two minutes on."""
     if seconds is None or not math.isfinite(seconds):
-        return "\u2013"
+        return DASH
     if seconds < 120:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"

@@ -1,18 +1,22 @@
-"""The plots of the probing section, from metric rows."""
+"""The plots of probing, from metric rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from glp_lens.report import labels
-from glp_lens.report.labels import PAPER, Palette, number
-from glp_lens.report.plots import GRID, INK, Plot, errors, render
+from glp_lens.display import labels
+from glp_lens.display.labels import GREY, PAPER, Palette, Style, count, family, number
+from glp_lens.display.plots import GRID, INK, Plot, errors, render
+from glp_lens.evals.results import Setting
 
+CONDITIONS = {"dense": Style("dense probe", GREY, "|")}
+display = partial(labels.display, own=CONDITIONS)
 _PANEL = 40
 """Most tasks in one panel; more are split over two."""
 _ROW, _TALL_ROW = 0.155, 0.23
@@ -22,7 +26,7 @@ _DENSE: dict[str, Any] = {"color": INK, "linewidth": 1.3, "alpha": 0.55}
 _LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 
 
-def means(frame: pd.DataFrame, views: Mapping[str, str], dense: float | None, palette: Palette) -> Plot:
+def means(frame: pd.DataFrame, views: Mapping[Setting, str], dense: float | None, palette: Palette) -> Plot:
     """Mean AUC of each model with its interval over families.
 
     Args:
@@ -309,7 +313,7 @@ def feature_counts(curves: Mapping[str, pd.DataFrame], common: int | None, focus
             axes.axvline(common, **_CHANCE)
         _curves(axes, curves, focus, palette)
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: labels.count(value))
+        axes.xaxis.set_major_formatter(lambda value, _: count(value))
         axes.set_xlabel("number of features to choose from (log scale)")
         axes.set_ylabel("mean test AUC of the chosen one")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4)
@@ -320,7 +324,7 @@ def feature_counts(curves: Mapping[str, pd.DataFrame], common: int | None, focus
         f"band is the 95% interval of {display(focus)} over task families."
     )
     if common:
-        caption += f" The dotted line marks {labels.count(common)} features, which all models have."
+        caption += f" The dotted line marks {count(common)} features, which all models have."
     return render("probing_features", caption, (7.6, 4.3), draw)
 
 
@@ -379,7 +383,7 @@ def _styles(models: Sequence[str], palette: Palette) -> dict[str, dict[str, Any]
     seen: dict[str, int] = {}
     styles: dict[str, dict[str, Any]] = {}
     for model in models:
-        name = labels.family(model)
+        name = family(model)
         nth = seen[name] = seen.get(name, -1) + 1
         styles[model] = {
             "color": palette.color(model),
@@ -421,8 +425,3 @@ def _cents(value: float) -> str:
     """An AUC in three characters: `.87`, `1.0`."""
     text = f"{value:.2f}"
     return "1.0" if text == "1.00" else text.removeprefix("0")
-
-
-def display(label: str) -> str:
-    """A label as the probing section names it."""
-    return labels.display(label, "probing")

@@ -1,0 +1,60 @@
+"""A value is made once for equal inputs, and anew for others or when its file is damaged."""
+
+import numpy as np
+import pytest
+import torch
+
+from glp_lens.evals.cache import ResultCache, digest
+from glp_lens.evals.results import Results
+
+
+def counted(cache, name="a task", inputs="x"):
+    made = []
+    value = cache.get(name, lambda: inputs, lambda: made.append(1) or {"numbers": [1, 2.5]})
+    assert value == {"numbers": [1, 2.5]}
+    return len(made)
+
+
+def test_equal_inputs_are_read_and_others_made(tmp_path):
+    assert counted(ResultCache(tmp_path, lambda: ["model"])) == 1
+    assert counted(ResultCache(tmp_path, lambda: ["model"])) == 0
+    assert counted(ResultCache(tmp_path, lambda: ["other"])) == 1
+    assert counted(ResultCache(tmp_path, lambda: ["model"]), inputs="y") == 1
+    assert counted(ResultCache(tmp_path, lambda: ["model"]), name="a/task") == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"value": 3'])
+def test_a_damaged_file_is_made_anew(tmp_path, text):
+    counted(ResultCache(tmp_path))
+    (path,) = tmp_path.iterdir()
+    path.write_text(text)
+    assert counted(ResultCache(tmp_path)) == 1
+    assert counted(ResultCache(tmp_path)) == 0
+
+
+def test_without_a_folder_nothing_is_hashed_or_kept():
+    def refused():
+        raise AssertionError("hashed")
+
+    cache = ResultCache(None, refused)
+    assert cache.get("a", refused, lambda: 3) == 3
+
+
+def test_arrays_and_tensors_count_by_their_bytes():
+    x = torch.arange(6, dtype=torch.float32)
+    same = [x, x.clone(), x[None][0]]
+    assert len({digest(y) for y in same}) == 1
+    others = [x.double(), x.bfloat16(), x.reshape(2, 3), x + 1, x.numpy().astype(np.int64), torch.tensor(0.0), None]
+    assert len({digest(y) for y in [x, *others]}) == 1 + len(others)
+
+
+def test_results_come_back_as_they_were(tmp_path):
+    def make():
+        results = Results("density", failures=["a sentence"])
+        results.add("glp", "heldout", "sigma=0.1-0.2", "flow_loss_diff:pca", 1 / 3)
+        return results
+
+    first = ResultCache(tmp_path).results("density", list, make)
+    again = ResultCache(tmp_path).results("density", list, lambda: pytest.fail("made again"))
+    assert again.to_json() == first.to_json()
+    assert again.metrics[0].other == "pca"
