@@ -146,11 +146,13 @@ def shard(module: nn.Module, *, bfloat16: bool) -> nn.Module:
         InputError: there is one process only, or the installed torch has no FSDP2.
     """
     if not running():
-        raise InputError("shard spreads a prior over several processes: start them with torchrun --nproc-per-node N")
+        raise InputError(
+            "shard_weights spreads a prior over several processes: start them with torchrun --nproc-per-node N"
+        )
     try:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     except ImportError:
-        raise InputError(f"shard needs torch 2.6 or later, this is {torch.__version__}") from None
+        raise InputError(f"shard_weights needs torch 2.6 or later, this is {torch.__version__}") from None
     mesh = init_device_mesh(next(module.parameters()).device.type, (world_size(),))
     # Inputs stay as they are: bfloat16 has no room for a noise level's digits. Autocast fits each to its weight.
     policy = (

@@ -171,7 +171,7 @@ class _Trainer:
                 f"process(es) times accumulate={config.accumulate}"
             )
         self.share = config.batch_size // world
-        if run.shard:
+        if run.shard_weights:
             self.denoiser = distributed.shard(denoiser, bfloat16=config.autocast)
         else:  # a copy around the same weights, so that compiling does not change the given module
             self.denoiser = deepcopy(denoiser, {id(p): p for p in denoiser.parameters()})
