@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: fetching what a model needs, publishing a folder, and the model card that goes with it."""
+"""The Hugging Face Hub: downloading and publishing models, and their model cards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from glp_lens.types import Json
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _UNREACHED = re.compile("Connect|Timeout|Proxy|LocalEntry")
-"""In the names of errors that mean the Hub was not reached; whose errors they are depends on the client's version."""
+"""In the class names of errors if the Hub was not reached; the classes depend on the client's version."""
 
 _RELEASED = (
     'The files are in the format of the released GLPs, whose code opens them with `load_glp("{}", checkpoint="final")`.'
@@ -44,7 +44,7 @@ def fetch(name: str | Path, files: Sequence[str], *, revision: str | None = None
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(files), etag_timeout=10))
-    except Exception as error:  # a missing network, a proxy and the Hub each fail with errors of their own
+    except Exception as error:  # network, proxy and Hub raise unrelated classes of errors
         reason = _reason(error, denied="there is no such repository, or it is private", revision=revision)
         raise InputError(f"{name!r} is no folder and cannot be fetched from the Hub ({reason})") from None
 
@@ -106,12 +106,12 @@ def push(
 
 
 def card(about: Json, repo_id: str, *, license: str | None = None, released: bool = False) -> str:
-    """README.md of a saved model: what it is, what it was trained on and how, how to load it, and its limits.
+    """README.md of a saved model: what it is, its training data and training, how to load it, and its limits.
 
     Args:
-        about: content of its `config.json`; what that does not tell is left out.
+        about: content of its `config.json`; entries that it lacks are left out.
         license: name in the Hub's list, such as `mit`.
-        released: whether it stands there in the format of the released GLPs.
+        released: whether it is published in the format of the released GLPs.
     """
     from huggingface_hub import ModelCardData
 
@@ -153,7 +153,7 @@ def card(about: Json, repo_id: str, *, license: str | None = None, released: boo
 
 
 def _facts(values: Mapping[str, Any]) -> str:
-    """A list of what is known."""
+    """A list of the values that are known."""
     lines = []
     for name, value in values.items():
         if value is None or value in ("", [], {}):
@@ -189,7 +189,7 @@ def _use(kind: str, repo_id: str, hooks: Sequence[str], *, released: bool) -> st
 
 
 def _limits(base: str, hooks: Sequence[str], store: Json) -> list[str]:
-    """What the model does not know, from what it was trained on."""
+    """Limits of the model that follow from its training data."""
     where = f"of {base or 'the language model'}" + (f" at {', '.join(hooks)}" if hooks else "")
     lines = [f"- It describes activations {where} only: another model, hook point or weight processing is other data."]
     if store.get("corpus"):
@@ -200,7 +200,7 @@ def _limits(base: str, hooks: Sequence[str], store: Json) -> list[str]:
 
 
 def _reason(error: Exception, *, denied: str, revision: str | None = None) -> str:
-    """Why the Hub did not do what was asked, in a few words."""
+    """The reason why a request to the Hub failed, in a few words."""
     from huggingface_hub import constants
     from huggingface_hub.errors import LocalTokenNotFoundError, RevisionNotFoundError
 

@@ -123,7 +123,7 @@ class RandomFit(Fit):
 
 @dataclass(frozen=True)
 class Kind:
-    """What is known of a kind of model without importing it.
+    """The registry's row of a kind of model.
 
     Attributes:
         model: `module:class`, imported when it is asked for.

@@ -22,18 +22,18 @@ from glp_lens.types import Acts, Json
 
 
 class Prior(BatchedPrior, Protocol):
-    """What is trained: a denoiser, and what is saved with it."""
+    """A prior in training: a denoiser, and what is saved with it."""
 
     denoiser: Denoiser
     history: list[Json]
     provenance: Json
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write it to a folder."""
+        """Save the prior in a folder."""
 
 
 def initial_denoiser(shape: DenoiserConfig, config: TrainConfig) -> Denoiser:
-    """A denoiser with random weights that depend on the recipe alone; no global generator is touched."""
+    """A denoiser with random weights that depend only on shape and config; no global generator is used."""
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would reseed the generators of all accelerators too.
         torch.default_generator.manual_seed(config.seed)
@@ -45,7 +45,10 @@ def initial_denoiser(shape: DenoiserConfig, config: TrainConfig) -> Denoiser:
 
 @torch.no_grad()
 def _tie(denoiser: Denoiser) -> None:
-    """Begin with what comes in: noise already is most of the velocity, and activations hardly fill their dimensions."""
+    """Make the untrained network return about its input: most of the velocity is noise that the input contains.
+
+    The input projection is orthogonal and the output projection its transpose; the modulation starts around one.
+    """
     torch.nn.init.orthogonal_(denoiser.in_proj.weight)
     denoiser.out_proj.weight.copy_(denoiser.in_proj.weight.T)
     denoiser.in_proj.bias.zero_()
@@ -63,9 +66,9 @@ def fit(
     run: RunOptions | None = None,
     finetuned_from: Json | None = None,
 ) -> None:
-    """Train a prior in place, on the device that it is on, and write down in its provenance what it saw.
+    """Train a prior in place, on its device, and set its history and provenance.
 
-    The arguments are those of `GLP.fit`.
+    The arguments are those of `GLP.fit`, with opened sources.
 
     Raises:
         InputError: settings that cannot train, or a diverged loss.
@@ -77,10 +80,10 @@ def fit(
     origin: Json = {"store": sources.provenance()}
     if finetuned_from:
         origin["finetuned_from"] = finetuned_from
-    # Only the main process is told entries, and only it saves.
+    # Only the main process gets entries, and only it saves.
     entries = checkpoint.history(run.state) if run.state else []
 
-    def told(entry: Json) -> None:
+    def record(entry: Json) -> None:
         entries.append(entry)
         if run.on_entry:
             run.on_entry(entry)
@@ -95,7 +98,7 @@ def fit(
             training["condition"] = sources.label
         prior.provenance = {**origin, "training": training}
 
-    def keep(step: int) -> None:
+    def save_snapshot(step: int) -> None:
         if run.checkpoints is not None and distributed.is_main():
             prior = copy.copy(model)
             describe(prior, [entry for entry in entries if entry["step"] <= step], step)
@@ -113,11 +116,11 @@ def fit(
                 sources.feed(config, model),
                 config,
                 validation=None if validation is None else sources.held_out(validation, model),
-                run=replace(run, on_entry=told),
+                run=replace(run, on_entry=record),
                 identity=_identity(model, sources, origin),
                 save_now=lambda step: any(stream.commit_due(step * rows) for stream, rows in streams),
                 on_saved=commit,
-                on_snapshot=keep,
+                on_snapshot=save_snapshot,
             )
     finally:
         model.denoiser.requires_grad_(False).eval()
@@ -127,7 +130,7 @@ def fit(
 
 
 def _identity(model: Prior, sources: Sources, origin: Json) -> Json:
-    """What decides the course of a training besides its config."""
+    """What determines the result of a training besides its config; a saved state is continued only if it is equal."""
     stores = [[source.layer, source.provenance().get("manifest_hash"), source.limit] for source in sources.sources]
     classes = [vector.numpy().tobytes() for _, vector in sorted(model.class_vectors.items())]
     return {
@@ -140,7 +143,7 @@ def _identity(model: Prior, sources: Sources, origin: Json) -> Json:
 
 
 def _training(denoiser: Denoiser, config: TrainConfig, *, steps: int, rows_distinct: int, seconds: float) -> Json:
-    """What a training was and cost, for the provenance."""
+    """Settings and cost of a training, for the provenance."""
     seen = steps * config.batch_size
     return {
         "rows_seen": seen,

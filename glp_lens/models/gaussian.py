@@ -36,10 +36,10 @@ class Gaussian(ActivationModel, Featurizer, Projector, Sampler, Scorer, Velocity
         eigenvectors: `(d_in, d_in)`, one a column, or None for a diagonal covariance.
 
     Example:
-        >>> import tempfile, torch, glp_lens as gl
+        >>> import torch, glp_lens as gl
         >>> from glp_lens.activations import write_store
         >>> rows = torch.randn(500, 8, generator=torch.Generator().manual_seed(0)).cumsum(1)
-        >>> gaussian = gl.Gaussian.fit(write_store(tempfile.mkdtemp() + "/acts", rows, hook="blocks.3.hook_resid_post"))
+        >>> gaussian = gl.Gaussian.fit(write_store("acts", rows, hook="blocks.3.hook_resid_post"))
         >>> gaussian.sample(3).shape, gaussian.score(rows[:5]).shape
         (torch.Size([3, 8]), torch.Size([5]))
         >>> gaussian.encode(rows).T.cov().diagonal().round(decimals=1)  # whitened

@@ -46,10 +46,10 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         class_vectors: the embedding `(d_condition,)` of each class it was trained on, by the label's value.
 
     Example:
-        >>> import tempfile, torch, glp_lens as gl
+        >>> import torch, glp_lens as gl
         >>> from glp_lens.activations import write_store
         >>> rows = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))
-        >>> store = write_store(tempfile.mkdtemp() + "/acts", rows, hook="blocks.3.hook_resid_post")
+        >>> store = write_store("acts", rows, hook="blocks.3.hook_resid_post")
         >>> glp = gl.GLP.fit(store, gl.recipe("fast", rows=1024, batch_size=64), d_model=16, d_mlp=32)
         >>> glp.project(rows[:5], sigma=0.2).shape, glp.encode(rows[:5]).shape, glp.sample(3).shape
         (torch.Size([5, 8]), torch.Size([5, 96]), torch.Size([3, 8]))
@@ -114,12 +114,12 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
             store: one store or stream, or several: a sequence, or the dictionary that `collect` gives.
             config: the settings of the training; by default those of `glp-lens train glp`, `recipe("fast")`.
             d_model: width of the denoiser, by default twice that of the activations, as in the paper.
-            d_mlp: meta-neurons a block, by default four times the width of the activations.
+            d_mlp: meta-neurons in each block, by default four times the width of the activations.
             n_layers: blocks; six in the paper.
-            lm_layers: layers of the language model, for a prior conditioned on the layer; needed if the stores do not
-                say.
-            validation: held-out activations `(n, d_in)`, or stores, scored along the way with fixed noise.
-            state: file that keeps the state of an interrupted training; remove it once the model is saved.
+            lm_layers: number of layers of the language model, for a prior conditioned on the layer; needed only if the
+                stores do not record it.
+            device: torch device that it is trained on and stays on.
+            validation: held-out activations `(n, d_in)`, or stores, scored at every logging point with fixed noise.
             condition: column of the store with the class of each row, for a prior conditioned on the class. Rows whose
                 label is NaN or negative have none.
             vectors: `(n_classes, d_condition)`, the embedding of class c in row c; by default one-hot vectors.
@@ -139,9 +139,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         shape = DenoiserConfig(d_in, d_model or 2 * d_in, d_mlp or 4 * d_in, n_layers, sources.depth, width)
         model = cls(initial_denoiser(shape, config), *sources.statistics()).to(device)
         model.class_vectors = sources.vectors
-        fit(
-            model, sources, config, validation=_held_out(validation, condition, sources), run=run,
-        )  # fmt: skip
+        fit(model, sources, config, validation=_held_out(validation, condition, sources), run=run)
         return model
 
     @numerics.own()
@@ -157,16 +155,16 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         run: RunOptions | None = None,
         allow_mismatch: bool = False,
     ) -> Self:
-        """A new prior, trained on from this one on other activations, such as those of the language model's chat form.
+        """A new prior: a copy of this one, trained further on other activations, such as those of a chat model.
 
-        The normaliser stays this prior's, so that both share one normalised space. The options are those of `fit`.
+        The normaliser stays this prior's, so that both share one normalised space. The arguments are those of `fit`.
 
         Args:
             vectors: embeddings of the classes, of this prior's width; by default this prior's.
-            allow_mismatch: also go on to another hook point, weight processing or number of layers.
+            allow_mismatch: accept another hook point, weight processing or number of layers.
 
         Raises:
-            InputError: as `fit`; activations of another width; what `allow_mismatch` is for; layers or a condition
+            InputError: as `fit`; activations of another width; a mismatch that is not allowed; layers or a condition
                 that this prior was not trained on.
         """
         config, shape = config or recipe(), self.denoiser.config
@@ -196,7 +194,8 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
     def at(self, layer: int | str) -> Self:
         """The prior bound to one layer of the language model, given by number or hook point.
 
-        The view shares the weights and works wherever a prior of one layer does. A prior of one layer is its own.
+        The view shares the weights and can be used wherever a prior of one layer can. A prior of one layer returns
+        itself.
 
         Raises:
             InputError: a layer that it was not trained on, or a hook point of no layer.
@@ -230,10 +229,10 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         return provenance.trained_on(self).get("max_norm")
 
     def _bound(self, layer: Layer, n: int | None = None) -> Layer:
-        """The layer asked for, checked, or the one bound."""
+        """The layer that is passed, checked, or else the bound one."""
         if layer is None:
             return self.layer
-        some = len(self.layers) < len(self.mean)  # of a prior that knows all, any other layer is out of range
+        some = len(self.layers) < len(self.mean)  # a layer that a prior of all layers lacks is out of range
         return check_layer(layer, n, self.layers if some else ())
 
     # -- normalised space ----------------------------------------------------------------------------------
@@ -270,7 +269,11 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         return self.normalizer.statistics(self._bound(layer), device)
 
     def velocity(self, z: Acts, sigma: float | Tensor, layer: Layer = None, condition: Tensor | None = None) -> Acts:
-        """The denoiser: expected `eps - x` in normalised space; `sigma` is a number or `(n,)`."""
+        """The denoiser's prediction of `eps - x`, `(n, d_in)`, at normalised rows `z`; `sigma` is a number or `(n,)`.
+
+        Raises:
+            InputError: rows of another shape, noise levels outside [0, 1], or a layer or condition that does not fit.
+        """
         rows, sigmas = check_rows(z, self.d_in).to(self.device), torch.as_tensor(sigma, dtype=torch.float32)
         if sigmas.shape not in ((), (len(rows),)) or not bool(((sigmas >= 0) & (sigmas <= 1)).all()):
             raise InputError(f"sigma must be in [0, 1], one number or one for each of {len(rows)} rows")
@@ -292,7 +295,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.denoiser.in_proj.weight.device
 
     def to(self, device: str | torch.device) -> Self:
@@ -313,6 +316,16 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         """Meta-neurons `(n, n_layers * d_mlp)`, layer-major, of the activations noised to `sigma`.
 
         The paper's probes use sigma = 0.1 (its u = 0.9).
+
+        Args:
+            x: `(n, d_in)`, in activation units.
+            sigma: noise level, from 0 (data) to 1 (noise).
+            layer: of the language model, for multi-layer priors: one, or `(n,)`.
+            condition: as in `sample`.
+            noise, generator: standard normal noise `(n, d_in)`, or where to draw it.
+
+        Raises:
+            InputError: rows, noise level, layer or condition that do not fit the prior.
         """
         if not 0 <= sigma <= 1:
             raise InputError(f"sigma must be in [0, 1]: 0 is data and 1 is noise, got {sigma}")
@@ -345,14 +358,19 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         """Noise the activations, then denoise them: the paper's projection onto the manifold (section 4).
 
         Args:
-            u: the released code's noise level, an index into the `steps`-grid; 0.5 if neither is given.
-            sigma: the noise level itself; 0 gives the activations back.
-            steps: pace of the grid; about `sigma * steps` network calls are made.
+            x: `(n, d_in)`, in activation units.
+            u: the noise level as the released code counts it, an index into the grid; 0.5 if neither is given.
+            sigma: the noise level itself, from 0 (returns `x`) to 1 (noise).
+            steps: of the grid from noise to data; about `sigma * steps` of them are taken, with one network call each.
+            layer, noise, generator: as in `encode`.
             condition, guidance, classifier, classifier_scale, solver, grid: as in `sample`.
-            fast: about a third of the network calls for the error of the default; `u` means the same noise level.
+            fast: reach the accuracy of the default with about a third of the network calls; `u` keeps its meaning.
             differentiable: let gradients flow from the result to `x`, unless the caller has turned them off (`no_grad`,
-                inference mode). Memory grows with the steps; where `denoiser.recompute` is set, each velocity is
-                computed again in the backward pass instead.
+                inference mode). Memory grows with the steps; if `denoiser.recompute` is set, each velocity is computed
+                again in the backward pass instead.
+
+        Raises:
+            InputError: rows, noise level, layer, condition or solver that do not fit.
         """
         path, solver = plan(u, sigma, steps, solver, grid, fast)
         guide = Guide(condition, guidance, classifier, classifier_scale)
@@ -368,7 +386,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
     def reconstruct(
         self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None, **options: float
     ) -> Acts:
-        """`project`, under the name that reconstruction suites ask for."""
+        """The same as `project`."""
         return self.project(x, noise=noise, generator=generator, **options)  # type: ignore[arg-type]
 
     def sample(
@@ -387,7 +405,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         grid: str = "released",
         fast: bool = False,
     ) -> Acts:
-        """Activations drawn by following the flow from noise to data on the `steps`-grid.
+        """`n` activations `(n, d_in)`, drawn by integrating the flow from noise to data in `steps` steps.
 
         Args:
             condition: `(d_condition,)`, or `(n, d_condition)`, NaN in a row for none; for priors trained with one.
@@ -397,8 +415,11 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
                 times `exp(classifier_scale * score)`, up to the approximation of `flow.guidance`.
             solver: a name in `flow.solvers.SOLVERS`.
             grid: how the noise levels are spaced: `released`, or a name in `flow.schedule.SPACINGS`.
-            fast: about a third of the network calls for the error of the default; steps, solver and grid are those of
-                `flow.plan.FAST`.
+            fast: reach the accuracy of the default with about a third of the network calls; steps, solver and grid are
+                those of `flow.plan.FAST`.
+
+        Raises:
+            InputError: noise, layer, condition or solver that do not fit.
         """
         guide = Guide(condition, guidance, classifier, classifier_scale)
         z = draw_noise(n, self.d_in, noise, generator).to(self.device)
@@ -417,12 +438,15 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         noise: Acts | None = None,
         generator: Generator | None = None,
     ) -> PerRow:
-        """How typical each row is: higher is more typical.
+        """How typical each row is, `(n,)`: higher is more typical.
 
         Args:
             method: `denoising`, minus the denoising error averaged over dimensions and over five noise levels; or
                 `ode`, the log-density in activation units.
             steps, probes: of `ode`; see `log_density`.
+
+        Raises:
+            InputError: another method, or rows, layer or condition that do not fit.
         """
         if method == "ode":
             return self.log_density(
@@ -457,13 +481,13 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
     ) -> LogDensity:
         """Log-density in activation units by the probability-flow ODE, and its standard error, `(n,)` each.
 
-        It is that of the data with noise of a thousandth of a standard deviation added; see `flow.likelihood`.
+        The density is of the data with Gaussian noise of a thousandth of a standard deviation; see `flow.likelihood`.
 
         Args:
             steps: evaluations of the velocity, on a grid that is finer near the data; the third-order solver is used.
             probes: random directions that estimate the divergence; 0 for the exact trace, which costs a derivative
                 for each dimension. By default exact up to 64 dimensions, and 16 probes above.
-            noise: its signs are the one probe, if the trace is not exact.
+            noise: if the trace is not exact, its signs are the only probe.
         """
         rows, sigmas = check_rows(x, self.d_in).to(self.device), rising_grid(steps)
         given, signs = self._known(len(x), layer, condition), draw_probes(len(x), self.d_in, probes, noise, generator)
@@ -508,13 +532,13 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         return cls(Denoiser.filled(config, tensors, str(path)), mean, var, origin)
 
     def save_released(self, folder: str | Path, checkpoint: str = "final", *, layer_prefix: str | None = None) -> Path:
-        """Write the prior in the format of the released GLPs, which their code reads too; the curve is left out.
+        """Write the prior in the format of the released GLPs, which their code can read; without the training curve.
 
         Args:
             checkpoint: `final`, or the name of an intermediate one (`epoch_0012`) of the same prior.
-            layer_prefix: what the list of blocks is called in the language model as transformers has it:
-                `model.layers` in most, `transformer.h` in GPT-2; by default as recorded when collecting. Of stores
-                that do not say, `model.layers`, with a warning.
+            layer_prefix: name of the list of blocks in the language model's transformers class: mostly
+                `model.layers`, in GPT-2 `transformer.h`. By default the name that was recorded when collecting, or
+                with a warning `model.layers`.
 
         Raises:
             InputError: conditioned on a vector or on the only layer, trained on processed weights or at a hook point
@@ -556,11 +580,11 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
     # -- inside --------------------------------------------------------------------------------------------
 
     def _known(self, n: int, layer: Layer, condition: Tensor | None) -> Known:
-        """What `n` rows are known to have, on the model's device."""
+        """Layer and condition of `n` rows, on the model's device."""
         return known(n, self._bound(layer, n), condition, self.device)
 
     def _enter(self, x: Acts, layer: Layer, noise: Acts | None, generator: Generator | None) -> tuple[Tensor, Tensor]:
-        """Checked rows, normalised, and their noise, on the model's device."""
+        """Rows that were checked, normalised, and their noise, on the model's device."""
         eps = draw_noise(len(x), self.d_in, noise, generator).to(self.device)
         return self.normalize(x.to(self.device), layer), eps
 

@@ -36,11 +36,11 @@ class PCA(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sample
         k: the rank that `reconstruct`, `project`, `sample` and `score` use by default.
 
     Example:
-        >>> import tempfile, torch, glp_lens as gl
+        >>> import torch, glp_lens as gl
         >>> from glp_lens.activations import write_store
         >>> generator = torch.Generator().manual_seed(0)
         >>> rows = torch.randn(500, 2, generator=generator) @ torch.randn(2, 8, generator=generator)
-        >>> pca = gl.PCA.fit(write_store(tempfile.mkdtemp() + "/acts", rows, hook="blocks.3.hook_resid_post"))
+        >>> pca = gl.PCA.fit(write_store("acts", rows, hook="blocks.3.hook_resid_post"))
         >>> pca.encode(rows[:5]).shape, pca.k
         (torch.Size([5, 8]), 2)
         >>> bool((rows - pca.reconstruct(rows)).abs().max() < 1e-4)

@@ -1,9 +1,9 @@
 """Checkpoints in the format of the released GLPs: a folder of `config.yaml`, `rep_statistics.pt` and safetensors.
 
-What the released code takes from it: `glp_kwargs` of the YAML, after `rep_statistic` at the top is replaced by the
-folder's own path and all `${...}` are filled in; mean and variance of each dimension, `(d)` or `(layers, d)`; and
-weights by the names of its modules, in `final.safetensors` or `checkpoints/epoch_XXXX.safetensors`. It takes a name for
-a Hub id unless there is an entry of the checkpoint's bare name in that folder (`final`), so one is written.
+The released code reads: `glp_kwargs` of the YAML, after `rep_statistic` at the top is replaced by the folder's path and
+all `${...}` are interpolated; mean and variance of each dimension, `(d)` or `(layers, d)`; and weights by the names of
+its modules, in `final.safetensors` or `checkpoints/epoch_XXXX.safetensors`. It takes the path for a Hub id unless the
+folder has a file with the checkpoint's bare name (`final`), so one is written.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _BLOCK_ENDS = {"hook_resid_post": "output", "hook_out": "output", "hook_resid_pr
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML as plain values: of what a tag asks to be made, only the mapping, list or text that is written there.
+    """YAML as plain values: a tag is ignored, and its mapping, list or text kept.
 
     The released training script writes its output folder with the tag of a Python object.
     """
@@ -54,10 +54,10 @@ _PlainLoader.add_multi_constructor("", _untagged)
 
 
 def check_checkpoint(name: str) -> str:
-    """The name without the folder that the released code wants in front of it.
+    """The name without the folder that the released code expects in front of it.
 
     Raises:
-        InputError: no plain name, which could lead out of the folder.
+        InputError: no plain name, which could point outside of the folder.
     """
     plain = name.removeprefix("checkpoints/")
     if not _CHECKPOINT.fullmatch(plain):
@@ -66,7 +66,7 @@ def check_checkpoint(name: str) -> str:
 
 
 def files(checkpoint: str) -> list[str]:
-    """Names of the files that make up a checkpoint, of which one of the weights is there."""
+    """Names of the files of a checkpoint; the weights are in one of the last two."""
     return [CONFIG, STATISTICS, f"{checkpoint}.safetensors", f"checkpoints/{checkpoint}.safetensors"]
 
 
@@ -105,7 +105,7 @@ def read(folder: Path, checkpoint: str) -> tuple[Json, dict[str, Tensor], Tensor
 
 
 def _weights_of(folder: Path, checkpoint: str) -> Path:
-    """Where the weights of a checkpoint are, or belong: the released code saves those named by steps beside `final`."""
+    """Path of a checkpoint's weights; the released code saves checkpoints named by steps beside `final`."""
     beside = folder / f"{checkpoint}.safetensors"
     if checkpoint == "final" or beside.is_file():
         return beside
@@ -118,7 +118,7 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def _statistics(path: Path) -> tuple[Tensor, Tensor]:
-    """Mean and variance; NaN only in whole rows of both, layers that a prior was not trained on."""
+    """Mean and variance; NaN only in whole rows of both: layers that a prior was not trained on."""
     try:
         statistics = torch.load(path, map_location="cpu", weights_only=True)
         mean, var = statistics["mean"].float(), statistics["var"].float()
@@ -147,9 +147,9 @@ def write(
     Args:
         denoiser: shape of the network.
         tensors: its weights, with `model.` before each name.
-        provenance: kept under a key of its own, which the released code passes over.
-        layer_prefix: what the list of blocks is called in the language model as transformers has it; by default the
-            name that was recorded when its activations were collected.
+        provenance: kept under a key of its own, which the released code ignores.
+        layer_prefix: name of the list of blocks in the language model's transformers class; by default the name that
+            was recorded when its activations were collected.
 
     Raises:
         InputError: a prior that the format has no place for, a prefix that is no name of a module, or a folder with a
@@ -206,20 +206,20 @@ def write(
 
 
 def _divisible(var: Tensor) -> Tensor:
-    """Variances to divide by, as the released code does: what nothing varied in stays as it is, as in this library."""
+    """Variances that the released code can divide by: 1 for constant dimensions, as in this library."""
     return torch.where(var == 0, 1.0, var)
 
 
 def _sealed(provenance: Json) -> str:
-    """Provenance as a text of JSON without `$`, which the released code's YAML reader leaves as it is.
+    """Provenance as JSON text without `$`, so that the released code's YAML reader interpolates nothing.
 
-    It fills in `${...}` in any text, and one that it cannot parse, even escaped, makes the whole file unreadable.
+    A `${...}` in any text that it cannot parse, even escaped, makes the whole file unreadable for it.
     """
     return json.dumps(provenance).replace("$", r"\u0024")
 
 
 def _trace(hooks: list[str], layer_prefix: str | None) -> Json:
-    """Hook points as modules of the language model in transformers, and which end of them is meant."""
+    """Hook points as modules of the language model's transformers class, and whether their input or output is meant."""
     blocks = [re.fullmatch(r"blocks\.(\d+)\.(\w+)", hook) for hook in hooks]
     ends = {_BLOCK_ENDS.get(match[2]) if match else None for match in blocks}
     if len(ends) != 1 or None in ends:
@@ -240,7 +240,7 @@ def _trace(hooks: list[str], layer_prefix: str | None) -> Json:
 
 
 def _provenance(config: Json, trace: Json) -> Json:
-    """What this library wrote down, or else what the config says of the data in the terms of a store's provenance."""
+    """Provenance that this library wrote, or else that of a store as far as the released config tells it."""
     own = config.get("glp_lens")
     if isinstance(own, dict) and (said := own.get("provenance")):
         try:

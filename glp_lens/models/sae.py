@@ -34,17 +34,17 @@ if TYPE_CHECKING:
 
 _BLOCK = 4096
 _HELD_OUT = 100_000
-"""Rows of a held-out store that are looked at."""
+"""Most rows of a held-out store that `health` is measured on."""
 
 
 @dataclass(frozen=True)
 class Health:
-    """How well a sparse autoencoder does on some rows.
+    """Quality of a sparse autoencoder on some rows.
 
     Attributes:
-        alive: share of latents that fire on at least one row.
-        l0: mean number of latents that fire on a row.
-        fvu: fraction of variance unexplained, squared error over the squared distance to the mean row.
+        alive: share of latents that are active on at least one row.
+        l0: mean number of active latents on a row.
+        fvu: fraction of variance unexplained: squared error over the squared distance to the mean row.
         n: number of rows.
     """
 
@@ -66,7 +66,7 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
     def __init__(self, sae: sae_lens.SAE) -> None:
         """Wrap a `sae_lens.SAE`; rows are flat, also those of one that was trained on the outputs of heads.
 
-        What its metadata say of its use goes into `provenance`, and is checked wherever a model's is.
+        Its metadata on how it is to be used become its `provenance`, which is checked as that of any model.
 
         Raises:
             InputError: the normalisation of its training is not folded into its weights, or it is no autoencoder of
@@ -109,18 +109,18 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
         afterwards. The decoder bias starts at the mean row.
 
         Args:
-            store: training activations. A stream, opened with `checkpointed=False`, is passed over once.
+            store: training activations. A stream, opened with `checkpointed=False`, is read once.
             n_latents: dictionary size; by default `4 * d_in`.
-            k: latents that fire on a row.
-            rows: rows to train on; a store with fewer is passed over again.
-            batch_size: rows a step.
+            k: latents that are active on each row.
+            rows: rows to train on; more than the store holds means several epochs.
+            batch_size: rows in each step.
             lr: peak learning rate of Adam; it warms up over 5% of the steps and decays over the last 20%.
             aux_coefficient: weight of the auxiliary loss that revives dead latents.
-            dead_after_rows: a latent counts as dead after this many rows without firing. sae-lens's default,
-                1,000 steps, is longer than a short run, so that its auxiliary loss would never act.
+            dead_after_rows: a latent counts as dead if it was inactive on this many rows. sae-lens's default, 1,000
+                steps, is longer than a short training, whose auxiliary loss would never act.
             autocast: compute in bfloat16, with float32 weights.
             validation: held-out activations; the trained model's `health` on them is kept in its provenance.
-            device: where to train, and where the model stays.
+            device: torch device that it is trained on and stays on.
             seed: of the initial weights and the order of rows.
 
         Raises:
@@ -237,7 +237,7 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, revision: str | None = None) -> Self:
-        """As of any model; one of sae-lens that an earlier version saved learns what its metadata say of its use."""
+        """Load a saved model; one that an earlier version saved gets the provenance in its sae-lens metadata."""
         model = super().from_pretrained(folder, revision=revision)
         if known := sae_metadata.store(model.sae.cfg):
             kept = model.provenance.get("store") or {}
@@ -259,7 +259,7 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
     @torch.no_grad()
     def reconstruct(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Acts:
         """The rows decoded from their latents."""
-        # Not by calling it, which with sae-lens's use_error_term gives the rows back as they were.
+        # Not by its __call__, which with sae-lens's use_error_term returns the input unchanged.
         decoded: Tensor = self.sae.decode(self.sae.encode(check_rows(x, self.d_in).to(self.sae.W_dec.device)))
         return decoded.to(x.device)
 
@@ -275,7 +275,7 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
     def health(self, x: Acts) -> Health:
         """Share of latents alive, mean L0 and fraction of variance unexplained on rows `x`.
 
-        Use at least some ten thousand rows: a latent counts as alive only if one of them fires it.
+        Use at least about ten thousand rows: a latent counts as alive only if it is active on one of them.
 
         Raises:
             InputError: no rows, or a wrong width.
@@ -309,7 +309,7 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
         return _from_memory(sae.cfg.to_dict() | {"dtype": "float32", "device": str(weights.device)}, state)
 
     def _is_row_wise(self) -> bool:
-        """Whether a row comes out alike alone and beside a longer one; asked of architectures not known here."""
+        """Whether a row gives the same result alone and in a batch; tested for unknown architectures."""
         row = torch.randn(1, self.d_in, dtype=torch.float32, generator=torch.Generator().manual_seed(0))
         both = torch.cat([row, 10 * row])
         try:

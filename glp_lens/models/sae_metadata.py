@@ -1,6 +1,6 @@
-"""What the settings and metadata of a sae-lens autoencoder say of its use: what is refused, and what provenance keeps.
+"""Settings and metadata of sae-lens autoencoders: which are refused, and what becomes provenance.
 
-docs/probing.md has the table of all fields. Nothing here imports sae_lens.
+docs/probing.md has a table of all fields. Nothing here imports sae_lens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _WITHIN_ATTENTION = ("fold_value_biases", "refactor_factored_attn_matrices")
 """Arguments of `from_pretrained_no_processing` that change queries, keys, values and outputs of heads, nothing else."""
 _OTHER_WEIGHTS = ("revision", "checkpoint_index", "checkpoint_value", "checkpoint_label", "load_in_4bit",
                   "load_in_8bit", "quantization_config")  # fmt: skip
-"""Arguments that open other weights under the same name."""
+"""Arguments that load other weights under the same name."""
 
 
 def check(cfg: Any) -> None:
@@ -57,11 +57,11 @@ def check(cfg: Any) -> None:
 
 
 def store(cfg: Any) -> Json:
-    """What is known of its training activations, in the terms of a store's provenance; what is not known is left out.
+    """Origin of its training activations as the provenance of a store; entries that are not known are left out.
 
-    Empty if it names neither hook point nor language model, as with those trained here. Weight processing is known
-    where the metadata have `model_from_pretrained_kwargs`, even if empty. Where they have none, sae-lens opens the
-    model without processing, but autoencoders from before it kept them may be of any.
+    Empty if the metadata name neither hook point nor language model, as for those trained here. Weight processing is
+    known if the metadata have `model_from_pretrained_kwargs`, even if empty; without them it may be any, since older
+    versions of sae-lens did not record it.
     """
     about = cfg.metadata
     if not about.hook_name and not about.model_name:

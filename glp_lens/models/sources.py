@@ -1,4 +1,4 @@
-"""The rows that a prior is trained on: of one store, or of sibling stores at several layers, with their classes."""
+"""Training batches of a prior: from one store, or from sibling stores at several layers, with layers and classes."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ ClassVectors = dict[float, Tensor]
 
 _MOST_CLASSES = 1000
 _OWN = ("hook", "hook_names", "max_norm", "median_norm", "manifest_hash")
-"""What is each sibling's own in its provenance."""
+"""Entries of the provenance that siblings do not share."""
 _WINDOW = 8192
-"""Rows of a layer that are shuffled together at least, where many layers share the memory for it."""
+"""Least number of rows of a layer that are shuffled together, where many layers share the memory for it."""
 _HELD_OUT, _LEAST = 2048, 256
-"""Rows of held-out stores that validate, in all and of a layer."""
+"""Validation rows of held-out stores: in all, and at least of each layer."""
 
 
 def layer_of(hook: str) -> int | None:
@@ -49,14 +49,14 @@ def layer_of(hook: str) -> int | None:
 
 
 class Prior(Protocol):
-    """What batches need of the prior that they are for."""
+    """The parts of a prior that its training batches depend on."""
 
     normalizer: Normalizer
     class_vectors: ClassVectors
 
     @property
     def device(self) -> torch.device:
-        """Where batches go."""
+        """Device of the batches."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,10 @@ class Source:
     """The rows of one store.
 
     Attributes:
+        store: the store, or a stream while it is collected.
         layer: of the language model, for a multi-layer prior.
-        limit: norm above which rows do not count; None if there are none.
-        massive: how many they are.
+        limit: norm above which rows are massive and excluded; None if there are none.
+        massive: number of them.
         classes: `(n, 1)` float32, the index of each row's class, NaN without one.
     """
 
@@ -77,7 +78,7 @@ class Source:
     classes: np.ndarray | None = None
 
     def provenance(self) -> Json:
-        """That of the store, with the limit that holds now."""
+        """Provenance of the store, with the limit of this training."""
         known = self.store.provenance()
         return known if self.limit is None else {**known, "max_norm": self.limit}
 
@@ -96,11 +97,12 @@ class Source:
 
 
 class Sources:
-    """All rows that a prior is trained on, and the batches that are made of them.
+    """The stores that a prior is trained on, and batches of their rows.
 
     Attributes:
         sources: one for each layer, in ascending order.
-        depth: layers of the language model if the prior is conditioned on the layer, else None.
+        depth: number of layers of the language model if the prior is conditioned on the layer, else None.
+        label: column with the class of each row, if the prior is conditioned on it.
         vectors: the embedding of each class; empty without a condition.
     """
 
@@ -123,12 +125,12 @@ class Sources:
         Args:
             massive: which rows are massive activations, as in `normalizer.massive_rows`.
             label: column with the class of each row.
-            vectors: `(n_classes, d_condition)`, that of class c in row c, or those of a trained prior.
-            lm_layers: layers of the language model, for a prior conditioned on the layer; by default what several
-                stores say, and none for a single one.
+            vectors: `(n_classes, d_condition)`, the embedding of class c in row c, or those of a trained prior.
+            lm_layers: number of layers of the language model, for a prior conditioned on the layer; by default that in
+                the manifests of several stores, and none for a single store.
 
         Raises:
-            InputError: stores that are no siblings, or labels and vectors that do not fit.
+            InputError: stores that are no siblings, or labels and vectors that do not fit together.
         """
         if isinstance(stores, str | Path | Tensor):
             raise InputError(f"expected a store, got a {type(stores).__name__}: open it with gl.ActivationStore.open, "
@@ -160,16 +162,16 @@ class Sources:
 
     @property
     def rows(self) -> int:
-        """How many there are."""
+        """Number of rows."""
         return sum(len(source.store) for source in self.sources)
 
     @property
     def massive(self) -> int:
-        """How many of them do not count."""
+        """Number of rows that are massive and excluded."""
         return sum(source.massive for source in self.sources)
 
     def streams(self, batch_size: int) -> list[tuple[ActivationStream, int]]:
-        """The streams among the stores, and how many rows a batch takes of each."""
+        """The streams among the stores, and the number of rows that a batch takes from each."""
         return [
             (source.store, layer_rows(batch_size, i, len(self.sources)))
             for i, source in enumerate(self.sources)
@@ -177,7 +179,7 @@ class Sources:
         ]
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance, `(d_in,)`, or `(layers, d_in)` with NaN where there are no rows of a layer."""
+        """Mean and variance, `(d_in,)`, or `(layers, d_in)` with NaN for layers without a store."""
         each = [mean_and_std(source.store, source.limit) for source in self.sources]
         mean, var = (torch.stack(values) for values in zip(*((mean, std**2) for mean, std in each), strict=True))
         if self.depth is None:
@@ -187,7 +189,7 @@ class Sources:
         return empty.index_copy(0, layers, mean), empty.index_copy(0, layers, var)
 
     def provenance(self) -> Json:
-        """That of the store; of siblings, what they share, and in `hooks` what is each hook point's own."""
+        """Provenance of the store; of siblings, the entries that all share, and in `hooks` those of each hook point."""
         each = [source.provenance() for source in self.sources]
         if self.depth is None:
             return each[0]
@@ -200,10 +202,11 @@ class Sources:
         return {**shared, "hooks": hooks}
 
     def feed(self, config: TrainConfig, prior: Prior) -> Callable[[int], Iterator[Batch]]:
-        """What the training loop takes: row i of a batch is of the layer whose number is i modulo that of the layers.
+        """The batches of a training, as `training.loop.train` takes them.
 
-        So the first layers have one row more of a batch that does not divide among them. The rows of a layer come in an
-        order of their own, and row i is the same whatever the number of processes.
+        Of n layers, row i of a batch is of layer i modulo n, so the first layers have one row more of a batch that does
+        not divide among them. Each layer has its own order of rows, and row i does not depend on the number of
+        processes.
 
         Raises:
             InputError: fewer rows in a batch than layers, or a stream for several processes.
@@ -244,7 +247,7 @@ class Sources:
         return feed
 
     def held_out(self, rows: Acts | Sources, prior: Prior) -> Batch:
-        """Held-out rows for validation: those given, or some of each held-out store; massive ones are left out.
+        """A validation batch: the rows given, or a sample of each held-out store; massive rows are left out.
 
         Raises:
             InputError: rows of another width, several layers but no stores, or no store of a layer.
@@ -259,7 +262,7 @@ class Sources:
                 x, index = check_rows(rows, self.d_in), None
             if index is None:
                 index = torch.full((len(x),), torch.nan, dtype=torch.float32)
-            limit = source.limit or source.store.manifest.max_norm  # those that the training rows were kept by
+            limit = source.limit or source.store.manifest.max_norm  # as for the training rows
             usable = slice(None) if limit is None else x.norm(dim=1) <= limit
             parts.append(x[usable])
             classes.append(index[usable])
@@ -286,7 +289,7 @@ class Sources:
         if weigh:
             limits = [source.limit or torch.inf for source in self.sources]
             limit = torch.tensor(limits, dtype=torch.float32, device=device)[turn]
-            # The mean over all rows is then that over the others.
+            # So that the mean over all rows is the mean over the others.
             scales = [len(source.store) / max(1, len(source.store) - source.massive) for source in self.sources]
             scale = torch.tensor(scales, dtype=torch.float32, device=device)[turn]
 
@@ -307,7 +310,7 @@ class Sources:
         return finish
 
     def _draw(self, like: Source, n: int) -> tuple[Tensor, Tensor | None]:
-        """`n` rows of the layer of another source, and their classes."""
+        """A sample of `n` rows of the same layer as another source, and their classes."""
         same = [s for s in self.sources if s.layer == like.layer]  # or siblings, for a prior of one layer
         source = next(iter(same or [s for s in self.sources if s.store.hook == like.store.hook]), None)
         if source is None or isinstance(source.store, ActivationStream) or source.store.d_in != like.store.d_in:
@@ -325,7 +328,7 @@ class Sources:
 
 
 def layer_rows(rows: int, i: int, n: int) -> int:
-    """How many of the first rows of a batch are of the i-th of `n` layers, if they take turns."""
+    """Number of rows of the i-th of `n` layers among the first rows of a batch."""
     return -(-(rows - i) // n)
 
 
@@ -366,7 +369,7 @@ def _layers(stores: list[Store], lm_layers: int | None) -> tuple[list[int | None
 
 
 def _rows(store: Store) -> tuple[object, ...]:
-    """What siblings have in common; those of a stream grow at their own pace."""
+    """What identifies the rows of siblings; streams, which grow independently, have only the corpus in common."""
     if isinstance(store, ActivationStream):
         return (True, store.manifest.source.get("corpus"))
     return (False, len(store), store.manifest.corpus_hash)

@@ -218,7 +218,7 @@ def _fit_glp(settings: TrainJob, stores: Sequence[Store], held_out: Sequence[Act
     with _curve(folder, settings.logger, asdict(config)) as note:
         run = RunOptions(
             state=folder / STATE, checkpoints=folder / CHECKPOINTS, snapshots=settings.checkpoints, on_entry=note,
-            recompute=settings.recompute, shard=settings.shard_weights,
+            recompute=settings.recompute, shard_weights=settings.shard_weights,
         )  # fmt: skip
         given: dict[str, Any] = {
             "validation": held_out or None, "condition": settings.condition, "massive": settings.massive, "run": run,

@@ -1,4 +1,4 @@
-"""The state of an interrupted training: weights, optimisers, average and place, in one safetensors file."""
+"""The state of an unfinished training: weights, optimisers, weight average and progress, in one safetensors file."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from glp_lens.types import Json
 
 @dataclass(frozen=True)
 class Place:
-    """Where a training stopped.
+    """How far a training has come.
 
     Attributes:
+        step: steps done.
+        history: entries so far.
+        seconds: wall-clock time so far.
         pending: sums of losses and gradient norms since the last entry of the history, and their number.
     """
 
@@ -33,10 +36,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Parts:
-    """What has tensors to keep.
+    """Everything whose tensors are saved.
 
     Attributes:
-        average: by the name of the parameter; empty if none is kept.
+        module: the denoiser in training.
+        optimizers: each updates some of its parameters.
+        average: running average of the weights by the name of the parameter; empty if there is none.
     """
 
     module: nn.Module
@@ -51,7 +56,7 @@ class Parts:
 
 
 def save(path: Path, key: Json, parts: Parts, place: Place) -> None:
-    """Write the state atomically; a crash leaves the previous one. Of several processes all take part, one writes."""
+    """Write the state atomically; a crash leaves the previous one. All processes must call it, and one writes."""
     tensors: dict[str, Tensor] = {}
     for name, parameter, optimizer in parts.owned():
         tensors[f"weights.{name}"] = distributed.whole(parameter.detach())
@@ -65,7 +70,7 @@ def save(path: Path, key: Json, parts: Parts, place: Place) -> None:
 
 
 def load(path: Path, key: Json, parts: Parts) -> Place | None:
-    """Put a saved state back into its parts; None if there is none.
+    """Load a saved state into its parts; None if there is none.
 
     Raises:
         InputError: the file is damaged, belongs to a training with other settings or data, or is seen by some of the
@@ -108,7 +113,7 @@ def load(path: Path, key: Json, parts: Parts) -> Place | None:
 
 
 def history(path: Path) -> list[Json]:
-    """The history in a saved state; empty if there is none to be read, which `load` will say."""
+    """The history in a saved state; empty if there is none or it is damaged, which `load` refuses."""
     try:
         with safe_open(path, framework="pt") as file:
             return list(json.loads(file.metadata()["place"])["history"])

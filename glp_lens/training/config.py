@@ -142,7 +142,7 @@ class RunOptions:
         on_entry: called with each entry of the training curve when it is made, in the main process.
         recompute: compute activations again in the backward pass rather than keep them (activation checkpointing):
             much less memory, a third more time.
-        shard: of several processes, spread weights, gradients and optimiser states over them (FSDP2).
+        shard_weights: of several processes, spread weights, gradients and optimiser states over them (FSDP2).
         compile: compile the blocks (torch.compile); by default where there are CUDA and Triton.
     """
 
@@ -153,7 +153,7 @@ class RunOptions:
     log_points: int = 50
     on_entry: Callable[[Json], None] | None = None
     recompute: bool = False
-    shard: bool = False
+    shard_weights: bool = False
     compile: bool | None = None
 
 

@@ -1,6 +1,6 @@
-"""One training on several processes: who does which rows, and how gradients and weights come together.
+"""Training on several processes: joining them, averaging gradients, and sharding weights.
 
-Everything here is the identity in a process of its own, except `shard`, which needs others.
+In a single process everything here is the identity, except `shard`, which needs several.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from torch.nn.parallel import DistributedDataParallel
 from glp_lens.errors import InputError
 
 _TIMEOUT = timedelta(minutes=10)
-"""How long a process waits for the others before it fails."""
+"""Time that a process waits for the others before it fails."""
 
 
 @contextmanager
 def session(device: str | None = None) -> Iterator[None]:
-    """Join the processes that `torchrun` started, until the end of the block; otherwise nothing.
+    """Context in which the processes that `torchrun` started work together; without torchrun, no change.
 
     Args:
-        device: the kind trained on, `cpu` or `cuda`; by default `cuda` where there is one.
+        device: `cpu` or `cuda`; by default `cuda` where there is a GPU.
 
     Raises:
         InputError: more processes on this machine than it has GPUs.
@@ -50,8 +50,8 @@ def session(device: str | None = None) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # The end of an NCCL group waits for all processes, and some may wait for this one: torchrun ends them
-        # once this one has gone.
+        # Destroying an NCCL group waits for all processes, some of which may be waiting for this one: torchrun ends
+        # them once this process has exited.
         if not cuda:
             distributed.destroy_process_group()
         raise
@@ -59,15 +59,15 @@ def session(device: str | None = None) -> Iterator[None]:
 
 
 def device(name: str) -> str:
-    """A device by its name, where `cuda` is this process's own of the machine's GPUs."""
+    """A device by its name; `cuda` becomes this process's own GPU."""
     return f"cuda:{_local_rank()}" if name == "cuda" and running() else name
 
 
 def _meeting_place() -> dict[str, Any]:
-    """Where the processes find each other, as arguments of `init_process_group`."""
+    """The rendezvous of the processes, as arguments of `init_process_group`."""
     store, rank, size = next(iter(rendezvous("env://", timeout=_TIMEOUT)))
-    # Processes that torchrun starts again get the store of the ones before them, with the addresses of the dead.
-    # On one machine all count the same restarts, so that they can meet elsewhere in it.
+    # Processes that torchrun restarts get the store of their predecessors, with addresses of processes that are gone.
+    # On one machine all have the same number of restarts, which can serve as a prefix of their own.
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = distributed.PrefixStore(f"start-{restarts}", store)  # type: ignore[attr-defined]
@@ -114,23 +114,23 @@ def mean(value: Tensor) -> Tensor:
 
 
 def agreed(answer: bool) -> bool:
-    """The main process's answer, for all."""
+    """The main process's answer, in every process."""
     if not running():
         return answer
-    told = [answer]
-    distributed.broadcast_object_list(told, src=0)
-    return told[0]
+    answers = [answer]
+    distributed.broadcast_object_list(answers, src=0)
+    return answers[0]
 
 
 def wrap(module: nn.Module) -> nn.Module:
     """The module to run, whose gradients are averaged over the processes; its parameters are the given module's."""
     if not running() or is_sharded(module):
-        return module  # sharded modules see to it themselves
+        return module  # sharded modules average by themselves
     return DistributedDataParallel(module)
 
 
 def without_sync(module: nn.Module) -> AbstractContextManager[None]:
-    """Where gradients are added up without an exchange: for all parts of an accumulated step but the last."""
+    """Context in which gradients are not exchanged: for all micro-batches of a step but the last."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
@@ -146,11 +146,13 @@ def shard(module: nn.Module, *, bfloat16: bool) -> nn.Module:
         InputError: there is one process only, or the installed torch has no FSDP2.
     """
     if not running():
-        raise InputError("shard spreads a prior over several processes: start them with torchrun --nproc-per-node N")
+        raise InputError(
+            "shard_weights spreads a prior over several processes: start them with torchrun --nproc-per-node N"
+        )
     try:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     except ImportError:
-        raise InputError(f"shard needs torch 2.6 or later, this is {torch.__version__}") from None
+        raise InputError(f"shard_weights needs torch 2.6 or later, this is {torch.__version__}") from None
     mesh = init_device_mesh(next(module.parameters()).device.type, (world_size(),))
     # Inputs stay as they are: bfloat16 has no room for a noise level's digits. Autocast fits each to its weight.
     policy = (
@@ -163,14 +165,14 @@ def shard(module: nn.Module, *, bfloat16: bool) -> nn.Module:
         # Their weights are near 1, where bfloat16 has steps of 0.8%; autocast leaves them in float32 too.
         fully_shard(norm, mesh=mesh, reshard_after_forward=True)
     for part in (*copy.get_submodule("layers").children(), copy):
-        # The outermost part would by default stay whole after a forward pass that no backward pass follows.
+        # By default the outermost part would stay gathered after a forward pass without a backward pass.
         fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     return copy
 
 
 @torch.no_grad()
 def gather(sharded: nn.Module, into: nn.Module) -> None:
-    """Copy the weights of a sharded module into the module that it was made of; every process gets all."""
+    """Copy the weights of a sharded module into the module that it was made from; every process gets all of them."""
     if not is_sharded(sharded):
         return
     for ours, theirs in zip(into.parameters(), sharded.parameters(), strict=True):
@@ -178,17 +180,17 @@ def gather(sharded: nn.Module, into: nn.Module) -> None:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether this process has a part of the module's weights only."""
+    """Whether this process holds only a part of the module's weights."""
     return any(hasattr(p, "full_tensor") for p in module.parameters())
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be sharded; every process must ask for it."""
+    """The whole of a tensor that may be sharded; every process must call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def like(tensor: Tensor, sharded: Tensor) -> Tensor:
-    """A whole tensor, on the device of `sharded` and in its parts."""
+    """A whole tensor, moved to the device of `sharded` and sharded like it."""
     moved = tensor.to(sharded.device)
     if not hasattr(sharded, "full_tensor") or tensor.ndim == 0:
         return moved

@@ -1,4 +1,4 @@
-"""The curve of a training as a table beside the model: `history.parquet`, one row a logging point."""
+"""The training curve as a table beside the model: `history.parquet`, one row for each logging point."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ FILE = "history.parquet"
 
 
 def write_history(folder: str | Path, entries: Sequence[Json]) -> Path:
-    """Write the curve whole; gives the file.
+    """Write the whole curve; returns the file.
 
-    The columns are the names in `TrainResult.history`; what an entry lacks is missing in its row.
+    The columns are the names in `TrainResult.history`; values that an entry lacks are missing in its row.
     """
     import pandas as pd
 
@@ -29,9 +29,9 @@ def write_history(folder: str | Path, entries: Sequence[Json]) -> Path:
 
 
 def add_to_history(folder: str | Path, entry: Json) -> None:
-    """Add one entry to the curve in a folder, so that a killed training leaves the curve it had.
+    """Append one entry to the curve in a folder, so that a killed training leaves its curve.
 
-    Entries of that step or later, which a resumed training makes again, are replaced.
+    Entries of that step or later, which a resumed training repeats, are replaced.
     """
     path = Path(folder) / FILE
     before = read_history(folder).query("step < @entry['step']").to_dict("records") if path.exists() else []

@@ -1,4 +1,4 @@
-"""Sending the curve of a training to a dashboard. Nothing is sent unless a logger is asked for by name."""
+"""Sending the training curve to a dashboard. Nothing is sent unless a logger is chosen by name."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ PROJECT = "glp-lens"
 
 
 class Logger(Protocol):
-    """Where entries of a history go."""
+    """A dashboard that entries of a history are sent to."""
 
     def log(self, entry: Json) -> None:
         """Send an entry, at its step."""
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send everything that is still buffered."""
 
 
 class _Tracker:
-    """trackio or wandb, whose interfaces are one as far as this goes."""
+    """trackio or wandb, whose interfaces agree in these calls."""
 
     def __init__(self, module: Any, run: str, config: Json) -> None:
         self._module = module
@@ -37,7 +37,7 @@ class _Tracker:
 
 
 class _TensorBoard:
-    """Event files in a folder of the model's, with the settings as text."""
+    """Event files in the model's folder, with the settings as text."""
 
     def __init__(self, writer: Any, config: Json) -> None:
         self._writer = writer
@@ -96,5 +96,5 @@ def open_logger(name: str, folder: str | Path, config: Json) -> Logger:
 
 
 def _values(entry: Json) -> dict[str, float]:
-    """What is drawn over the steps; parts of a loss by noise level are grouped under its name."""
+    """The values to plot; parts of a loss by noise level are grouped under its name."""
     return {name.replace(":", "/"): value for name, value in entry.items() if name != "step"}

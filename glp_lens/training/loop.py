@@ -1,4 +1,4 @@
-"""The training loop: a denoiser on an iterator of normalised batches, resumable and exactly repeatable."""
+"""The training loop: a denoiser on an iterator of normalised batches, resumable and reproducible bit for bit."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ Feed = Callable[[int], Iterator[Batch]]
 """`feed(k)` yields this process's share of the batches from the k-th on, the same ones at every call."""
 
 _LATEST = 300.0
-"""Seconds after which the state is written between two logging points too."""
+"""Seconds after which the state is also written between two logging points."""
 _LOOK = 20
-"""Steps between two looks at the loss on an accelerator, where looking means waiting for it."""
+"""Steps between two checks of the loss on an accelerator, where a check waits for the device."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training did.
+    """The result of a training, besides the weights.
 
     Attributes:
-        history: one entry a logging point: step, rows, lr, seconds, loss and grad_norm (means since the last one),
-            validation losses.
+        history: one entry for each logging point: step, rows, lr, seconds, loss and grad_norm (means since the last
+            entry), validation losses.
         seconds: wall-clock time over all runs of a resumed training.
     """
 
@@ -171,9 +171,9 @@ class _Trainer:
                 f"process(es) times accumulate={config.accumulate}"
             )
         self.share = config.batch_size // world
-        if run.shard:
+        if run.shard_weights:
             self.denoiser = distributed.shard(denoiser, bfloat16=config.autocast)
-        else:  # modules of our own around the same weights, so that the given ones are not compiled for ever
+        else:  # a copy around the same weights, so that compiling does not change the given module
             self.denoiser = deepcopy(denoiser, {id(p): p for p in denoiser.parameters()})
         self.denoiser.train()
         if run.recompute:
@@ -187,7 +187,7 @@ class _Trainer:
         self._rehearsed = not isinstance(self.module, DistributedDataParallel)
 
     def step(self, step: int, batch: Batch) -> Tensor:
-        """One update; gives the loss and the norm of the gradient, `(2,)`, the same in all processes."""
+        """One optimiser step; returns loss and gradient norm, `(2,)`, the same in all processes."""
         start = distributed.rank() * self.share
         rows = range(start, start + self.share)
         if len(batch) != self.share:
@@ -196,8 +196,8 @@ class _Trainer:
         batch = batch.to(self.device).without_condition(noise.drop)
         total, size = torch.zeros((), dtype=torch.float32, device=self.device), self.share // self.config.accumulate
         if not self._rehearsed:
-            # DDP groups the gradients anew after the first pass, and with them the order of its sums: were that a
-            # step's, a resumed run would round otherwise than one that went on.
+            # DDP regroups the gradients after the first pass, which changes the order of its sums: were that a pass
+            # of a step, a resumed run would round differently from an uninterrupted one.
             self._backward(batch.part(slice(size)), noise.part(slice(size)))
             self._forget_gradients()
             self._rehearsed = True
@@ -208,7 +208,7 @@ class _Trainer:
                 total += self._backward(batch.part(part), noise.part(part)) / self.config.accumulate
         norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.clip)
         norm = distributed.whole(norm)
-        # Weights that a bad gradient would spoil stay as they are where looking costs nothing.
+        # Where the check costs nothing, a bad gradient does not reach the weights.
         if not self.always_look or bool(norm.isfinite()):
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
@@ -220,7 +220,7 @@ class _Trainer:
         return torch.stack([distributed.mean(total), norm])
 
     def _backward(self, batch: Batch, noise: Noise) -> Tensor:
-        """Add up the gradient of some rows; gives their loss."""
+        """Accumulate the gradient of some rows; returns their loss."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.autocast):
             loss = flow_matching_loss(self.module, batch, noise.eps, noise.sigma).mean()
         (loss / self.config.accumulate).backward()
@@ -238,31 +238,31 @@ class _Trainer:
         return bool(torch.stack(seen).isfinite().all())
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Where our denoiser has the weights that it would end with."""
+        """Context in which the trained copy has the weights that it would end with."""
         return self.average.in_place(self.denoiser) if self.average else nullcontext()
 
     @contextmanager
     def final_weights(self) -> Iterator[None]:
-        """Where the given denoiser has the weights that it would end with."""
+        """Context in which the given denoiser has the weights that it would end with."""
         with self.averaged():
             distributed.gather(self.denoiser, into=self.given)
             yield
 
     def finish(self) -> None:
-        """Leave the given denoiser with its final weights, where it was."""
+        """Put the final weights into the given denoiser, on its device."""
         if self.average:
             self.average.swap(self.denoiser)
         distributed.gather(self.denoiser, into=self.given)
         self.given.to(self.device).eval()
 
     def parts(self) -> checkpoint.Parts:
-        """What a checkpoint keeps."""
+        """The parts of the training state."""
         return checkpoint.Parts(self.denoiser, self.optimizers, self.average.values if self.average else {})
 
     def diverged(
         self, step: int, state: Path | None, key: Json, on_snapshot: Callable[[int], None] | None
     ) -> InputError:
-        """The error of a loss that is not finite, once the last good weights are put back."""
+        """The error for a loss that is not finite; the last good state is put back first."""
         kept = "nothing was saved before"
         if state and (place := checkpoint.load(state, key, self.parts())):
             kept = f"the last good state, of step {place.step}, is kept in {state}"

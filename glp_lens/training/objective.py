@@ -1,4 +1,4 @@
-"""What a denoiser is trained on: the flow-matching loss, its noise, and the loss on held-out rows."""
+"""The training objective: flow-matching loss, its noise, and the loss on held-out rows."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from glp_lens.training.config import TrainConfig
 from glp_lens.types import Acts
 
 _NOISE_ROWS = 256
-"""Rows whose noise comes from one generator, so that a process need not draw that of the others."""
+"""Rows whose noise comes from one generator, so that a process need not draw the noise of the others."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Normalised rows and what goes with each.
+    """Normalised rows with their layer, condition and weight.
 
     Attributes:
         x: `(n, d)`.
         layer: `(n,)` integers, the layer of the language model, for priors conditioned on it.
-        condition: `(n, d_condition)`, NaN in a row without one, for priors that take one.
-        weight: `(n,)`, of each row in the loss; None for 1.
+        condition: `(n, d_condition)`, the embedding of each row's class, NaN in a row without one; for conditional
+            priors.
+        weight: `(n,)`, weight of each row in the loss; None for 1.
     """
 
     x: Acts
@@ -44,7 +45,7 @@ class Batch:
         return self._each(lambda t: t.to(device, non_blocking=True))
 
     def without_condition(self, drop: Tensor) -> Batch:
-        """With no condition in some rows, `(n,)`."""
+        """The batch with the condition hidden in some rows, `(n,)` booleans."""
         if self.condition is None:
             return self
         return replace(self, condition=self.condition.masked_fill(drop[:, None], torch.nan))
@@ -67,7 +68,7 @@ class Noise:
     Attributes:
         eps: `(n, d)` standard normal.
         sigma: `(n,)` noise levels.
-        drop: `(n,)`, which rows see no condition.
+        drop: `(n,)` booleans, rows whose condition is hidden.
     """
 
     eps: Tensor
@@ -80,14 +81,14 @@ class Noise:
 
 
 def step_seed(*key: int) -> int:
-    """Seed of something that depends on these numbers; 32 bits, since torch's CPU generator looks at no more."""
+    """A seed made from several numbers; 32 bits, since torch's CPU generator uses no more."""
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 def draw_noise(config: TrainConfig, step: int, rows: range, width: int, device: torch.device) -> Noise:
     """Noise of some rows of a step's batch, counted over all processes.
 
-    It depends on (seed, step, row) alone, so that any number of processes and parts give the same.
+    It depends only on (seed, step, row), so that any number of processes and micro-batches give the same.
     """
     generator = torch.Generator().manual_seed(step_seed(config.seed, step))
     draw = partial(stratified_sigmas, share=config.rows_per_sigma) if config.sigmas == "stratified" else uniform_sigmas
@@ -123,8 +124,8 @@ def validation_loss(
 ) -> dict[str, float]:
     """Mean loss per element on held-out rows, with noise and noise levels fixed by `seed`.
 
-    The levels cover [0, 1] evenly, one to a row, so that two losses of one set differ by what the models know and
-    hardly by the draw.
+    The levels cover [0, 1] evenly, one for each row: two losses on the same rows differ by the models and hardly by the
+    draw.
 
     Returns:
         `validation_loss`, and by tenths of sigma `validation_loss:sigma=0.0-0.1` and so on, where there are rows.

@@ -16,7 +16,7 @@ from glp_lens.training.config import TrainConfig
 
 
 def optimizers(module: nn.Module, config: TrainConfig) -> list[Optimizer]:
-    """What updates the parameters; each parameter belongs to one of them.
+    """The optimisers of a module; each parameter belongs to one of them.
 
     Raises:
         InputError: the installed torch has no such optimiser.
@@ -29,7 +29,7 @@ def optimizers(module: nn.Module, config: TrainConfig) -> list[Optimizer]:
     inner = {name for name, p in module.named_parameters() if p.ndim == 2 and name.startswith("layers.")}
     hidden = [p for name, p in module.named_parameters() if name in inner]
     others = [p for name, p in module.named_parameters() if name not in inner]
-    # Scaled so that an update is as large as one of AdamW, which one learning rate serves.
+    # Scaled to the size of AdamW's updates, so that one learning rate serves both.
     muon = torch.optim.Muon(hidden, lr=config.lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
     return [muon, adamw(others)]
 
@@ -47,14 +47,14 @@ class Average:
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        """Take in the weights that step `step` (0-based) made; the decay starts small, to forget the first weights."""
+        """Update the average after step `step` (0-based); the decay starts small, to forget the first weights."""
         decay = min(self._decay, (1 + step) / (10 + step))
         average = get_ema_multi_avg_fn(decay)
         average(list(self.values.values()), list(module.parameters()), step)
 
     @contextmanager
     def in_place(self, module: nn.Module) -> Iterator[None]:
-        """The average in place of the weights."""
+        """Context in which the module has the average as weights."""
         self.swap(module)
         try:
             yield

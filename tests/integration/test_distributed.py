@@ -37,8 +37,8 @@ CASES = {
     "large": (LARGE, {}),
     "conditioned": (FULL, {}),
     "recompute": (replace(FULL, rows=4 * SIZE), {"recompute": True}),
-    "shard": (replace(FULL, rows=6 * SIZE), {"shard": True}),
-    "shard-muon-conditioned-recompute": (replace(MUON, rows=2 * SIZE), {"shard": True, "recompute": True}),
+    "shard": (replace(FULL, rows=6 * SIZE), {"shard_weights": True}),
+    "shard-muon-conditioned-recompute": (replace(MUON, rows=2 * SIZE), {"shard_weights": True, "recompute": True}),
 }
 """Settings, and how they are run on several processes."""
 
@@ -127,12 +127,14 @@ def everything(folder):
         distributed.barrier()
         found[f"{case}-resumed"] = run(case, module=model(case, seed=5), state=state, **options)
     if distributed.world_size() == 2:
-        found["autocast"] = [run("plain", replace(FULL, rows=8 * SIZE, autocast=True), shard=s) for s in (False, True)]
+        found["autocast"] = [
+            run("plain", replace(FULL, rows=8 * SIZE, autocast=True), shard_weights=s) for s in (False, True)
+        ]
     found["writes"] = writes
     found["fit"] = fitted(folder)
     found["refused"] = [
         refused("plain", batches=feed("plain", SIZE, spoilt_at=7), state=folder / "spoilt", save_seconds=0),
-        refused("plain", batches=feed("plain", SIZE, spoilt_at=1), shard=True),
+        refused("plain", batches=feed("plain", SIZE, spoilt_at=1), shard_weights=True),
         refused("plain", replace(PLAIN, batch_size=35)),
     ]
     return found
@@ -343,7 +345,7 @@ def test_processes_whose_fellow_fails_end_too(tmp_path):
 
 def test_sharding_needs_processes():
     with pytest.raises(InputError, match="start them with torchrun"):
-        run("plain", shard=True)
+        run("plain", shard_weights=True)
 
 
 def test_a_process_of_its_own_joins_nothing():

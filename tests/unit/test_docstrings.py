@@ -33,7 +33,10 @@ def test_examples(module, tmp_path, monkeypatch):
         assert not report, "".join(report)
 
 
-EXAMPLES = "ActivationStore ActivationStore.batches StoreDataset hooks.edit hooks.project hooks.steer".split()
+EXAMPLES = """
+    ActivationStore ActivationStore.batches GLP Gaussian PCA StoreDataset TrainConfig recipe
+    hooks.edit hooks.project hooks.steer
+""".split()
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

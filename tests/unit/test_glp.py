@@ -14,6 +14,7 @@ from glp_lens.models import batching, load
 from glp_lens.models.denoiser import Denoiser
 from glp_lens.models.gaussian import Gaussian
 from glp_lens.models.glp import GLP
+from glp_lens.models.normalizer import Normalizer
 from glp_lens.training.config import TrainConfig
 
 D = 6
@@ -417,3 +418,30 @@ def test_training_leaves_the_global_generators_alone(tmp_path, monkeypatch):
     GLP.fit(store, TrainConfig(batch_size=16, rows=32), d_model=8, d_mlp=10, n_layers=1)
     assert torch.equal(torch.get_rng_state(), before)
     assert not reseeded
+
+
+def test_the_normaliser_is_computed_once_for_a_device_and_moves_with_the_prior():
+    normalizer = Normalizer(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 0.0, 9.0]))
+    cpu = torch.device("cpu")
+    with torch.inference_mode():
+        mean, std = normalizer.statistics(None, cpu)
+    assert std.tolist() == [2.0, 1.0, 3.0]  # what does not vary keeps its scale
+    assert not std.is_inference()
+    assert normalizer.statistics(None, cpu)[1] is std
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(normalizer.normalize(x), (x - mean) / std)
+    torch.testing.assert_close(normalizer.denormalize(normalizer.normalize(x)), x)
+    moved = normalizer.to("meta")
+    assert moved.statistics(None, torch.device("meta"))[0].device.type == "meta"
+
+
+def test_a_normaliser_of_several_layers_knows_which_it_has():
+    mean = torch.stack([torch.zeros(3), torch.full((3,), torch.nan), torch.ones(3)])
+    normalizer = Normalizer(mean, mean + 4)
+    assert normalizer.layers == [0, 2]
+    cpu = torch.device("cpu")
+    each = normalizer.statistics(torch.tensor([2, 0]), cpu)[0]
+    assert torch.equal(each, torch.stack([normalizer.statistics(layer, cpu)[0] for layer in (2, 0)]))
+    for layer in (None, 3, -1, torch.tensor([0, 3])):
+        with pytest.raises(InputError, match="pass layer=0..2, got"):
+            normalizer.statistics(layer, cpu)
