@@ -136,9 +136,9 @@ class Metric:
     @classmethod
     def from_row(cls, row: Json) -> Self:
         """What `row` gave, or JSON made of it, where NaN is null."""
-        values = {key: math.nan if value is None else value for key, value in row.items()}
-        metric, _, other = values.pop("metric").partition(":")
-        return cls(**values | {"setting": Setting.parse(values["setting"])}, metric=metric, other=other)
+        values: Json = {key: math.nan if value is None else value for key, value in row.items()}
+        metric, _, other = values["metric"].partition(":")
+        return cls(**values | {"setting": Setting.parse(values["setting"]), "metric": metric, "other": other})
 
 
 COLUMNS = ("suite", "model", "task", "setting", "metric", "value", "ci_low", "ci_high", "n")
