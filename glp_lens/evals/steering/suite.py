@@ -147,7 +147,7 @@ def run(
         left_out="{label} cannot project activations: left out of steering",
         allow_mismatch=allow_mismatch,
     )
-    sides = [list(side[: settings.texts_per_side]) for side in (concept.positive, concept.negative)]
+    positive, negative = (list(side[: settings.texts_per_side]) for side in (concept.positive, concept.negative))
     results = Results(
         "steering",
         config={
@@ -158,18 +158,18 @@ def run(
         },
         data={
             "model": lm.describe(model),
-            "direction_texts": [len(side) for side in sides],
+            "direction_texts": [len(positive), len(negative)],
             "models": {e.label: e.model.provenance for e in entries},
         },
         failures=notes + accepted,
     )  # fmt: skip
     cache = ResultCache(folder, lambda: here)
-    direction = torch.tensor(
-        cache.get(
-            f"direction-{concept.name}", lambda: sides, lambda: difference_of_means(model, *sides, hook).tolist()
-        ),
-        dtype=torch.float32,
+    numbers = cache.get(
+        f"direction-{concept.name}",
+        lambda: [positive, negative],
+        lambda: difference_of_means(model, positive, negative, hook).tolist(),
     )
+    direction = torch.tensor(numbers, dtype=torch.float32)
     conditions = _conditions(able, direction, data.act_norm, settings)
     generations = {
         c.label: _generations(model, hook, c, prompts, settings, cache, allow_mismatch=allow_mismatch)
