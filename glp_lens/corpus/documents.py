@@ -1,7 +1,6 @@
-"""Texts as documents, and what is done to a sequence of them: distinct ones, the held-out split, order, cap.
+"""Documents, and operations on sequences of them: deduplication, held-out split, order, limit.
 
-Each stage takes and gives an iterable of documents and reads no further than it is asked, so a corpus may be
-larger than memory.
+Each takes and gives an iterable of documents and reads no further than needed, so a corpus may be larger than memory.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class Document:
 
 
 def beginning(text: str) -> str:
-    """What copies of a text share, though datasets cut, space and capitalise them differently: 60 characters."""
+    """A key that copies of a text share though datasets cut, space and capitalise them differently: 60 characters."""
     return " ".join(text.lstrip()[:240].split()).casefold()[:60]
 
 
