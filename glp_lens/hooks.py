@@ -66,8 +66,8 @@ def edit(
     """A hook that replaces rows `(n, d_in)` of the stream by `function(rows)`.
 
     A call with the text of the call before and one token more, as in generation without a cache, edits the new token
-    and gives the others what they were given before, unless gradients are asked for. For calls that are to be
-    independent make a hook for each.
+    and gives the others what they were given before, unless gradients are enabled. For independent calls,
+    make a hook for each.
 
     Args:
         function: maps float32 rows `(n, d_in)`, batch-major, to rows of the same shape.
@@ -170,7 +170,7 @@ class _Text:
     def continued_by(self, x: Tensor, mask: Tensor | None) -> _Edited | None:
         """What was written, if activations `(batch, pos, d)` are of the texts of the last call and one token more.
 
-        Not where gradients are asked for: a training step wants those of all its positions.
+        Not where gradients are enabled: a training step needs those of all its positions.
         """
         then = self.signature
         if then is None or torch.is_grad_enabled() or len(x) != len(then) or x.shape[1] != then.shape[1] + 1:

@@ -51,7 +51,7 @@ def of_others() -> Iterator[None]:
 
 @contextmanager
 def training() -> Iterator[None]:
-    """As `of_others`, with gradients on, and autocast as if nobody had entered it before."""
+    """As `of_others`, with gradients on, and with autocast as in a fresh thread."""
     with of_others(), torch.enable_grad(), _outermost_autocast():
         yield
 

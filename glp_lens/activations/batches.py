@@ -32,7 +32,7 @@ _ENDLESS: Final = 1 << 62
 _PIECE_BYTES: Final = 4 << 20
 """Float32 rows that are gathered, converted and normalised together: small enough to stay in a CPU's cache."""
 _AHEAD: Final = 2
-"""Batches made before they are asked for."""
+"""Batches prefetched."""
 _THREADS: Final = 4
 """Most threads that read and make batches; memory is no faster with more."""
 
@@ -113,7 +113,7 @@ class Batches(Iterator[Acts]):
         window: int | None = None,
         fingerprint: str = "",
     ) -> None:
-        """Nothing is read before the first batch is asked for.
+        """Nothing is read before the first batch is requested.
 
         Args:
             rows: what to read.
@@ -195,7 +195,7 @@ class Batches(Iterator[Acts]):
         return batch
 
     def close(self) -> None:
-        """End the threads and free the memory. Asking for another batch goes on where the last one was."""
+        """End the threads and free the memory. The next batch requested is the one after the last."""
         if self._running is not None:
             self._running.close()
             self._running = None
@@ -389,7 +389,7 @@ def _finished(batch: np.ndarray, work: list[Future[None]]) -> Tensor:
 
 
 def _fill(out: np.ndarray, data: Tensor, order: Tensor, normalize: tuple[Tensor, Tensor] | None) -> None:
-    """Write rows `order` of `data` to `out`, normalised by (mean, 1 / standard deviation) if asked for."""
+    """Write rows `order` of `data` to `out`, optionally normalised by (mean, 1 / standard deviation)."""
     # Indexing with [] is four times slower on bfloat16.
     batch = torch.from_numpy(out).copy_(torch.index_select(data, 0, order))
     if normalize is not None:

@@ -101,7 +101,7 @@ def collect(
 
     Every text gets one BOS in front and is cut to `context` tokens. Left out are BOS, position 0 (an
     attention sink), padding, excluded tokens and massive activations. Rows stay in document order. A run that was
-    interrupted goes on where it stopped when the same call is made again, and ends with the same bytes; shards that
+    interrupted continues where it stopped when the same call is made again, and ends with the same bytes; shards that
     `repair` dropped are collected again; a finished store is opened.
 
     Args:
@@ -529,7 +529,7 @@ def _holds_other_files(folder: Path) -> bool:
 
 
 def _check_same(folder: Path, manifest: Manifest, hook: str, asked: Json) -> None:
-    """Refuse to go on with a store that was collected with other arguments."""
+    """Refuse to continue a store that was collected with other arguments."""
     wanted = flat(json.loads(json.dumps({**asked, "hook": hook})))
     have = flat({**manifest.source, "dtype": manifest.dtype, "window": manifest.window, "hook": manifest.hook})
     have.setdefault("settings.truncate", "right")  # earlier versions had no other

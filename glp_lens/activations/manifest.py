@@ -168,7 +168,7 @@ class Manifest:
         return COLUMNS | {name: LABELS[dtype] for name, dtype in self.labels.items()}
 
     def provenance(self) -> Json:
-        """Which rows of which corpus through which model these are."""
+        """Model, hook point, corpus and number of rows."""
         return {
             "model": self.source.get("model", {}),
             "weights": self.source.get("weights"),

@@ -25,7 +25,7 @@ class ShortParts(InputError):
     """Parts that stopped at their share of the rows, though the merged store needs more of them.
 
     Attributes:
-        parts: their numbers; they go on when they are collected again.
+        parts: their numbers; collecting them again continues them.
     """
 
     def __init__(self, message: str, parts: list[int]) -> None:
@@ -37,7 +37,7 @@ def merge(out: str | Path, parts: Sequence[str | Path] = ()) -> ActivationStore 
     """Merge the parts that `collect(..., part=(i, n))` made; the result is that of one process, row for row.
 
     Shards are hard-linked, or copied from another disk and compared with their hash; those of the parts stay as they
-    are. A merge that was interrupted goes on when it is called again; a finished one opens the store.
+    are. Calling it again continues an interrupted merge, and opens a finished store.
 
     Args:
         out: folder of the whole store.
@@ -47,7 +47,7 @@ def merge(out: str | Path, parts: Sequence[str | Path] = ()) -> ActivationStore 
         The store, or with several hook points a dictionary of them.
 
     Raises:
-        ShortParts: parts whose shards are richer than the others' have to go on to reach the number of rows asked for.
+        ShortParts: parts must be continued to reach the number of rows asked for, since others have fewer rows a shard.
         InputError: parts that are missing, unfinished, damaged, or of different collections; another store is there.
     """
     out = Path(out)
@@ -148,8 +148,8 @@ def _wanted(parts: Parts) -> dict[Path, int]:
     """For each part that stopped too early, the last shard that it still has to make.
 
     A part ends at its share of the rows, or at the end of the texts with a shard without documents. Where parts ended
-    at their share and there are too few rows without a gap, they have to go on: if all have rows enough, as far as
-    the others did; else until the end of the texts is known.
+    at their share and there are too few rows without a gap, they must continue: as far as the other parts if all parts
+    together have enough rows, otherwise until the end of the texts is known.
     """
     goal, (chosen, _) = _goal(parts), _chosen(parts)
     made = [shard.index for manifest in parts.values() for shard in manifest.shards if shard.documents]

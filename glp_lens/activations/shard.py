@@ -293,7 +293,7 @@ def _write_hdf5(path: Path, data: Mapping[str, np.ndarray], attributes: Mapping[
     # HDF5 does not survive a full disk, so there must be room before it writes the first byte.
     _reserve(path, 2 * _descriptions(manifest) + sum(values.nbytes + 4096 for values in data.values()))
     # Rows begin at a page boundary, so that blocks can be read straight into buffers; all descriptions lie together at
-    # the beginning, and no lock is needed for a file that nobody knows of.
+    # the beginning, and no lock is needed for a file that is not listed yet.
     layout = {"alignment_threshold": 65536, "alignment_interval": 4096, "meta_block_size": _descriptions(manifest)}
     with h5py.File(path, "w", locking=False, **layout) as file:
         file.attrs.update(attributes)
@@ -335,7 +335,7 @@ def head_hash(path: Path, manifest: Manifest) -> str:
 
 
 def file_hash(path: Path, progress: Callable[[int], Any] | None = None) -> tuple[int, str]:
-    """Size and xxh3-128 of a whole file; `progress` is told the number of bytes read.
+    """Size and xxh3-128 of a whole file; `progress` is called with the number of bytes of each read.
 
     Raises:
         OSError: it cannot be read.

@@ -212,7 +212,7 @@ class ActivationStore(Manifested):
         verify(self.path, self.manifest)
 
     def provenance(self) -> Json:
-        """Which rows of which corpus through which model these are, for whoever trains on them."""
+        """Model, hook point, corpus and number of rows, which models trained on them keep."""
         return {
             **self.manifest.provenance(),
             "median_norm": self.median_norm,

@@ -7,7 +7,7 @@ that must be on disk at a time is the window that the next batch begins in and t
 shards, so neither side ever waits for the other in vain.
 
 What the batches are depends on the rows, the seed and the batch size alone. So each side can be killed at any moment:
-the producer makes what is missing, and the consumer goes on at its checkpoint's batch.
+the producer makes what is missing, and the consumer continues at its checkpoint's batch.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class ActivationStream(Manifested):
         return cls(path, Manifest.read(path), stats=stats, checkpointed=checkpointed, patience=patience)
 
     def __len__(self) -> int:
-        """Rows of the whole stream: the number asked for until it is known."""
+        """Rows of the whole stream; until that is known, the number that `collect` was asked for."""
         self._refresh()
         planned = self.manifest.source.get("settings", {}).get("max_tokens")
         if self.manifest.complete or planned is None:
@@ -162,7 +162,7 @@ class ActivationStream(Manifested):
         self._deleted = max(self._deleted, first)
 
     def commit_due(self, rows: int) -> bool:
-        """Whether a checkpoint is needed before the batch that begins at row `rows`, so that the producer can go on.
+        """Whether a checkpoint is needed before the batch that begins at row `rows`, so that the producer can continue.
 
         True if shards can be deleted and the window to be read next is not there yet: at most once a window.
         """
@@ -187,7 +187,7 @@ class ActivationStream(Manifested):
         }
 
     def provenance(self) -> Json:
-        """Which rows of which corpus through which model these are, for whoever trains on them: all so far.
+        """Model, hook point, corpus and number of all rows so far, which models trained on them keep.
 
         Warns if the statistics that normalise have drifted by more than `DRIFT_BOUND`. Its hash is the same from the
         first shards on.
@@ -333,8 +333,8 @@ class ActivationStream(Manifested):
 def open_all(parent: str | Path, *, patience: float | None = None, **options: Any) -> dict[str, ActivationStream]:
     """The streams of several hook points of one collection, by hook point.
 
-    Their rows are aligned, and with one seed and batch size so are their batches. The producer goes on when all of them
-    have room, so all must be read.
+    Their rows are aligned, and with one seed and batch size so are their batches. The producer continues when all of
+    them have room, so all must be read.
 
     Args:
         parent: the folder that the producer collects to.

@@ -26,7 +26,7 @@ class Document:
 
     Attributes:
         id: xxh3-64 of the text: the same text has the same id everywhere.
-        text: of a conversation, what was said, joined by newlines.
+        text: of a conversation, its contents joined by newlines.
         source: the dataset or file it came from.
         labels: names and values of the numbers that belong to the whole document.
         messages: roles and contents of a conversation, for a chat template; empty for plain text.
@@ -178,8 +178,8 @@ def _hash(text: str, seed: int = 0) -> int:
 
 
 def _beginning_of(document: Document) -> str:
-    said = "\n".join(content for role, content in document.messages if role != "system")
-    return beginning(said) or beginning(document.text)
+    contents = "\n".join(content for role, content in document.messages if role != "system")
+    return beginning(contents) or beginning(document.text)
 
 
 def _held_out(document: Document) -> bool:

@@ -67,7 +67,7 @@ class Guide:
             )
 
     def levels(self, path: list[float]) -> list[float]:
-        """The noise levels at which a velocity is asked for along `path`."""
+        """The noise levels at which velocities are evaluated along `path`."""
         return path if self.classifier is None else [*path, LARGEST_LEVEL]
 
     def lead(

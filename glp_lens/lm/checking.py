@@ -22,7 +22,7 @@ from glp_lens.lm.protocol import Model
 
 _VERSION = 1
 _LARGEST = 1_000_000_000
-"""Parameters up to which models are compared unless told otherwise: two copies of so many in float32 take 8 GB."""
+"""Parameters up to which models are compared by default: two copies of a model of that size in float32 take 8 GB."""
 _TOLERANCE = 1e-3
 """Relative difference in float32 that rounding may make; another convention of rotary positions makes one of 0.05."""
 _TOKENS = (2, 12)

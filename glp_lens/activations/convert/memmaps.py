@@ -336,7 +336,7 @@ def _buffer(path: Path, rows: int) -> np.ndarray | None:
         if not isinstance(values, list) or len(values) != rows or not all(type(value) is int for value in values):
             got = f"a list of {len(values)}" if isinstance(values, list) else type(values).__name__
             raise InputError(f"{path} must hold one integer for each of {rows} rows, got {got}: fetch it again")
-        # Told the dtype, since by itself NumPy makes floats of ids on both sides of 2^63.
+        # An explicit dtype: by default NumPy makes floats of ids on both sides of 2^63.
         return np.array(values, np.uint64 if min(values) >= 0 else np.int64)
     except (ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, InputError):
