@@ -235,6 +235,7 @@ def _generations(
         return [ids.tolist(), _own_nll(model, prompts, ids).tolist()]
 
     ids, nll_own = cache.get(f"generations-{condition.label}", inputs, make)
+    assert model.tokenizer is not None  # texts were made of ids with it
     special = set(model.tokenizer.all_special_ids)
     texts = [[_decode(model.tokenizer, text, special) for text in row] for row in ids]
     return _Generations(texts, np.array(nll_own))
