@@ -110,7 +110,7 @@ def released_loader(data: Data, epochs: int) -> Iterator[Tensor]:
 
 
 def h5py_fancy(data: Data, epochs: int) -> Iterator[Tensor]:
-    """Each batch's rows by h5py index lists, which it wants sorted."""
+    """Each batch's rows by h5py index lists, which must be sorted."""
     store, (n, d) = data.store, data.rows.shape
     bounds = np.cumsum([0, *(shard.rows for shard in store.manifest.shards)])
     files = [h5py.File(store.path / shard.name) for shard in store.manifest.shards]

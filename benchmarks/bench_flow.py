@@ -59,7 +59,7 @@ def matrix_products(prior: GLP, z: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Work:
-    """What is asked for, our way and the plain one, and how many velocities of a row it takes."""
+    """A task, our implementation and the plain one, and how many velocities it takes for a row."""
 
     label: str
     ours: Callable[[GLP, Tensor, Tensor, int], Tensor]

@@ -5,7 +5,7 @@
 The first recipe is the reference, with a budget of its own. The others are trained on every budget,
 each time with a learning rate that falls to its end there, and the smallest budget that reaches the final loss of each
 recipe named before is printed. All train the same network, from the same seeds. Every finished training is kept in
-`--out`/runs, and one that was interrupted goes on where its state was written last: start the command again. What a
+`--out`/runs, and one that was interrupted continues at its last saved state: start the command again. What a
 row costs in time is measured at the end, for all recipes one after the other: let nothing else run then.
 """
 
@@ -58,10 +58,10 @@ def training(options: argparse.Namespace, store: gl.ActivationStore, held_out: t
         store, config, device=options.device, validation=held_out, run=gl.RunOptions(state=state), **shape(options)
     )
     curve = [{"rows": e["rows"], LOSS: e[LOSS]} for e in model.history]
-    found = {"key": key, **run, "made_by": model.provenance["training"], "curve": curve}
-    write_json(path, found)
+    result = {"key": key, **run, "made_by": model.provenance["training"], "curve": curve}
+    write_json(path, result)
     state.unlink(missing_ok=True)
-    return found
+    return result
 
 
 def shape(options: argparse.Namespace) -> Json:
@@ -72,7 +72,7 @@ def shape(options: argparse.Namespace) -> Json:
 def seconds_per_row(options: argparse.Namespace, store: gl.ActivationStore, name: str) -> float:
     """What a row takes to train on, loading included: the median of some short trainings, one after the other.
 
-    Apart from the trainings whose losses are told, so that those may run beside other work.
+    Apart from the trainings whose losses are reported, which may run beside other work.
     """
     durations = []
     config = recipe(name, max(recipe(name, sys.maxsize).batch_size, 8192))
@@ -109,22 +109,22 @@ def to_results(options: argparse.Namespace, runs: list[Json], bound: float, stor
 
 def verdict(table: pd.DataFrame) -> list[str]:
     """What each recipe needs to reach the final loss of those before it on the largest budget, a sentence each."""
-    names, said = list(table.recipe.unique()), []
+    names, sentences = list(table.recipe.unique()), []
     for i, name in enumerate(names[:-1] or names):
         target = table[table.recipe == name].iloc[-1]
-        said.append(f"{_cost(target)}:")
+        sentences.append(f"{_cost(target)}:")
         for other in names[i + 1 :]:
             mine = table[table.recipe == other]
             reached = mine[mine.loss <= target.loss]
             if reached.empty:
-                said.append(f"  {other} does not reach it: {mine.loss.min():.4f} at best")
+                sentences.append(f"  {other} does not reach it: {mine.loss.min():.4f} at best")
                 continue
             first = reached.iloc[0]
-            said.append(
+            sentences.append(
                 f"  {_cost(first)}: {target.budget / first.budget:.1f} times fewer rows, "
                 f"{target.seconds / first.seconds:.1f} times less time"
             )
-    return said
+    return sentences
 
 
 def _cost(row: pd.Series) -> str:

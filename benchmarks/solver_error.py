@@ -48,7 +48,7 @@ def arguments() -> argparse.Namespace:
 
 def plans(sigma: float, budgets: list[int]) -> dict[str, Plan]:
     """Each solver on each grid, with as many steps as the evaluations allow; named by its setting."""
-    found = {}
+    by_setting = {}
     for solver in SOLVERS:
         for name in (*SPACINGS, "released"):
             for budget in budgets:
@@ -57,9 +57,9 @@ def plans(sigma: float, budgets: list[int]) -> dict[str, Plan]:
                     levels = path(sigma, steps, name) if name != "released" else grid(steps)
                     if network_calls(levels, solver) <= budget and (name != "released" or sigma == 1):
                         calls = network_calls(levels, solver)
-                        found[f"solver={solver};grid={name};evaluations={calls}"] = Plan(levels, solver)
+                        by_setting[f"solver={solver};grid={name};evaluations={calls}"] = Plan(levels, solver)
                         break
-    return found
+    return by_setting
 
 
 def row_errors(ends: Tensor, exact: Tensor) -> np.ndarray:
@@ -78,15 +78,15 @@ def measure(results: Results, task: str, glp: gl.GLP, start: Tensor, options: ar
         **plans(sigma, budgets),
     }
 
-    def follow(found: Plan, z: Tensor) -> Tensor:
-        steps = tqdm(total=found.network_calls, desc=f"{task} reference", unit="step", mininterval=2, leave=False,
-                     disable=len(found.path) < 100)  # fmt: skip
+    def follow(way: Plan, z: Tensor) -> Tensor:
+        steps = tqdm(total=way.network_calls, desc=f"{task} reference", unit="step", mininterval=2, leave=False,
+                     disable=len(way.path) < 100)  # fmt: skip
 
         def velocity(z: Tensor, sigma: float) -> Tensor:
             steps.update()
             return glp.velocity(z, sigma)
 
-        return integrate(velocity, z, *found)
+        return integrate(velocity, z, *way)
 
     solver, spacing = REFERENCE
     exact = follow(Plan(path(sigma, options.reference_steps, spacing), solver), start)
@@ -97,10 +97,10 @@ def measure(results: Results, task: str, glp: gl.GLP, start: Tensor, options: ar
                 "change_with_twice_the_steps", change, n=few)  # fmt: skip
 
     rows, base = np.arange(len(start)), None
-    for setting, found in tqdm(every.items(), desc=task, unit="setting", mininterval=2):
-        error = row_errors(follow(found, start), exact)
+    for setting, way in tqdm(every.items(), desc=task, unit="setting", mininterval=2):
+        error = row_errors(follow(way, start), exact)
         base = error if base is None else base
-        label = setting.format(found.network_calls)
+        label = setting.format(way.network_calls)
         for metric, against in (("error", np.ones_like(error)), (f"ratio_to_{EULER}", base)):
             low = bootstrap_ratio(error, against, rows, seed=options.seed)
             ends = {"ci_low": np.sqrt(low.ci_low), "ci_high": np.sqrt(low.ci_high), "n": len(rows)}
@@ -117,20 +117,20 @@ def table(results: Results) -> pd.DataFrame:
 
 def verdict(frame: pd.DataFrame) -> list[str]:
     """The fewest evaluations that have no more error than Euler's 20 steps, by task and measure."""
-    said = []
+    sentences = []
     for (task, metric), group in frame[frame.metric.isin(["error", "median_error"])].groupby(["task", "metric"]):
         slow = group[group.name == EULER].iloc[0]
-        found = group[(group.name == "") & (group.value <= slow.value)].sort_values(["evaluations", "value"])
+        enough = group[(group.name == "") & (group.value <= slow.value)].sort_values(["evaluations", "value"])
         fast = group[group.name == "fast"].iloc[0]
         best = "no setting has as little"
-        if len(found):
-            first = found.iloc[0]
+        if len(enough):
+            first = enough.iloc[0]
             best = f"{first.evaluations} evaluations have {first.value:.4f} ({first.solver} on {first.grid})"
-        said.append(
+        sentences.append(
             f"{task}, {metric}: {slow.evaluations} evaluations of Euler have {slow.value:.4f}; {best}; "
             f"fast has {fast.value:.4f} with {fast.evaluations}"
         )
-    return said
+    return sentences
 
 
 def draw(file: Path, frame: pd.DataFrame) -> None:

@@ -6,11 +6,13 @@ import inspect
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from glp_lens import pipeline
+from glp_lens.evals.registry import in_report
 from glp_lens.settings import Settings
 
 from . import push, store
@@ -39,28 +41,29 @@ metrics.csv and the trained models to --out. Run it again to continue where it s
 """
 
 
-def _add(name: str, settings: type[Settings], *arguments: str, job: str = "", help: str = "") -> None:
-    """Add the command of a job, which says of itself what its docstring says."""
-    function = getattr(pipeline, job or name)
-    told = {"command"} & inspect.signature(function).parameters.keys()
+def _add(name: str, settings: type[Settings], job: str, help: str, *arguments: str) -> None:
+    """Add the command of a job."""
+    told = {"command"} & inspect.signature(getattr(pipeline, job)).parameters.keys()
 
     def run(values: Settings) -> None:
         line = shlex.join(["glp-lens", *sys.argv[1:]])
-        getattr(pipeline, job or name)(values, **dict.fromkeys(told, line))
+        getattr(pipeline, job)(values, **dict.fromkeys(told, line))
 
-    help = help or inspect.cleandoc(function.__doc__).partition("\n\nArgs:")[0]
     app.command(name)(command(settings, run, help, arguments=arguments))
 
 
-_add("quickstart", pipeline.CompareJob, job="compare", help=QUICKSTART)
-_add("collect", pipeline.CollectJob)
-_add("train", pipeline.TrainJob, "kind")
-_add("probe", pipeline.ProbeJob)
-_add("steer", pipeline.SteerJob)
-_add("fidelity", pipeline.FidelityJob)
-_add("density", pipeline.DensityJob)
-_add("compare", pipeline.CompareJob)
-_add("report", pipeline.ReportJob, "folders")
+def _about(function: Callable[..., object]) -> str:
+    """What a command says of itself is what the docstring of its job says, but for the arguments."""
+    return inspect.cleandoc(function.__doc__ or "").partition("\n\nArgs:")[0]
+
+
+_add("quickstart", pipeline.CompareJob, "compare", QUICKSTART)
+_add("collect", pipeline.CollectJob, "collect", _about(pipeline.collect))
+_add("train", pipeline.TrainJob, "train", _about(pipeline.train), "kind")
+for suite in in_report():
+    _add(suite.command, suite.settings, "run_suite", _about(suite.job.measure))
+_add("compare", pipeline.CompareJob, "compare", _about(pipeline.compare))
+_add("report", pipeline.ReportJob, "report", _about(pipeline.report), "folders")
 app.command("push")(push.push)
 app.add_typer(store.app, name="store")
 

@@ -66,8 +66,8 @@ def edit(
     """A hook that replaces rows `(n, d_in)` of the stream by `function(rows)`.
 
     A call with the text of the call before and one token more, as in generation without a cache, edits the new token
-    and gives the others what they were given before, unless gradients are asked for. For calls that are to be
-    independent make a hook for each.
+    and gives the others what they were given before, unless gradients are enabled. For independent calls,
+    make a hook for each.
 
     Args:
         function: maps float32 rows `(n, d_in)`, batch-major, to rows of the same shape.
@@ -105,19 +105,19 @@ def _edit(
         if mask.ndim != 2 or not bool(mask.any(1).all()):
             raise InputError(f"mask must be (batch, pos) with a token in every row, got shape {tuple(mask.shape)}")
     # Tried here: within a call, the model's other hooks would run too.
-    carries = None if model is None else lm.mid_stream_carries(model)
+    edits_work = None if model is None else lm.mid_stream_edits_work(model)
     texts: defaultdict[str, _Text] = defaultdict(_Text)  # one function may stand at several hook points
-    told = mask is not None
+    warned = mask is not None
 
     def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:
-        nonlocal told
+        nonlocal warned
         name = getattr(hook, "name", None) or ""
-        _check_point(tensor, name, carries, allow_mismatch=allow_mismatch)
+        _check_point(tensor, name, edits_work, allow_mismatch=allow_mismatch)
         x, text = tensor.flatten(2), texts[name]
         known = text.continued_by(x, mask)
         at = _select(x, positions, mask) if known is None else _last_column(x)
-        if known is None and not told and positions == "all" and not _begin_alike(x):
-            told = True
+        if known is None and not warned and positions == "all" and not _begin_alike(x):
+            warned = True
             warnings.warn(
                 f"the texts of a batch do not begin with one token at {name or 'a hook point'}, as if padded on the "
                 "left: positions='all' edits all positions but the first, padding and the BOS of shorter texts too; "
@@ -141,15 +141,15 @@ def _edit(
     return hook_fn
 
 
-def _check_point(tensor: Any, name: str, carries: bool | None, *, allow_mismatch: bool) -> None:
+def _check_point(tensor: Any, name: str, edits_work: bool | None, *, allow_mismatch: bool) -> None:
     """Refuse a hook point that gives no rows of tokens, or where an edit does not, or may not, reach the stream."""
     if not isinstance(tensor, Tensor) or not lm.is_by_token(name, tensor):
         got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
         raise InputError(f"hook point {name} gives {got}, expected (batch, pos, d): choose another one")
-    if allow_mismatch or carries or not lm.is_mid_stream(name):
+    if allow_mismatch or edits_work or not lm.is_mid_stream(name):
         return
-    if carries is not None:
-        raise lm.off_stream(name)
+    if edits_work is not None:
+        raise lm.off_stream_error(name)
     raise InputError(
         f"an edit at {name} (hook_resid_mid) reaches the residual stream on a HookedTransformer, and only the MLP on a "
         "TransformerBridge: pass model=, use hook_resid_pre or hook_resid_post, or pass allow_mismatch=True"
@@ -159,8 +159,8 @@ def _check_point(tensor: Any, name: str, carries: bool | None, *, allow_mismatch
 class _Text:
     """The texts of the last call, to see whether the next one has the same texts and one token more of each.
 
-    So generation without a cache looks, where each step runs the whole text again: what the earlier positions were
-    given must be given to them once more, as a cache would have kept it.
+    This is what generation without a cache looks like, where each step runs the whole text again: earlier positions
+    must be given the same values once more, as a cache would have kept them.
     """
 
     def __init__(self) -> None:
@@ -170,7 +170,7 @@ class _Text:
     def continued_by(self, x: Tensor, mask: Tensor | None) -> _Edited | None:
         """What was written, if activations `(batch, pos, d)` are of the texts of the last call and one token more.
 
-        Not where gradients are asked for: a training step wants those of all its positions.
+        Not where gradients are enabled: a training step needs those of all its positions.
         """
         then = self.signature
         if then is None or torch.is_grad_enabled() or len(x) != len(then) or x.shape[1] != then.shape[1] + 1:
@@ -187,7 +187,7 @@ class _Text:
         return self.edited if bool(whole) else None
 
     def remember(self, x: Tensor, at: _Places, edited: Tensor) -> None:
-        """Keep what tells these texts from others, and what was written where."""
+        """Keep a signature of these texts, and the rows that were written."""
         self.signature = None if torch.is_grad_enabled() else _signature(x)
         self.edited = (at, edited)
 
@@ -256,10 +256,10 @@ def project(
     allow_mismatch: bool = False,
     **options: Any,
 ) -> HookFunction:
-    """A hook that puts activations back on the projector's manifold.
+    """A hook that projects activations onto the projector's manifold.
 
-    Rows with a norm above the projector's `max_norm` (the massive activations that its training data left
-    out) pass unchanged: the prior never saw their like.
+    Rows with a norm above the projector's `max_norm` pass unchanged: they are massive activations, which its training
+    data left out.
 
     A row's default noise depends on the calls before it and on the batch it is in, so the same text may come
     out differently elsewhere; passing `noise` makes it repeatable row by row.
@@ -358,7 +358,7 @@ def _projection(projector: _Projects, noise: RowNoise | None, options: dict[str,
 def _at_its_point(
     run: HookFunction, projector: _Projects, model: lm.Model | None, *, allow_mismatch: bool
 ) -> HookFunction:
-    """The hook, refused at another hook point than the projector's."""
+    """The hook, which raises an error at any other hook point than the projector's."""
     trained = {name for name in (projector.hook, *getattr(projector, "hook_names", ())) if name}
     checked: set[str] = set()
 
@@ -455,10 +455,10 @@ def replace(
     Raises:
         InputError: on a call: values or a mask of another shape, and what `edit` refuses.
     """
-    carries = None if model is None else lm.mid_stream_carries(model)
+    edits_work = None if model is None else lm.mid_stream_edits_work(model)
 
     def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:
-        _check_point(tensor, getattr(hook, "name", None) or "", carries, allow_mismatch=allow_mismatch)
+        _check_point(tensor, getattr(hook, "name", None) or "", edits_work, allow_mismatch=allow_mismatch)
         x = tensor.flatten(2)
         try:
             new = values.to(x.device, x.dtype).expand_as(x)

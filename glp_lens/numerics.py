@@ -1,8 +1,8 @@
-"""The caller's modes of torch, put aside: what we compute depends on our arguments alone.
+"""Suspend the caller's modes of torch, so that results depend on the arguments alone.
 
-Autocast, inference mode and gradient mode are a thread's own, and are put aside by `own` wherever a model computes. The
-default dtype is the whole process's, and to set it would change it under other threads' hands: our code names the dtype
-of every tensor that it creates, and only `of_others` sets it, around training loops and language models of others.
+Autocast, inference mode and gradient mode belong to a thread, and `own` suspends them wherever a model computes. The
+default dtype belongs to the process, so that setting it would affect other threads: our code names the dtype of every
+tensor that it creates, and only `of_others` sets it, around training loops and the code of other libraries.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def own() -> Iterator[None]:
 
 @contextmanager
 def of_others() -> Iterator[None]:
-    """As `own`, with float32 as the default dtype, for code of others that creates tensors."""
+    """As `own`, with float32 as the default dtype, for code of other libraries that creates tensors."""
     dtype = torch.get_default_dtype()
     with own():
         if dtype == torch.float32:
@@ -51,7 +51,7 @@ def of_others() -> Iterator[None]:
 
 @contextmanager
 def training() -> Iterator[None]:
-    """As `of_others`, with gradients on, and autocast as if nobody had entered it before."""
+    """As `of_others`, with gradients on, and with autocast as in a fresh thread."""
     with of_others(), torch.enable_grad(), _outermost_autocast():
         yield
 

@@ -1,7 +1,7 @@
-"""Where a trained model's activations came from, and whether they are those at hand.
+"""Provenance: which activations a model was trained on, and whether those at hand match.
 
 All functions read the JSON of `ActivationStore.provenance()`, which every trained model keeps. Much of it may be
-missing, as in models of other libraries: what is not known on both sides is no mismatch.
+missing, as in models of other libraries: what is not known on both sides is not a mismatch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Model = TypeVar("Model")
 
 
 class _Trained(Protocol):
-    """What a check needs to know of a trained model; `provenance` is read too where there is one."""
+    """What a check reads of a trained model, besides `provenance` where it has one."""
 
     @property
     def d_in(self) -> int: ...
@@ -35,7 +35,7 @@ class _Trained(Protocol):
 
 
 def trained_on(model: _Trained) -> Json:
-    """What is known of the activations that a model was trained on, in the terms of a store's provenance."""
+    """The provenance of the activations that a model was trained on, in the format of `ActivationStore.provenance`."""
     store: Json = dict(getattr(model, "provenance", {}).get("store") or {})
     hooks: Json = store.pop("hooks", {})  # what a multi-layer prior knows of each of its hook points
     return {**store, **hooks.get(model.hook or "", {}), "hook": model.hook, "d_in": model.d_in}
@@ -47,7 +47,7 @@ def weight_processing(opened_with: Mapping[str, object]) -> str:
 
 
 def opened_with(trained: Json) -> Json:
-    """What a language model has to be opened with to give activations such as a model was trained on.
+    """How to open a language model so that it gives the activations that a model was trained on.
 
     Returns:
         Arguments of `HookedTransformer.from_pretrained_no_processing`; empty for raw weights, or if not known.
@@ -57,7 +57,7 @@ def opened_with(trained: Json) -> Json:
 
 
 def bound(model: Model, hook: str) -> Model:
-    """A model as it is used at a hook point: of a multi-layer prior, the view of that layer.
+    """The model to use at a hook point: of a multi-layer prior, its view of that layer.
 
     Raises:
         InputError: a layer that the prior was not trained on.
@@ -121,7 +121,7 @@ def check(subject: str, trained: Json, at_hand: Json, *, remedy: str = REMEDY, a
         allow_mismatch: accept everything but another width, which no model can be used with.
 
     Returns:
-        What was accepted, as a sentence for the results; empty if all fits.
+        The accepted mismatches as a sentence for the results; empty without any.
 
     Raises:
         InputError: they differ.
@@ -138,9 +138,10 @@ def check(subject: str, trained: Json, at_hand: Json, *, remedy: str = REMEDY, a
 
 
 def check_models(models: Mapping[str, _Trained], at_hand: Json, *, allow_mismatch: bool = False) -> list[str]:
-    """`check` for models by label; what was accepted, a sentence each, and what no check of the model at hand can tell.
+    """`check` for models by label.
 
-    The latter are the `cautions` of an autoencoder of sae-lens.
+    Returns:
+        A sentence for each accepted mismatch, and the `cautions` of autoencoders of sae-lens, which no check covers.
     """
     notes = []
     for label, model in models.items():
@@ -172,7 +173,7 @@ def check_finetuning(model: _Trained, at_hand: Json, *, allow_mismatch: bool = F
 
 
 def _place(trained: Json) -> Json:
-    """Where in a language model activations are from, whichever it is."""
+    """The hook point, width, depth and weight processing, whichever the language model."""
     about = trained.get("model") or {}
     model = {key: about.get(key) for key in ("weight_processing", "n_layers")}
     return {**{key: trained.get(key) for key in ("hook", "hook_names", "d_in")}, "model": model}
@@ -190,7 +191,7 @@ def check_use(model: _Trained, language_model: lm.Model, hook: str, *, allow_mis
 
 
 def check_edit(language_model: lm.Model, hook: str, *, allow_mismatch: bool = False) -> list[str]:
-    """Refuse a hook point where an edit does not reach the residual stream; a sentence where that is accepted.
+    """Refuse a hook point where an edit does not reach the residual stream, or say that it was accepted.
 
     Raises:
         InputError: no such hook point, or edits there do not reach the stream.
@@ -254,13 +255,13 @@ def _name(model: Json) -> tuple[str, str]:
 
 
 def _names(known: Json) -> list[str]:
-    """All names that are known of the hook point; none where it is not known."""
+    """All known names of the hook point; none where it is not known."""
     hook, names = known.get("hook"), known.get("hook_names") or ()
     return [] if hook is None else list(names) if hook in names else [hook]
 
 
 def _effect(processing: str | None, names: list[str]) -> object:
-    """What the processing of weights did to activations: on the residual stream, whether it was centred is all."""
+    """How weight processing changes activations: on the residual stream, only centring does."""
     residual = any(lm.RESIDUAL.fullmatch(name) for name in names)
     return "centred" in processing if residual and processing is not None else processing
 

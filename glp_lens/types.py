@@ -4,16 +4,13 @@ from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 Acts: TypeAlias = Float[Tensor, "n d_in"]
 """Token rows of activations, in the language model's own units."""
 Features: TypeAlias = Float[Tensor, "n n_features"]
 PerRow: TypeAlias = Float[Tensor, " n"]
-RowIndex: TypeAlias = Int[Tensor, " n"]
-Stream: TypeAlias = Float[Tensor, "batch pos d_in"]
-"""What a hook on a residual stream gets."""
 Json: TypeAlias = dict[str, Any]
 HookFunction: TypeAlias = Callable[..., Tensor]
 """`(tensor, *, hook)` to a tensor of the same shape: what TransformerLens calls at a hook point."""

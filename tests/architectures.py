@@ -206,7 +206,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Covered:
-    """What was found of an architecture.
+    """What works with an architecture.
 
     Attributes:
         refused: the line it is refused with, if it is.

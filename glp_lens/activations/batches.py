@@ -32,7 +32,7 @@ _ENDLESS: Final = 1 << 62
 _PIECE_BYTES: Final = 4 << 20
 """Float32 rows that are gathered, converted and normalised together: small enough to stay in a CPU's cache."""
 _AHEAD: Final = 2
-"""Batches made before they are asked for."""
+"""Batches prefetched."""
 _THREADS: Final = 4
 """Most threads that read and make batches; memory is no faster with more."""
 
@@ -49,8 +49,8 @@ class Rows(Protocol):
         ...
 
 
-class Values:
-    """`Rows` that are in memory, `(n, k)` numbers."""
+class ArrayRows:
+    """`Rows` of an array in memory, `(n, k)`."""
 
     def __init__(self, values: np.ndarray) -> None:
         self._values, self.shape, self.dtype = values, values.shape[1:], values.dtype
@@ -83,8 +83,8 @@ class Batches(Iterator[Acts]):
     """An iterator of batches `(batch_size, d_in)` float32 of shuffled rows.
 
     The next window is read and the next batches are made in threads: as many as torch may use, up to four. Two
-    windows are in memory, and 8 bytes for each block of the whole. A batch belongs to whoever got it: its memory is
-    used again only after nothing refers to it any more.
+    windows are in memory, and 8 bytes for each block of the whole. A batch belongs to the caller: its memory is reused
+    only after nothing refers to it any more.
 
     With `world_size` processes, step k takes `world_size * batch_size` rows of the stream, and each process the
     slice of its rank. Put together, these are the batches of one process with that batch size.
@@ -113,7 +113,7 @@ class Batches(Iterator[Acts]):
         window: int | None = None,
         fingerprint: str = "",
     ) -> None:
-        """Nothing is read before the first batch is asked for.
+        """Nothing is read before the first batch is requested.
 
         Args:
             rows: what to read.
@@ -185,7 +185,7 @@ class Batches(Iterator[Acts]):
         if self._running is None:
             # A generator of its own, which does not refer to this object: dropping this one closes it.
             share = replace(self._share, first=self.next_batch, every=self._every)
-            self._running = _make(self._shuffle, share, self._rows, self._normalize)
+            self._running = _make_batches(self._shuffle, share, self._rows, self._normalize)
         try:
             batch = next(self._running)
         except BaseException:
@@ -195,18 +195,18 @@ class Batches(Iterator[Acts]):
         return batch
 
     def close(self) -> None:
-        """End the threads and free the memory. Asking for another batch goes on where the last one was."""
+        """End the threads and free the memory. The next batch requested is the one after the last."""
         if self._running is not None:
             self._running.close()
             self._running = None
 
     def state_dict(self) -> Json:
-        """Where the iterator stands: JSON, the same for all ranks."""
+        """The position of the iterator: JSON, the same for all ranks."""
         epoch, rows = divmod(self.next_batch * self._share.step_rows, self._shuffle.n_rows)
         return {**self._key(), "epoch": epoch, "rows_emitted": rows}
 
     def load_state_dict(self, state: Json) -> None:
-        """Go on where another iterator stood when it gave `state`, bit for bit.
+        """Continue from the position that another iterator saved as `state`, bit for bit.
 
         The number of processes may have changed, if together they take as many rows at a step as before.
 
@@ -223,7 +223,7 @@ class Batches(Iterator[Acts]):
         self.next_batch = (state["epoch"] * self._shuffle.n_rows + state["rows_emitted"]) // self._share.step_rows
 
     def _key(self) -> Json:
-        """All that decides which rows make up which step."""
+        """Everything that determines which rows make up which step."""
         shuffle = self._shuffle
         return {
             "fingerprint": self._fingerprint,
@@ -299,7 +299,7 @@ class _Shuffle:
 
 
 def _in_stored_order(at: int, starts: np.ndarray, lengths: np.ndarray, order: np.ndarray) -> _Window:
-    """A window of blocks in the order drawn, made to be read from front to back; what it hands out is the same."""
+    """A window of blocks in the order drawn, to be read in stored order; its rows come out in the same order."""
     ascending = np.argsort(starts)
     moved = np.empty_like(starts)
     moved[ascending] = np.cumsum(lengths[ascending]) - lengths[ascending]
@@ -312,18 +312,20 @@ _Loaded = tuple[int, Tensor, Tensor]
 """A window in memory: its first row in the stream, its rows as stored, and the order to hand them out in."""
 
 
-def _make(shuffle: _Shuffle, share: _Share, rows: Rows, normalize: tuple[Tensor, Tensor] | None) -> Generator[Tensor]:
-    """The share's batches. All work is done in threads; whoever takes the batches only waits for them."""
+def _make_batches(
+    shuffle: _Shuffle, share: _Share, rows: Rows, normalize: tuple[Tensor, Tensor] | None
+) -> Generator[Tensor]:
+    """The share's batches. All work is done in threads; the caller only waits for finished batches."""
     threads = min(_THREADS, torch.get_num_threads())
-    with ThreadPoolExecutor(threads, thread_name_prefix="batches", initializer=_alone) as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="batches", initializer=_single_threaded) as pool:
         windows = _prefetch(shuffle.windows(share), rows, min(shuffle.window, shuffle.n_rows), pool)
         yield from _cut(windows, share, _Memory(share.batch_size, *rows.shape), normalize, pool)
 
 
-def _alone() -> None:
-    """Let torch use no more than this one thread: the threads share the work among them already.
+def _single_threaded() -> None:
+    """Let torch use one thread in each of the pool's threads, which share the work already.
 
-    Each in one thread, they need not wait for each other, as those of one operation do when another thread reads.
+    The threads of one operation would wait for each other while another thread reads.
     """
     torch.get_num_threads()  # torch sets the number at the first call in a thread
     threadpool_limits(1, user_api="openmp")
@@ -331,7 +333,7 @@ def _alone() -> None:
 
 def _prefetch(windows: Iterator[_Window], rows: Rows, size: int, pool: ThreadPoolExecutor) -> Iterator[_Loaded]:
     """Read windows of at most `size` rows, each while the one before is used; that one's memory is then reused."""
-    buffers = itertools.cycle([_room((size, *rows.shape), rows.dtype) for _ in range(2)])
+    buffers = itertools.cycle([_uninitialised((size, *rows.shape), rows.dtype) for _ in range(2)])
 
     def load(buffer: np.ndarray) -> _Loaded | None:
         window = next(windows, None)
@@ -387,7 +389,7 @@ def _finished(batch: np.ndarray, work: list[Future[None]]) -> Tensor:
 
 
 def _fill(out: np.ndarray, data: Tensor, order: Tensor, normalize: tuple[Tensor, Tensor] | None) -> None:
-    """Write rows `order` of `data` to `out`, normalised by (mean, 1 / standard deviation) if asked for."""
+    """Write rows `order` of `data` to `out`, optionally normalised by (mean, 1 / standard deviation)."""
     # Indexing with [] is four times slower on bfloat16.
     batch = torch.from_numpy(out).copy_(torch.index_select(data, 0, order))
     if normalize is not None:
@@ -395,15 +397,15 @@ def _fill(out: np.ndarray, data: Tensor, order: Tensor, normalize: tuple[Tensor,
         batch.sub_(mean).mul_(scale)
 
 
-def _room(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array, not filled. Torch aligns it to 64 bytes, NumPy to 16, where the kernel reads at half the speed."""
+def _uninitialised(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An uninitialised array, aligned to 64 bytes: with NumPy's 16 the kernel reads at half the speed."""
     return torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8).numpy().view(dtype).reshape(shape)
 
 
 class _Memory:
-    """Memory for batches, used again once nobody holds the batch any more.
+    """Memory for batches, reused once no tensor refers to a batch any more.
 
-    The kernel takes longer to hand out zeroed memory for a large batch than the batch takes to make.
+    The kernel takes longer to zero new memory for a large batch than the batch takes to make.
     """
 
     def __init__(self, batch_size: int, d_in: int) -> None:
@@ -412,8 +414,8 @@ class _Memory:
         self._free: deque[np.ndarray] = deque(maxlen=_AHEAD + 2)
 
     def batch(self, n: int) -> np.ndarray:
-        """Room for `n` rows."""
-        memory = self._free.pop() if self._free else _room(self._shape, np.dtype(np.float32))
+        """Memory for `n` rows."""
+        memory = self._free.pop() if self._free else _uninitialised(self._shape, np.dtype(np.float32))
         rows = memory[:n]  # an array of its own, which lives as long as any tensor that shares its memory
         weakref.finalize(rows, self._free.append, memory).atexit = False
         return rows

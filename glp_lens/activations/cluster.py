@@ -41,8 +41,8 @@ def collect_on_ray(
     """Collect activations with Ray actors; the store is that of one process, row for row.
 
     Uses the cluster that `ray.init` connected to, or else that of `RAY_ADDRESS`, or else this machine. A part whose
-    actor died or failed is made again by a new actor, which goes on behind the last shard that was saved. The same
-    call made again goes on too, with the parts there are.
+    actor died or failed is made again by a new actor, which continues after the last shard that was saved. Repeating
+    the call continues too, with the same parts.
 
     Args:
         open_model: opens the model, once in each actor.
@@ -78,7 +78,7 @@ def collect_on_ray(
                 self.identity: Json | None = None
 
             def collect(self, i: int) -> str | None:
-                """Make a part; the user's mistake, if there is one, in a line."""
+                """Make a part; returns the message of an InputError, so that it is not retried."""
                 try:
                     self.model = open_model() if self.model is None else self.model
                     texts = open_texts()
@@ -141,7 +141,7 @@ def _make(ray: Any, collector: Any, parts: Iterable[int], n: int, actors: int, r
 
 @contextmanager
 def _ray() -> Iterator[Any]:
-    """Ray, connected to a cluster; left as it was found."""
+    """Ray, connected to a cluster; shut down again if it was not running before."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -168,7 +168,7 @@ def _folders(out: Path, n: int) -> list[Path]:
 
 
 def _reason(error: Exception) -> str:
-    """What happened, in one line."""
+    """The cause of a failure on one line."""
     cause = getattr(error, "cause", None) or error
     name = type(cause).__name__
     return f"{name}: {first_line(cause)}" if str(cause).strip() else name

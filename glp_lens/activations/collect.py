@@ -1,8 +1,8 @@
 """Run texts through a language model and keep the activations of its hook points.
 
-A collection is a row of shards, and shard k is a function of nothing but the model, the settings and the k-th run of
-documents. So any process can make any shard, an interrupted run goes on with the first that is missing, and parts made
-on several machines join into the store that one machine would have made.
+A collection is a sequence of shards, and shard k depends on nothing but the model, the settings and the k-th run of
+documents. So any process can make any shard, an interrupted run continues with the first that is missing, and parts
+made on several machines merge into the store that one machine would have made.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CALIBRATION = 32
 """The norm over which a token is massive comes from this many documents, or those of the first shard if fewer."""
 PARTS = "parts"
 _NEW = ("hook_names.", "model.blocks")
-"""What follows from the language model, and stores of earlier versions do not have."""
+"""Facts of the language model that stores of earlier versions do not record."""
 Part = tuple[int, int] | None
 Truncate = Literal["left", "right"]
 Labels = Callable[[Document, list[int]], Mapping[str, Any]]
@@ -101,7 +101,7 @@ def collect(
 
     Every text gets one BOS in front and is cut to `context` tokens. Left out are BOS, position 0 (an
     attention sink), padding, excluded tokens and massive activations. Rows stay in document order. A run that was
-    interrupted goes on where it stopped when the same call is made again, and ends with the same bytes; shards that
+    interrupted continues where it stopped when the same call is made again, and ends with the same bytes; shards that
     `repair` dropped are collected again; a finished store is opened.
 
     Args:
@@ -129,8 +129,8 @@ def collect(
             `out/parts`; `merge` joins the parts.
         window: make a stream: at most this many shards are on disk, and an `ActivationStream` must delete what it
             has used. 0 keeps no rows, only their statistics: see `collect_stats`.
-        command: options with which a program can make the same call again; kept in the manifest.
-        progress: told the number of tokens of each forward pass, in place of a progress bar of this call's own.
+        command: options with which a program can repeat the call; kept in the manifest.
+        progress: called with the number of tokens of each forward pass; replaces the progress bar.
         identity: `lm.identity(model)`, where the caller knows it already: making it reads all weights.
 
     Returns:
@@ -207,7 +207,7 @@ def collect(
 
 
 class _Reader:
-    """Makes shards: what all of them share."""
+    """Makes shards: runs documents through the language model and selects rows and columns."""
 
     def __init__(
         self,
@@ -225,7 +225,7 @@ class _Reader:
         self.label_types: Mapping[str, str] = {}
 
     def begin(self, documents: list[Document], source: Json, dtype: str) -> dict[str, Manifest]:
-        """The manifest of a new store at each hook point, from a look at the first documents."""
+        """The manifest of a new store at each hook point; norm limit and label dtypes come from the first documents."""
         ids = [self._cut(row) for row in self._ids(documents)]
         kept: dict[str, list[Tensor]] = {name: [] for name in self.names}
         massive = self.settings["massive"]
@@ -260,7 +260,7 @@ class _Reader:
     ) -> tuple[dict[str, Tensor], dict[str, np.ndarray], dict[str, int]]:
         """Rows at each hook point and columns, in document order, and what was left out.
 
-        `progress` is told how many rows and how many tokens each forward pass had.
+        `progress` is called with the number of rows and of tokens of each forward pass.
         """
         whole = self._ids(documents)
         ids = [self._cut(row) for row in whole]
@@ -291,7 +291,7 @@ class _Reader:
         rows = {name: torch.cat([part.rows[name] for part in kept])[index] for name in self.names}
         return rows, columns, dict(excluded)
 
-    def nothing(self) -> tuple[dict[str, Tensor], dict[str, np.ndarray], dict[str, int]]:
+    def empty_shard(self) -> tuple[dict[str, Tensor], dict[str, np.ndarray], dict[str, int]]:
         """A shard without documents."""
         return {name: torch.empty(0, 0) for name in self.names}, {"doc_id": np.empty(0)}, {}
 
@@ -339,7 +339,7 @@ def _run(
     max_tokens: int | None,
     progress: Callable[[int], Any] | None,
 ) -> None:
-    """Make every shard that is missing; each is saved while the next one is computed."""
+    """Make every missing shard; each is saved while the next one is computed."""
     if all(manifest.complete and not manifest.dropped for manifest in manifests.values()):
         budget = _Budget(max_tokens, next(iter(manifests.values())).part)
         for _ in _missing(documents, manifests, reader.settings["shard_documents"], budget):
@@ -366,7 +366,7 @@ def _run(
         saving: Future[None] | None = None
         for index, chunk in _missing(documents, manifests, reader.settings["shard_documents"], budget):
             at = bar.n
-            rows, columns, excluded = reader.shard(chunk, advance) if chunk else reader.nothing()
+            rows, columns, excluded = reader.shard(chunk, advance) if chunk else reader.empty_shard()
             n = budget.spend(len(columns["doc_id"]))
             if over := len(columns["doc_id"]) - n:
                 excluded["over_budget"] = over
@@ -388,10 +388,10 @@ def _run(
 
 
 class _Budget:
-    """Rows asked for, and rows had.
+    """How many rows are asked for, and how many there are.
 
-    A part of a collection cannot know how many rows the others have. It takes its share and one shard to spare, whole;
-    `merge` cuts, and where the shards of a part are too rich for that it marks one more as wanted.
+    A part of a collection cannot know how many rows the others have. It collects its share and one more shard, without
+    cutting it; `merge` cuts, and marks further shards as wanted where other parts have fewer rows.
     """
 
     def __init__(self, max_tokens: int | None, part: Part) -> None:
@@ -401,11 +401,11 @@ class _Budget:
 
     @property
     def reached(self) -> bool:
-        """Whether no further shard is wanted."""
+        """Whether no further shard is needed."""
         return self.goal is not None and self.total - (self.last if self.parts > 1 else 0) >= self.goal
 
     def spend(self, rows: int) -> int:
-        """Count the rows of a shard, of which this many are wanted."""
+        """Count the rows of a shard; the number of them that are kept."""
         if self.goal is not None and self.parts == 1:
             rows = min(rows, self.goal - self.total)
         self.total, self.last = self.total + rows, rows
@@ -417,8 +417,7 @@ def _missing(
 ) -> Iterator[tuple[int, list[Document]]]:
     """Index and documents of each shard to make, after checking that the others were made of the same documents.
 
-    A part whose texts came to their end has a last shard without documents, from which `merge` knows that the end was
-    seen.
+    A part that reached the end of the texts has a last shard without documents, which tells `merge` so.
     """
     out, first = next(iter(manifests.items()))
     part, parts = first.part or (0, 1)
@@ -519,21 +518,21 @@ def _folders(out: Path, names: list[str], part: Part) -> dict[str, Path]:
         if (whole / MANIFEST).is_file() and not (folders[name] / MANIFEST).is_file():
             raise InputError(f"{whole} is a whole store already: choose another folder for a part of one")
     for folder in folders.values():
-        if folder.exists() and not (folder / MANIFEST).is_file() and (folder.is_file() or _strangers(folder)):
+        if folder.exists() and not (folder / MANIFEST).is_file() and (folder.is_file() or _holds_other_files(folder)):
             raise InputError(f"{folder} exists and is not an activation store: choose another folder")
     return folders
 
 
-def _strangers(folder: Path) -> bool:
+def _holds_other_files(folder: Path) -> bool:
     """Whether a folder holds more than a first manifest that was cut off while it was written."""
     return any(not file.name.startswith(f".{MANIFEST}.") for file in folder.iterdir())
 
 
 def _check_same(folder: Path, manifest: Manifest, hook: str, asked: Json) -> None:
-    """Refuse to go on with a store that was collected with other arguments."""
+    """Refuse to continue a store that was collected with other arguments."""
     wanted = flat(json.loads(json.dumps({**asked, "hook": hook})))
     have = flat({**manifest.source, "dtype": manifest.dtype, "window": manifest.window, "hook": manifest.hook})
-    have.setdefault("settings.truncate", "right")  # what stores that do not say had
+    have.setdefault("settings.truncate", "right")  # earlier versions had no other
     for key, value in wanted.items():
         if differs(key, have, wanted):
             raise InputError(
@@ -543,7 +542,7 @@ def _check_same(folder: Path, manifest: Manifest, hook: str, asked: Json) -> Non
 
 
 def differs(key: str, one: Json, other: Json) -> bool:
-    """Whether two flat sources differ in something; what earlier versions do not say of a model is no difference."""
+    """Whether two flat sources differ in a key; what earlier versions do not record of a model is not a difference."""
     silent = key.startswith(_NEW) and not (key in one and key in other)
     return not silent and one.get(key) != other.get(key)
 

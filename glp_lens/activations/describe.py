@@ -1,4 +1,4 @@
-"""What a store holds, for people and programs."""
+"""Summaries of stores."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from glp_lens.errors import InputError
 from glp_lens.types import Json
 
 LEVELS: Final = (0.01, 0.25, 0.5, 0.75, 0.99, 1.0)
-"""The quantiles of the norm that are told."""
+"""Quantiles of the norm in a summary."""
 _MASSIVE = 10
 
 
 def describe_store(store: ActivationStore) -> Json:
-    """What is in a store: provenance, size, what was left out, norms and odd dimensions.
+    """Summary of a store: provenance, size, exclusions, norms, dead and massive dimensions.
 
     A dimension is dead if its variance is 0, and massive if its |mean| or its standard deviation is over ten
     times the median of that over all dimensions that are not dead.
@@ -47,9 +47,9 @@ def describe_store(store: ActivationStore) -> Json:
 
 
 def describe_folder(folder: str | Path) -> Json:
-    """`describe_store` of a store in any state: whole, interrupted, a part of one, or a stream.
+    """`describe_store` for a store in any state: complete, interrupted, a part, or a stream.
 
-    Of a stream, whose shards may be gone, and of a store without rows, only what the manifest says.
+    For a stream, whose shards may be gone, and a store without rows, only what the manifest says.
 
     Raises:
         InputError: no store there, or it is foreign or damaged.

@@ -1,4 +1,4 @@
-"""Forward passes over texts: reading them, or continuing them and reading the new tokens."""
+"""Forward passes over texts: of the texts themselves, or of tokens generated after them."""
 
 from __future__ import annotations
 

@@ -86,8 +86,8 @@ class Manifest:
         source: model, tokenizer, corpus and settings: a continued collection must repeat all of it.
         max_norm: norm above which rows were left out; None if all were kept.
         labels: the caller's own columns and their dtypes, `int64` or `float32`.
-        examples: the beginnings of a few texts, for people.
-        command: the options of the command that collects it, to collect what is lost again.
+        examples: the beginnings of a few texts, to look at.
+        command: the options of the command that collected it, to collect dropped shards again.
         part: `(i, n)` if this is the i-th of n parts of a collection, which `merge` joins.
         window: most shards on disk at a time if the store is a stream, whose consumer deletes what it has used; 0 if
             it keeps statistics alone.
@@ -149,12 +149,12 @@ class Manifest:
 
     @property
     def language_model(self) -> Json:
-        """What stores of every version know of the language model: not what transformers calls its blocks."""
+        """What stores of every version record of the language model: all but the name of its list of blocks."""
         return {key: value for key, value in (self.source.get("model") or {}).items() if key != "blocks"}
 
     @property
     def identity(self) -> str:
-        """Hash of everything that all shards share, and that the shards of no other store do."""
+        """Hash of everything that the shards of this store, and of no other, have in common."""
         # Names follow from the language model, and earlier versions did not write them down.
         source = {key: value for key, value in self.source.items() if key != "hook_names"}
         if "model" in source:
@@ -168,7 +168,7 @@ class Manifest:
         return COLUMNS | {name: LABELS[dtype] for name, dtype in self.labels.items()}
 
     def provenance(self) -> Json:
-        """Which rows of which corpus through which model these are."""
+        """Model, hook point, corpus and number of rows."""
         return {
             "model": self.source.get("model", {}),
             "weights": self.source.get("weights"),
@@ -240,7 +240,7 @@ class Manifest:
 
 
 class Manifested:
-    """What a store and a stream tell of their rows, as the manifest has it."""
+    """Properties of the rows that stores and streams read from the manifest."""
 
     manifest: Manifest
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from glp_lens.errors import InputError
 
 Massive = float | Literal["gap"] | None
-"""How massive activations are told: by the gap in the data, as a multiple of the median norm, or not at all."""
+"""How massive activations are detected: by a gap in the data, by a multiple of the median norm, or not at all."""
 _GAP: Final = 2.0
 """Ratio of the distances from the centre on both sides of a gap."""
 _LEAST, _WITHOUT_GAP = 6.0, 10.0
@@ -22,7 +22,7 @@ _FEW, _RARE = 100, 0.02
 
 
 def check_massive(massive: Massive) -> None:
-    """Raises InputError unless massive activations can be told so."""
+    """Raises InputError unless it is a way to detect massive activations."""
     number = isinstance(massive, int | float) and not isinstance(massive, bool)
     if massive is not None and massive != "gap" and not (number and 1 < massive < math.inf):
         raise InputError(f"massive must be over 1 (times the median norm), 'gap' or None, got {massive!r}")
@@ -31,14 +31,14 @@ def check_massive(massive: Massive) -> None:
 def norm_limit(rows: Tensor, massive: Massive) -> float | None:
     """The norm above which activations are massive, from some rows `(n, d)`; None for none.
 
-    A multiple of the median norm may fall inside a cluster: where a few dimensions are nearly constant and most of the
-    norm, massive rows are only some times longer than the others, though many times as far from their centre. So by
-    `gap` distances from the centre are looked at, which is the median of each dimension: rows are massive beyond the
-    first gap in them, across which they double at least, to 6 median distances or more, if at most 2% are. Where there
-    is none, they are beyond 10 median distances, and of fewer than 100 rows, beyond 10 times the median norm.
+    A multiple of the median norm may fall inside a cluster: where a few nearly constant dimensions make up most of the
+    norm, massive rows are only a few times longer than the others, though many times as far from their centre. So `gap`
+    uses distances from the centre, the median of each dimension: rows are massive beyond the first gap in the sorted
+    distances, across which they at least double, to 6 median distances or more, if at most 2% of rows are. Without such
+    a gap, rows are massive beyond 10 median distances; of fewer than 100 rows, beyond 10 times the median norm.
 
-    The limit is a norm all the same, since whoever uses a prior has single rows: halfway between the longest row on
-    this side and the shortest on the other, on a logarithmic scale.
+    The limit is a norm nevertheless, since users of a prior have single rows: halfway between the longest row on this
+    side and the shortest on the other, on a logarithmic scale.
     """
     if massive is None:
         return None

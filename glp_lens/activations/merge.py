@@ -1,4 +1,4 @@
-"""Join the parts of a collection into the store that one process would have made."""
+"""Merge the parts of a collection into the store that one process would have made."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Parts = dict[Path, Manifest]
 
 
 class ShortParts(InputError):
-    """Parts that stopped at their share of the rows, though the whole needs more of them.
+    """Parts that stopped at their share of the rows, though the merged store needs more of them.
 
     Attributes:
-        parts: their numbers; they go on when they are collected again.
+        parts: their numbers; collecting them again continues them.
     """
 
     def __init__(self, message: str, parts: list[int]) -> None:
@@ -34,10 +34,10 @@ class ShortParts(InputError):
 
 
 def merge(out: str | Path, parts: Sequence[str | Path] = ()) -> ActivationStore | dict[str, ActivationStore]:
-    """Join the parts that `collect(..., part=(i, n))` made; the result is that of one process, row for row.
+    """Merge the parts that `collect(..., part=(i, n))` made; the result is that of one process, row for row.
 
     Shards are hard-linked, or copied from another disk and compared with their hash; those of the parts stay as they
-    are. A merge that was interrupted goes on when it is called again; a finished one opens the store.
+    are. Calling it again continues an interrupted merge, and opens a finished store.
 
     Args:
         out: folder of the whole store.
@@ -47,7 +47,7 @@ def merge(out: str | Path, parts: Sequence[str | Path] = ()) -> ActivationStore 
         The store, or with several hook points a dictionary of them.
 
     Raises:
-        ShortParts: parts whose shards are richer than the others' have to go on to reach the number of rows asked for.
+        ShortParts: parts must be continued to reach the number of rows asked for, since others have fewer rows a shard.
         InputError: parts that are missing, unfinished, damaged, or of different collections; another store is there.
     """
     out = Path(out)
@@ -63,7 +63,7 @@ def merge(out: str | Path, parts: Sequence[str | Path] = ()) -> ActivationStore 
     for manifests in collections.values():
         _check(manifests)
     if wanted := {folder: index for manifests in collections.values() for folder, index in _wanted(manifests).items()}:
-        raise _ask({folder: m for manifests in collections.values() for folder, m in manifests.items()}, wanted)
+        raise _short_parts({folder: m for manifests in collections.values() for folder, m in manifests.items()}, wanted)
     stores = {}
     for name, manifests in collections.items():
         store = _merge_one(out / name, manifests)
@@ -77,7 +77,7 @@ def _merge_one(out: Path, parts: Parts) -> ActivationStore:
     chosen, surplus = _chosen(parts)
     if not any(shard.rows for shard in chosen):
         raise InputError("no activations left to keep in these texts: pass longer texts")
-    whole = _begun(out, replace(first, part=None, shards=(), dropped=(), complete=False))
+    whole = _begin_or_continue(out, replace(first, part=None, shards=(), dropped=(), complete=False))
     if whole.complete:
         return ActivationStore.open(out)
     with StoreWriter(out, whole) as writer:
@@ -96,7 +96,7 @@ def _merge_one(out: Path, parts: Parts) -> ActivationStore:
 
 
 def _check(parts: Parts) -> None:
-    """Refuse parts that do not make one whole."""
+    """Refuse parts that do not belong to one collection, or are not all of it."""
     first_folder, first = next(iter(parts.items()))
     for folder, manifest in parts.items():
         if manifest.part is None:
@@ -128,7 +128,7 @@ def _difference(a: Manifest, b: Manifest) -> str:
 
 
 def _chosen(parts: Parts) -> tuple[list[Shard], int]:
-    """The shards without a gap that hold the rows asked for, and how many rows the last has too many."""
+    """The first shards, without a gap, that hold the rows asked for, and the number of surplus rows in the last."""
     shards = {shard.index: shard for manifest in parts.values() for shard in manifest.shards if shard.documents}
     goal = _goal(parts)
     chosen: list[Shard] = []
@@ -148,8 +148,8 @@ def _wanted(parts: Parts) -> dict[Path, int]:
     """For each part that stopped too early, the last shard that it still has to make.
 
     A part ends at its share of the rows, or at the end of the texts with a shard without documents. Where parts ended
-    at their share and there are too few rows without a gap, they have to go on: if all have rows enough, as far as
-    the others did; else until the end of the texts is known.
+    at their share and there are too few rows without a gap, they must continue: as far as the other parts if all parts
+    together have enough rows, otherwise until the end of the texts is known.
     """
     goal, (chosen, _) = _goal(parts), _chosen(parts)
     made = [shard.index for manifest in parts.values() for shard in manifest.shards if shard.documents]
@@ -167,8 +167,8 @@ def _wanted(parts: Parts) -> dict[Path, int]:
     return wanted
 
 
-def _ask(parts: Parts, wanted: dict[Path, int]) -> ShortParts:
-    """Mark shards as lacking, for the next `collect` of their parts, and say so."""
+def _short_parts(parts: Parts, wanted: dict[Path, int]) -> ShortParts:
+    """Mark shards as missing, for the next `collect` of their parts; the error that says so."""
     short = set()
     for folder, index in wanted.items():
         short.add(parts[folder].part or (0, 1))
@@ -182,8 +182,8 @@ def _ask(parts: Parts, wanted: dict[Path, int]) -> ShortParts:
     )
 
 
-def _begun(out: Path, whole: Manifest) -> Manifest:
-    """The manifest to go on with: that of a merge which was interrupted, or a new one."""
+def _begin_or_continue(out: Path, whole: Manifest) -> Manifest:
+    """The manifest of a merge that was interrupted, or a new one."""
     if not (out / MANIFEST).exists():
         if any(out.glob("shard-*.h5")):
             raise InputError(f"{out} holds shards without a manifest: choose another folder")
@@ -204,7 +204,7 @@ def _copy_rows(writer: StoreWriter, folder: Path, manifest: Manifest, shard: Sha
 
 
 def _link(folder: Path, out: Path, shard: Shard, manifest: Manifest) -> None:
-    """Have a part's shard in the whole store too."""
+    """Hard-link or copy a part's shard into the merged store."""
     open_shard(folder, shard, manifest)
     temporary = out / f".{shard.name}.tmp"
     temporary.unlink(missing_ok=True)

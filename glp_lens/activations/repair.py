@@ -30,7 +30,7 @@ def repair(folder: str | Path) -> list[Shard]:
         raise InputError(f"{folder} is a stream, whose shards are deleted once used: there is nothing to repair")
     held = lock(folder)
     try:
-        manifest = Manifest.read(folder)  # as whoever held it before left it
+        manifest = Manifest.read(folder)  # again, under the lock
         damaged = damaged_shards(folder, manifest)
         if damaged:
             lost = {shard.index for shard in damaged}

@@ -1,11 +1,11 @@
-"""The shard: one immutable HDF5 file of activation rows, written so that a crash loses nothing, read with care.
+"""The shard: one immutable HDF5 file of activation rows, written crash-safely and validated before it is read.
 
 `/x (n, d_in)` is contiguous and unfiltered (bfloat16 as uint16 bits), beside the columns `/token_id`, `/doc_id`,
 `/position`, `/norm` and the caller's own, `/block_xxh3` with a checksum for every 256 rows of `/x`, and `/stats`.
 The root's attributes say which store and which documents the rows belong to, and hold a hash of all else, so that a
-shard proves by itself that it is whole. All that HDF5 needs to find the rows lies in the first 64 KiB, or in more with
-many label columns, and `/stats` right behind. The manifest has a hash of that much: HDF5 can crash or hang on damaged
-bytes, so it gets none.
+shard can be verified by itself. All that HDF5 needs to find the rows lies in the first 64 KiB, or in more with
+many label columns, and `/stats` right behind. The manifest has a hash of that part, checked before HDF5 opens the file,
+since HDF5 can crash or hang on damaged bytes.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def write_shard(
         source: the documents that the rows are of.
 
     Returns:
-        What the manifest lists about it, and its statistics.
+        Its manifest entry, and its statistics.
 
     Raises:
         InputError: the disk is full; nothing is left behind.
@@ -114,7 +114,7 @@ def write_shard(
 
 @contextmanager
 def no_space(folder: Path) -> Iterator[None]:
-    """Turn a full disk, or one that cannot be written, into one clear line.
+    """Turn the exception of a full or unwritable disk into one clear line.
 
     Raises:
         InputError: the disk, or the quota, is full; the folder is gone or read-only; the disk fails.
@@ -153,7 +153,7 @@ def open_shard(folder: Path, shard: Shard, manifest: Manifest) -> tuple[dict[str
 
 
 def adopt_shard(folder: Path, index: int, manifest: Manifest) -> Shard:
-    """What the manifest should list about a shard that was finished but not listed, after checking every byte.
+    """The manifest entry of a shard that was finished but not listed, after checking every byte.
 
     Raises:
         InputError: it is damaged, or of another store.
@@ -293,7 +293,7 @@ def _write_hdf5(path: Path, data: Mapping[str, np.ndarray], attributes: Mapping[
     # HDF5 does not survive a full disk, so there must be room before it writes the first byte.
     _reserve(path, 2 * _descriptions(manifest) + sum(values.nbytes + 4096 for values in data.values()))
     # Rows begin at a page boundary, so that blocks can be read straight into buffers; all descriptions lie together at
-    # the beginning, and no lock is needed for a file that nobody knows of.
+    # the beginning, and no lock is needed for a file that is not listed yet.
     layout = {"alignment_threshold": 65536, "alignment_interval": 4096, "meta_block_size": _descriptions(manifest)}
     with h5py.File(path, "w", locking=False, **layout) as file:
         file.attrs.update(attributes)
@@ -335,7 +335,7 @@ def head_hash(path: Path, manifest: Manifest) -> str:
 
 
 def file_hash(path: Path, progress: Callable[[int], Any] | None = None) -> tuple[int, str]:
-    """Size and xxh3-128 of a whole file; `progress` is told the number of bytes read.
+    """Size and xxh3-128 of a whole file; `progress` is called with the number of bytes of each read.
 
     Raises:
         OSError: it cannot be read.

@@ -16,7 +16,7 @@ import xxhash
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from glp_lens.activations.batches import Batches, Values, window_rows
+from glp_lens.activations.batches import ArrayRows, Batches, window_rows
 from glp_lens.activations.manifest import MANIFEST, STORED, Manifest, Manifested, Shard
 from glp_lens.activations.reader import Extent, RowReader, to_tensor
 from glp_lens.activations.shard import file_hash, open_shard
@@ -187,7 +187,7 @@ class ActivationStore(Manifested):
         if values is not None and len(values) != len(self):
             raise InputError(f"expected values for {len(self)} rows, got {len(values)}")
         return Batches(
-            self._x if values is None else Values(values),
+            self._x if values is None else ArrayRows(values),
             batch_size,
             seed=seed,
             start_batch=start_batch,
@@ -212,7 +212,7 @@ class ActivationStore(Manifested):
         verify(self.path, self.manifest)
 
     def provenance(self) -> Json:
-        """Which rows of which corpus through which model these are, for whoever trains on them."""
+        """Model, hook point, corpus and number of rows, which models trained on them keep."""
         return {
             **self.manifest.provenance(),
             "median_norm": self.median_norm,

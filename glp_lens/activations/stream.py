@@ -7,7 +7,7 @@ that must be on disk at a time is the window that the next batch begins in and t
 shards, so neither side ever waits for the other in vain.
 
 What the batches are depends on the rows, the seed and the batch size alone. So each side can be killed at any moment:
-the producer makes what is missing, and the consumer goes on at its checkpoint's batch.
+the producer makes what is missing, and the consumer continues at its checkpoint's batch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DRIFT_BOUND: Final = 0.1
 """How far the statistics that normalise may be from those of all rows, in standard deviations and in the logarithm of
 the standard deviation, before a warning."""
 STUCK_SECONDS: Final = 5.0
-"""How long a full stream must stay as it is to count as stuck: its producer may be about to mark it as complete."""
+"""How long a full stream must not change to count as stuck: its producer may be about to mark it as complete."""
 
 
 class ActivationStream(Manifested):
@@ -51,7 +51,7 @@ class ActivationStream(Manifested):
 
     Attributes:
         path: the folder.
-        manifest: what the producer has made so far, when last looked at.
+        manifest: what the producer had made when it was last read.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ActivationStream(Manifested):
         self._given, self._checkpointed, self._patience = stats, checkpointed, patience
         self._deleted = self._next = 0  # shards known to be deleted; the window to read next
         self._stamp: tuple[int, int] | None = None
-        self._look()
+        self._refresh()
 
     @classmethod
     def open(
@@ -95,8 +95,8 @@ class ActivationStream(Manifested):
         return cls(path, Manifest.read(path), stats=stats, checkpointed=checkpointed, patience=patience)
 
     def __len__(self) -> int:
-        """Rows of the whole stream: the number asked for until it is known."""
-        self._look()
+        """Rows of the whole stream; until that is known, the number that `collect` was asked for."""
+        self._refresh()
         planned = self.manifest.source.get("settings", {}).get("max_tokens")
         if self.manifest.complete or planned is None:
             return self.manifest.rows
@@ -162,7 +162,7 @@ class ActivationStream(Manifested):
         self._deleted = max(self._deleted, first)
 
     def commit_due(self, rows: int) -> bool:
-        """Whether a checkpoint is needed before the batch that begins at row `rows`, so that the producer can go on.
+        """Whether a checkpoint is needed before the batch that begins at row `rows`, so that the producer can continue.
 
         True if shards can be deleted and the window to be read next is not there yet: at most once a window.
         """
@@ -173,7 +173,7 @@ class ActivationStream(Manifested):
         return False
 
     def drift(self) -> Json:
-        """How far `stats` are from those of all rows so far, at the dimension where they are furthest apart.
+        """How far `stats` are from the statistics of all rows so far, at the dimension where they differ most.
 
         `mean_shift` is in standard deviations, `log_std_ratio` the absolute natural logarithm of the ratio of the two.
         """
@@ -187,7 +187,7 @@ class ActivationStream(Manifested):
         }
 
     def provenance(self) -> Json:
-        """Which rows of which corpus through which model these are, for whoever trains on them: all so far.
+        """Model, hook point, corpus and number of all rows so far, which models trained on them keep.
 
         Warns if the statistics that normalise have drifted by more than `DRIFT_BOUND`. Its hash is the same from the
         first shards on.
@@ -199,7 +199,7 @@ class ActivationStream(Manifested):
                 f"deviations (bound {DRIFT_BOUND}): shuffle the texts, or normalise by collect_stats",
                 stacklevel=2,
             )
-        self._look()
+        self._refresh()
         begin = f"{self.manifest.identity} {self._n} {self._files[0].documents_hash}"
         return {
             **self.manifest.provenance(),
@@ -214,7 +214,7 @@ class ActivationStream(Manifested):
         number, skip = self._place(start_batch * size)
         row = start_batch * size
         batch, have = torch.empty(size, self.d_in, dtype=torch.float32), 0
-        while shards := self._await(number, row if self._checkpointed else row + have):
+        while shards := self._wait_for_window(number, row if self._checkpointed else row + have):
             data = self._read(shards)
             order = torch.from_numpy(permutation(len(data), seed=seed, epoch=0, window=number + 1))[skip:]
             number, skip = number + 1, 0
@@ -240,7 +240,7 @@ class ActivationStream(Manifested):
         """The window that a row of the stream is in, and how many of the window's rows come before it."""
 
         def known() -> bool | None:
-            self._look()
+            self._refresh()
             return True if self.manifest.complete or row == 0 or row < self.manifest.rows else None
 
         wait_until(known, self._note, patience=self._patience)
@@ -249,7 +249,7 @@ class ActivationStream(Manifested):
             number = -(-len(self._files) // self._window)
         return number, row - int(self._bounds[min(number * self._window, len(self._files))])
 
-    def _await(self, number: int, done: int) -> Sequence[Shard]:
+    def _wait_for_window(self, number: int, done: int) -> Sequence[Shard]:
         """The shards of a window, none at the end of the stream; waits for the producer."""
         if not self._checkpointed:
             self.commit(done)
@@ -274,7 +274,7 @@ class ActivationStream(Manifested):
         """The shards of a window, none past the end of the stream; None if the producer has not made all of them."""
         first, stop = number * self._window, (number + 1) * self._window
         if len(self._files) < stop:
-            self._look()
+            self._refresh()
         return self._files[first:stop] if len(self._files) >= stop or self.manifest.complete else None
 
     def _read(self, shards: Sequence[Shard]) -> Tensor:
@@ -297,8 +297,8 @@ class ActivationStream(Manifested):
     def _on_disk(self) -> int:
         return sum((self.path / shard.name).exists() for shard in self._files[self._deleted :])
 
-    def _look(self) -> None:
-        """Read what the producer has made by now, if that has changed."""
+    def _refresh(self) -> None:
+        """Read the manifest again, if the producer has changed it."""
         if self._stamp and self.manifest.complete:
             return
         try:
@@ -322,7 +322,7 @@ class ActivationStream(Manifested):
     @cached_property
     def _opening(self) -> Total:
         def known_totals() -> Total | None:
-            self._look()
+            self._refresh()
             # The totals are written before the manifest, so they hold at least the shards that it lists.
             known = self.manifest.complete or len(self._files) >= self._n
             return Totals.read(self.path, self._n).opening if known else None
@@ -333,8 +333,8 @@ class ActivationStream(Manifested):
 def open_all(parent: str | Path, *, patience: float | None = None, **options: Any) -> dict[str, ActivationStream]:
     """The streams of several hook points of one collection, by hook point.
 
-    Their rows are aligned, and with one seed and batch size so are their batches. The producer goes on when all of them
-    have room, so all must be read.
+    Their rows are aligned, and with one seed and batch size so are their batches. The producer continues when all of
+    them have room, so all must be read.
 
     Args:
         parent: the folder that the producer collects to.

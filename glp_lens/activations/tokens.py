@@ -1,4 +1,4 @@
-"""Which tokens of a text become rows of a store, and why the others do not."""
+"""Which tokens of a text become rows of a store, and the reasons why others are left out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Rule:
 
     Attributes:
         keep: which of the usable tokens.
-        bos: id of the BOS token, which is never used; nor is what stands at position 0, an attention sink.
+        bos: id of the BOS token, which is never used; nor is position 0, an attention sink.
         excluded: further token ids that are never used.
         seed: chooses random tokens, together with the text's id.
     """

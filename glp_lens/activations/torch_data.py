@@ -54,7 +54,7 @@ class StoreDataset(IterableDataset[Acts]):
             path: the store's folder, or the opened store.
             batch_size: rows of a batch, for each process of a distributed training.
             rank: which of these processes this is; by default as in `torch.distributed`, if that is initialised.
-            world_size: how many there are; by default likewise.
+            world_size: number of processes; by default likewise.
             start_batch: number of batches to leave out in front.
             options: `seed`, `epochs`, `drop_last`, `normalize` and what else `ActivationStore.batches` takes.
 
@@ -87,7 +87,7 @@ class StoreDataset(IterableDataset[Acts]):
         return self._batches(self.start_batch + batches).state_dict()
 
     def load_state_dict(self, state: Json) -> None:
-        """Let the next iterator go on after those batches, bit for bit, with any number of workers.
+        """Let the next iterator continue after those batches, bit for bit, with any number of workers.
 
         Raises:
             InputError: the state is of another store, or of another order.

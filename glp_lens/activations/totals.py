@@ -1,4 +1,4 @@
-"""Statistics of all shards that a stream ever had, kept beside them, since the shards themselves are deleted.
+"""Statistics of all rows of a stream, kept in a file of their own, since its shards are deleted once used.
 
 Shard k is committed in three steps, each durable before the next: its file, these totals with it, the manifest with it.
 The file of totals also holds those without the last shard. So whenever the producer is killed, one of the two fits the
@@ -30,7 +30,7 @@ _BINS = 1 << 15
 
 @dataclass(frozen=True)
 class Total:
-    """What is known of the rows of the first shards.
+    """Statistics of the rows of the first shards.
 
     Attributes:
         shards: how many shards, those without rows left out.
@@ -44,12 +44,12 @@ class Total:
 
     @classmethod
     def of(cls, x: Acts, stats: Stats) -> Self:
-        """Of one shard."""
+        """The statistics of one shard."""
         norm = torch.cat([torch.linalg.vector_norm(block.float(), dim=1) for block in x.split(2048)]).numpy()
         return cls(1, stats, np.bincount(norm.view(np.uint32) >> 16, minlength=_BINS))
 
     def and_then(self, other: Total) -> Total:
-        """Of these shards and those that follow."""
+        """The statistics of these shards and those that follow."""
         return Total(self.shards + other.shards, merge([self.stats, other.stats]), self.norms + other.norms)
 
     @property
@@ -61,7 +61,7 @@ class Total:
 
 @dataclass(frozen=True)
 class Totals:
-    """The content of the file.
+    """The content of `statistics.safetensors`.
 
     Attributes:
         window: most shards of the stream on disk.
@@ -81,14 +81,14 @@ class Totals:
         return replace(self, opening=last if last.shards <= self.window else self.opening, last=last, before=self.last)
 
     def at(self, shards: int, rows: int) -> Totals | None:
-        """As they were when the stream had so many shards; None if that is not known."""
+        """The statistics as they were when the stream had this many shards; None if that is not known."""
         for last in (self.last, self.before):
             if (last.shards, last.stats.count) == (shards, rows) if last else shards == 0:
                 return Totals(self.window, last if shards <= self.window else self.opening, last)
         return None
 
     def write(self, folder: Path) -> None:
-        """Make them durable, in place of those before.
+        """Write the file atomically and durably.
 
         Raises:
             InputError: the disk is full.
@@ -107,7 +107,7 @@ class Totals:
 
     @classmethod
     def read(cls, folder: Path, window: int) -> Self:
-        """Those in a stream's folder; empty before the first shard.
+        """Read the file of a stream; empty before the first shard.
 
         Raises:
             InputError: the file is damaged.

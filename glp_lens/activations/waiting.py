@@ -1,4 +1,4 @@
-"""Waiting for another process, visibly."""
+"""Waiting for another process, with a progress line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ QUIET_SECONDS = 3.0
 
 
 def wait_until(ready: Callable[[], T | None], note: Callable[[], str], *, patience: float | None = None) -> T:
-    """Ask until there is an answer; after a few seconds a line says what is waited for.
+    """Poll until there is an answer; after a few seconds a line says what is waited for.
 
     Args:
         ready: gives the answer, or None.

@@ -42,13 +42,13 @@ _SHARD_FILE = re.compile(r"shard-(\d{8})\.h5")
 
 
 class StoreWriter:
-    """Adds shards to a store; the manifest on disk lists exactly the shards that are safely there.
+    """Adds shards to a store; the manifest on disk lists exactly the shards that are durably written.
 
     One process at a time may write to a store; the lock ends with the process. Use it in a `with` block.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        """Begin a store in `folder`, or go on with the one whose manifest this is.
+        """Begin a store in `folder`, or continue the one whose manifest this is.
 
         A shard that an earlier process finished but did not come to list is adopted if every byte of it is right;
         other files that it left behind are removed. A stream adopts nothing, since the statistics it keeps of all
@@ -102,7 +102,7 @@ class StoreWriter:
         self.list(shard)
 
     def wait_for_room(self) -> None:
-        """Wait until the consumer of a stream leaves room for one more shard; any other store has room."""
+        """Of a stream, wait until its consumer has deleted enough for one more shard."""
         window = self.manifest.window
         if window:
             wait_until(
@@ -171,7 +171,7 @@ def write_store(
     max_norm: float | None = None,
     shard_rows: int = SHARD_ROWS,
 ) -> ActivationStore:
-    """A store of rows that exist already.
+    """Write a store of rows that exist already.
 
     Args:
         folder: a new or empty folder.
@@ -233,14 +233,14 @@ def write_store(
 
 
 def check_dtype(dtype: str) -> str:
-    """The dtype's name, refused if a store cannot keep it."""
+    """The dtype's name; an InputError if a store cannot keep it."""
     if dtype not in STORED:
         raise InputError(f"an activation store keeps {', '.join(STORED)}, got dtype {dtype!r}")
     return dtype
 
 
 def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    """Names and dtypes of a caller's columns, refused if a store cannot keep them."""
+    """Names and dtypes of a caller's columns; an InputError if a store cannot keep them."""
     for name, dtype in labels.items():
         if not label_name(name):
             raise InputError(f"a label column is named by letters, digits and _, not like {', '.join(COLUMNS)} or x, "
@@ -251,7 +251,7 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
 
 
 def make_writable(folder: Path) -> None:
-    """Find out now, not when the first shard is full, that a folder cannot be written."""
+    """Make a folder and check now, not when the first shard is full, that it can be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -261,7 +261,7 @@ def make_writable(folder: Path) -> None:
 
 
 def lock(folder: Path) -> int:
-    """Hold the folder until the descriptor is closed; the system lets go when the process ends, however it ends.
+    """Lock the folder until the descriptor is closed; the system releases it when the process ends, however it ends.
 
     Raises:
         InputError: another process holds it, or it cannot be written.
@@ -281,7 +281,7 @@ def lock(folder: Path) -> int:
 
 
 def being_written(folder: Path) -> bool:
-    """Whether a process holds the folder to write to it, as far as this machine can tell."""
+    """Whether a process has locked the folder for writing, as far as this machine can tell."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         import fcntl

@@ -1,4 +1,4 @@
-"""How a row of a table, of a file or of the Hub, becomes documents."""
+"""Columns of a table, of a file or of the Hub, and the documents that its rows become."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Columns:
 
 
 def _quoted(names: Sequence[str]) -> str:
-    """Names of columns; in quotes where one has spaces or is none, which would not be seen else."""
+    """Names of columns; in quotes where one is empty or has spaces around it, which would be invisible otherwise."""
     plain = all(name and name == name.strip() for name in names)
     return ", ".join(map(str, names) if plain else map(repr, names))
 

@@ -1,7 +1,6 @@
-"""Texts as documents, and what is done to a sequence of them: distinct ones, the held-out split, order, cap.
+"""Documents, and operations on sequences of them: deduplication, held-out split, order, limit.
 
-Each stage takes and gives an iterable of documents and reads no further than it is asked, so a corpus may be
-larger than memory.
+Each takes and gives an iterable of documents and reads no further than needed, so a corpus may be larger than memory.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class Document:
 
     Attributes:
         id: xxh3-64 of the text: the same text has the same id everywhere.
-        text: of a conversation, what was said, joined by newlines.
+        text: of a conversation, its contents joined by newlines.
         source: the dataset or file it came from.
         labels: names and values of the numbers that belong to the whole document.
         messages: roles and contents of a conversation, for a chat template; empty for plain text.
@@ -63,7 +62,7 @@ class Document:
 
 
 def beginning(text: str) -> str:
-    """What copies of a text share, though datasets cut, space and capitalise them differently: 60 characters."""
+    """A key that copies of a text share though datasets cut, space and capitalise them differently: 60 characters."""
     return " ".join(text.lstrip()[:240].split()).casefold()[:60]
 
 
@@ -179,8 +178,8 @@ def _hash(text: str, seed: int = 0) -> int:
 
 
 def _beginning_of(document: Document) -> str:
-    said = "\n".join(content for role, content in document.messages if role != "system")
-    return beginning(said) or beginning(document.text)
+    contents = "\n".join(content for role, content in document.messages if role != "system")
+    return beginning(contents) or beginning(document.text)
 
 
 def _held_out(document: Document) -> bool:

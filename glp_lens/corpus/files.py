@@ -1,4 +1,4 @@
-"""Documents of a user's own files, and of what is piped in."""
+"""Documents of a user's own files, and of standard input."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def read_rows(path: str | Path, text: str, others: Sequence[str] = ()) -> Iterat
 
 @contextmanager
 def _reading(place: str) -> Iterator[None]:
-    """Turns what a damaged file raises into one line."""
+    """Turn the exceptions of a damaged file into one line."""
     try:
         yield
     except (OSError, UnicodeError, ValueError) as error:

@@ -69,7 +69,7 @@ def from_hub(
 
 
 def _plain_files(builder: datasets.DatasetBuilder, split: str) -> list[str]:
-    """Files of a split, where they are tables without declared types or options of reading; else none.
+    """Files of a split, if they are tables without declared types or reading options; else none.
 
     `datasets` would cast all rows to the types of the first ones (5 to true). In csv files it also takes the first
     field of a row that is too long for an index, `NA` for nothing, and a null character for the end of a text: it
@@ -139,7 +139,7 @@ def _read_documents(rows: Iterator[Row], columns: Columns, name: str) -> Iterato
 
 
 def _unreadable(name: str, error: Exception) -> InputError:
-    """Whatever went wrong in a library that reads foreign data over the network, as one line."""
+    """The error for whatever goes wrong while a dataset is read over the network."""
     if isinstance(error, InputError):
         return error
     reason = first_line(error).rstrip(".")

@@ -1,4 +1,4 @@
-"""One way to name any corpus: the packaged texts, files, standard input, or a dataset of the Hub."""
+"""Open a corpus by its name: the packaged texts, files, standard input, or a dataset of the Hub."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def open_corpus(
         chosen = shuffled(chosen, shuffle_buffer, seed) if shuffle_buffer else chosen
     else:
         chosen = iter(ordered(tqdm(chosen, desc="read texts", unit="doc", mininterval=2, delay=2, leave=False), seed))
-    chosen = _some(limit(chosen, max_documents) if max_documents else chosen, split)
+    chosen = _refuse_empty(limit(chosen, max_documents) if max_documents else chosen, split)
     return chosen if stream or on_hub else list(chosen)
 
 
@@ -103,7 +103,7 @@ def _open_hub(
     )
 
 
-def _some(documents: Iterable[Document], split: Split) -> Iterator[Document]:
+def _refuse_empty(documents: Iterable[Document], split: Split) -> Iterator[Document]:
     empty = True
     for document in documents:
         empty = False

@@ -1,4 +1,4 @@
-"""Rows of csv, tsv, json, jsonl and parquet files, each with the place where it stands."""
+"""Rows of csv, tsv, json, jsonl and parquet files, each with its place in the file for error messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from glp_lens.corpus.columns import Columns
 from glp_lens.errors import InputError
 
 Row = tuple[str, Mapping[str, Any]]
-"""Where a row stands, for messages, and its columns."""
+"""Place of a row, for error messages, and its columns."""
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 """Kinds of files that have columns."""
 _SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
@@ -121,7 +121,7 @@ def _json_rows(text: str, source: str) -> Iterator[Row]:
 
 
 def json_lines(lines: Iterable[str], source: str) -> Iterator[Row]:
-    """Objects of lines, of which the blank ones are passed over.
+    """JSON objects, one a line; blank lines are skipped.
 
     Raises:
         InputError: a line that is no JSON, or no object.

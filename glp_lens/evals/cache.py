@@ -12,7 +12,7 @@ import torch
 import xxhash
 
 from glp_lens.errors import InputError
-from glp_lens.evals.results import Results
+from glp_lens.evals.results import Results, without_nan
 from glp_lens.files import read_json, versions, write_json
 from glp_lens.types import Json
 
@@ -38,7 +38,7 @@ class ResultCache:
         Args:
             name: of the value; characters that file names may lack become `_`.
             inputs: gives what this value depends on besides.
-            make: returns a JSON-like value; tuples come back as lists.
+            make: returns a JSON-like value; it comes back as `without_nan` leaves it.
         """
         if self.folder is None:
             return make()
@@ -48,7 +48,7 @@ class ResultCache:
             return read_json(path, "cached result")["value"]
         except (InputError, KeyError):
             value = make()
-            write_json(path, {"value": value})
+            write_json(path, {"value": without_nan(value)})
             return value
 
     def results(self, name: str, inputs: Callable[[], Any], make: Callable[[], Results]) -> Results:

@@ -1,12 +1,15 @@
-"""The suites, one row each, in the order of a report.
+"""The suites, one row each, in the order in which a comparison runs them.
 
-A suite is a package with the modules `settings` (its settings, quick to import), `suite` (what it is run on, and
-`run(entries, data, settings, folder=..., allow_mismatch=...)`) and `page`: how its results are shown, by
+A suite is a package with these modules:
 
-- `CONDITIONS`: titles and plot styles of labels that are no model's, such as controls;
-- `section(runs, frame, palette, focus)`: its section of the report;
-- `verdicts(frame, focus)`: who wins, in sentences;
-- `text_table(results)`: the numbers that matter most, for a terminal.
+- `settings`: what decides its numbers; quick to import;
+- `suite`: what it is run on, and `run(entries, data, settings, folder=..., allow_mismatch=...)`;
+- `job`: the settings of its command, quick to import, and how they are carried out. `measure(job, trained, inputs)`
+  gives the results on trained models, `check(settings)` refuses before a comparison what it would refuse late, and
+  `in_comparison(folder)` says what a comparison in that folder runs it on;
+- `page`: how its results are shown. `CONDITIONS` are titles and plot styles of labels that are no model's, such as
+  controls; `section(runs, frame, palette, focus)` is its section of the report, `verdicts(frame, focus)` who wins, in
+  sentences, and `text_table(results)` the numbers that matter most, for a terminal.
 """
 
 from __future__ import annotations
@@ -14,13 +17,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
+from typing import Any
+
+from glp_lens.settings import Settings
 
 
 @dataclass(frozen=True)
 class Suite:
-    """One suite; its modules are imported when asked for."""
+    """One suite; its modules are imported when asked for.
+
+    Attributes:
+        name: of its package, its results and its stage.
+        command: that runs it.
+        job_name: class of the command's settings.
+        section: where in a report it stands.
+    """
 
     name: str
+    command: str
+    job_name: str
+    section: int
 
     @property
     def package(self) -> ModuleType:
@@ -28,9 +44,36 @@ class Suite:
         return import_module(f"{__package__}.{self.name}")
 
     @property
+    def job(self) -> ModuleType:
+        """What its command does."""
+        return import_module(f"{__package__}.{self.name}.job")
+
+    @property
+    def settings(self) -> Any:
+        """The settings of its command."""
+        return getattr(self.job, self.job_name)
+
+    @property
+    def own_settings(self) -> list[type[Settings]]:
+        """What decides its numbers: the classes of its module `settings`."""
+        module = import_module(f"{__package__}.{self.name}.settings")
+        values = [value for value in vars(module).values() if isinstance(value, type)]
+        return [each for each in values if issubclass(each, Settings) and each.__module__ == module.__name__]
+
+    @property
     def page(self) -> ModuleType:
         """How its results are shown."""
         return import_module(f"{__package__}.{self.name}.page")
 
 
-SUITES = (Suite("probing"), Suite("steering"), Suite("fidelity"), Suite("density"))
+SUITES = (
+    Suite("density", "density", "DensityJob", 4),
+    Suite("probing", "probe", "ProbeJob", 1),
+    Suite("steering", "steer", "SteerJob", 2),
+    Suite("fidelity", "fidelity", "FidelityJob", 3),
+)
+
+
+def in_report() -> list[Suite]:
+    """The suites in the order of a report."""
+    return sorted(SUITES, key=lambda suite: suite.section)

@@ -136,9 +136,9 @@ class Metric:
     @classmethod
     def from_row(cls, row: Json) -> Self:
         """What `row` gave, or JSON made of it, where NaN is null."""
-        values = {key: math.nan if value is None else value for key, value in row.items()}
-        metric, _, other = values.pop("metric").partition(":")
-        return cls(**values | {"setting": Setting.parse(values["setting"])}, metric=metric, other=other)
+        values: Json = {key: math.nan if value is None else value for key, value in row.items()}
+        metric, _, other = values["metric"].partition(":")
+        return cls(**values | {"setting": Setting.parse(values["setting"]), "metric": metric, "other": other})
 
 
 COLUMNS = ("suite", "model", "task", "setting", "metric", "value", "ci_low", "ci_high", "n")
@@ -186,7 +186,7 @@ class Results:
     def to_json(self) -> Json:
         """As JSON; NaN, which JSON lacks, becomes null."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return _plain(values | {"metrics": [metric.row() for metric in self.metrics]})  # type: ignore[no-any-return]
+        return without_nan(values | {"metrics": [metric.row() for metric in self.metrics]})  # type: ignore[no-any-return]
 
     @classmethod
     def from_json(cls, value: Json) -> Self:
@@ -227,11 +227,12 @@ def structured_frame(metrics: Iterable[Metric]) -> pd.DataFrame:
     return pd.DataFrame([vars(metric) for metric in metrics], columns=[f.name for f in fields(Metric)])
 
 
-def _plain(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """A JSON-like value with null for NaN and infinity, which JSON lacks, lists for tuples, and texts as keys."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): without_nan(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [without_nan(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -1,4 +1,4 @@
-"""Velocities steered by a condition or by a differentiable score: functions from velocities to velocities.
+"""Classifier-free and classifier guidance: functions from velocities to velocities.
 
 Both change the score of the noisy data, `grad log p(z) = -(z + (1 - sigma) v) / sigma`, to which the velocity is tied
 by `v = -(z + sigma grad log p(z)) / (1 - sigma)`.
@@ -33,7 +33,7 @@ denoiser's gradient vanishes too and the quotient changes slowly; of a trained o
 
 @dataclass(frozen=True)
 class Guide:
-    """Where a flow is led.
+    """Guidance of a flow by a condition, a classifier, or both.
 
     Attributes:
         condition: `(d_condition,)`, or `(n, d_condition)`, NaN in a row for none.
@@ -52,7 +52,7 @@ class Guide:
     classifier_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaning."""
+        """Check that the weights apply to something."""
         for name in ("guidance", "classifier_scale"):
             if not math.isfinite(value := getattr(self, name)):
                 raise InputError(f"{name} must be a finite number, got {value}")
@@ -67,7 +67,7 @@ class Guide:
             )
 
     def levels(self, path: list[float]) -> list[float]:
-        """The noise levels at which a velocity is asked for along `path`."""
+        """The noise levels at which velocities are evaluated along `path`."""
         return path if self.classifier is None else [*path, LARGEST_LEVEL]
 
     def lead(
@@ -76,12 +76,12 @@ class Guide:
         condition: Tensor | None,
         to_units: Callable[[Tensor], Acts],
     ) -> Velocity:
-        """The velocity of some rows, led.
+        """The guided velocity of some rows.
 
         Args:
-            along: condition, or None, to the plain velocity.
-            condition: of these rows.
-            to_units: normalised rows to activation units, which the classifier takes.
+            along: maps a condition, or None, to the unguided velocity.
+            condition: of these rows, or None.
+            to_units: maps normalised rows to activation units, which the classifier takes.
         """
         velocity = along(condition)
         if self.guidance != 1:
@@ -106,7 +106,7 @@ def classifier_free(conditional: Velocity, unconditional: Velocity, weight: floa
 def classifier_guided(
     velocity: Velocity, score: Classifier, scale: float = 1.0, largest_level: float = LARGEST_LEVEL
 ) -> Velocity:
-    """The velocity that leads to the density `p(x) exp(scale score(x))`, up to a constant factor.
+    """The velocity of a flow to the density `p(x) exp(scale score(x))`, up to a constant factor.
 
     The noisy data need `grad log E[exp(scale score(x)) | z]` added to their score; as usual the expectation is
     replaced by its value at the posterior mean `x = z - sigma v` (Chung et al., 2023, equation 11), which is exact for
@@ -123,7 +123,7 @@ def classifier_guided(
 
     def guided(z: Tensor, sigma: float) -> Tensor:
         level = min(sigma, largest_level)
-        through = torch.is_grad_enabled() and z.requires_grad  # someone differentiates through the flow
+        through = torch.is_grad_enabled() and z.requires_grad  # the caller differentiates through the flow
         with numerics.own(), torch.enable_grad():
             at = z if through else z.detach().clone().requires_grad_()
             v = velocity(at, level)

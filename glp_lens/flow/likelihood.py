@@ -4,9 +4,9 @@ Along `dz / dsigma = v` the density of the moving point changes as `d log p / ds
 `log p_0(z_0) = log N(z_1; 0, I) + integral of div v over sigma from 0 to 1` (Chen et al., 2018, theorem 1; Song et
 al., 2021, section 4.3).
 
-A denoiser never sees sigma below 0.001, and needs not: at 0 the velocity is `-z` whatever the data, since nothing is
-known of the noise there. Rows are shrunk to the first level by that field, which adds `d log(1 - sigma)`. What comes
-out is exactly the density of the data with noise of `sigma / (1 - sigma)`, a thousandth, added to them: it exists also
+A denoiser is never trained below sigma = 0.001, nor need it be: at 0 the velocity is `-z` whatever the data, since
+nothing is known of the noise there. Rows are shrunk to the first level by that field, which adds `d log(1 - sigma)`.
+The result is exactly the density of the data with noise of `sigma / (1 - sigma)`, a thousandth, added: it exists even
 where a dimension never varies.
 """
 
@@ -28,7 +28,7 @@ from glp_lens.types import Acts, PerRow
 EXACT_WIDTH = 64
 """Up to this width, the exact trace is the default: it costs a derivative for each dimension."""
 PROBES = 16
-"""Random directions that replace it above."""
+"""Random directions that estimate it at larger widths."""
 _ROWS = 4096
 """Rows times directions that are differentiated at once."""
 
@@ -46,7 +46,7 @@ class LogDensity(NamedTuple):
 
 
 def rising_grid(steps: int) -> Tensor:
-    """`(steps + 1,)` noise levels from 0.001 to 1, closer together near 0, where thin directions come into being."""
+    """`(steps + 1,)` noise levels from 0.001 to 1, closer together near 0, which small variances need."""
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}")
     start = 1 / TRAIN_STEPS

@@ -34,8 +34,3 @@ def velocity_target(x: Acts, eps: Acts) -> Acts:
 def data_from_velocity(z: Acts, velocity: Acts, sigma: Sigma) -> Acts:
     """The data end of the straight line through `z`: `x = z - sigma v`."""
     return z - column(sigma, z) * velocity
-
-
-def noise_from_velocity(z: Acts, velocity: Acts, sigma: Sigma) -> Acts:
-    """The noise end of the straight line through `z`: `eps = z + (1 - sigma) v`."""
-    return z + (1 - column(sigma, z)) * velocity

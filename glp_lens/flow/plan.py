@@ -1,4 +1,4 @@
-"""How a call to sample or to project follows the flow: the noise levels and the solver that its options mean."""
+"""The noise levels and the solver of a call to sample or to project, from its options."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Plan(NamedTuple):
 
 
 class Preset(NamedTuple):
-    """Solver, spacing and pace that belong together; the pace is in steps for the whole way from noise to data."""
+    """A solver, a spacing of noise levels, and the number of steps from pure noise to data that suit each other."""
 
     solver: str
     grid: str
@@ -37,7 +37,7 @@ class Preset(NamedTuple):
 
 
 FAST = Preset("ab2", "early", 6)
-"""About the error of 20 steps of Euler, in sampling and in projection, with the fewest evaluations that serve both.
+"""About the error of 20 Euler steps, in sampling and in projection, with the fewest evaluations that do for both.
 
 A projection from `sigma` takes `ceil(6 sigma)` of them, but two at least, as a method of second order needs.
 Measured in docs/results/solvers.
@@ -52,16 +52,16 @@ def plan(
     grid: str = "released",
     fast: bool = False,
 ) -> Plan:
-    """The way from a noise level to data.
+    """Noise levels and solver from a noise level down to data.
 
     Args:
         u: the released code's noise level, an index into the `steps`-grid, where 0 is pure noise; 0.5 if neither is
             given.
         sigma: the noise level itself.
-        steps: pace of the grid: steps for the whole way from noise to data.
+        steps: steps from pure noise to data; from `sigma`, `ceil(sigma * steps)` of them.
         solver: a name in `solvers.SOLVERS`.
         grid: `released`, or a name in `schedule.SPACINGS`.
-        fast: take solver, grid and pace from `FAST`, at the noise level that the other options mean.
+        fast: take solver, grid and steps from `FAST`, from the noise level that the other options give.
 
     Raises:
         InputError: both of `u` and `sigma`, `fast` with another solver or grid, or options out of range.

@@ -4,7 +4,7 @@ The released code asks diffusers' flow-matching Euler scheduler for `n` steps an
 from 1000 to 1, divided by 1000, then a final 0. Its `u` in [0, 1) indexes the grid in use, so the same `u`
 means different noise levels on different grids: u = 0.5 is sigma 0.4742 on 20 steps and 0.5 on 1000.
 
-Other spacings of the levels, for solvers that make more of few evaluations, are in `SPACINGS`.
+Other spacings of the levels, for solvers that need few evaluations, are in `SPACINGS`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def late(sigma: float, steps: int) -> Tensor:
 
 
 def log_snr(sigma: float, steps: int) -> Tensor:
-    """Even in the logarithm of the signal-to-noise ratio, which is infinite at 0 and 1, short of both ends."""
+    """Even in the logarithm of the signal-to-noise ratio, cut off near 0 and 1, where that is infinite."""
     ends = torch.tensor([min(sigma, 1 - LOG_SNR_MARGIN), LOG_SNR_MARGIN * sigma], dtype=torch.float32)
     top, bottom = ends.logit().tolist()
     levels = torch.linspace(top, bottom, steps, dtype=torch.float32).sigmoid()
@@ -111,12 +111,12 @@ def path(sigma: float, steps: int, spacing: str = "even") -> Tensor:
 
 
 def path_from_sigma(sigma: float, steps: int, spacing: str = "even") -> Tensor:
-    """From `sigma` down to 0 at the pace of `steps` for the whole way: in `ceil(sigma * steps)` steps."""
+    """From `sigma` down to 0 in its share of the `steps` from 1 to 0: `ceil(sigma * steps)` of them."""
     return path(sigma, share_of(sigma, steps) if 0 < sigma <= 1 and steps > 0 else steps, spacing)
 
 
 def share_of(sigma: float, steps: int) -> int:
-    """`ceil(sigma * steps)`, where rounding of the product adds no step: 0.07 of 100 are 7."""
+    """`ceil(sigma * steps)`, robust to rounding: 0.07 of 100 steps are 7."""
     return math.ceil(round(float(sigma) * steps, 6))
 
 
@@ -144,5 +144,5 @@ def sigma_bin(sigma: np.ndarray) -> np.ndarray:
 
 
 def bin_name(index: int) -> str:
-    """The bin in words, for example `sigma=0.1-0.2`."""
+    """Name of the bin, for example `sigma=0.1-0.2`."""
     return f"sigma={index / SIGMA_BINS:.1f}-{(index + 1) / SIGMA_BINS:.1f}"

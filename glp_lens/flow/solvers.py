@@ -1,7 +1,7 @@
 """Solvers of the ordinary differential equation dz / dsigma = velocity(z, sigma): pure functions.
 
-All ask for the velocity at levels of the grid only, so that its time path can be computed beforehand, and never at
-the last level of a grid that ends at 0, where no denoiser is trained.
+All evaluate the velocity at levels of the grid only, so that the embedding of the level can be computed once, and never
+at the last level of a grid that ends at 0, where no denoiser is trained.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Velocity = Callable[[Tensor, float], Tensor]
 
 
 class Point(NamedTuple):
-    """Where the flow has been, and its velocity there."""
+    """A point that the flow has passed, and its velocity there."""
 
     sigma: float
     z: Tensor
@@ -33,7 +33,7 @@ Step = Callable[[Velocity, Sequence[Point], float], Tensor]
 """`(velocity, points, end)` to `z` at the level `end`; the last of the points is where the step starts."""
 
 _MEMORY = 3
-"""Points that the longest step looks back on, its start included."""
+"""Points that a step uses at most, its start included."""
 
 
 def euler(velocity: Velocity, points: Sequence[Point], end: float) -> Tensor:
@@ -115,7 +115,7 @@ def integrate(velocity: Velocity, z: Tensor, sigmas: Tensor, solver: str = "eule
 
 
 def network_calls(sigmas: Tensor, solver: str = "euler") -> int:
-    """How often `integrate` asks for the velocity along `sigmas`."""
+    """How often `integrate` evaluates the velocity along `sigmas`."""
     calls = 0
 
     def count(z: Tensor, sigma: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Whether an opened language model computes what transformers' own model does, tried once and remembered."""
+"""Check that an opened language model computes what transformers' own model does, once for each model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from glp_lens.lm.protocol import Model
 
 _VERSION = 1
 _LARGEST = 1_000_000_000
-"""Parameters up to which models are compared unless told otherwise: two copies of so many in float32 take 8 GB."""
+"""Parameters up to which models are compared by default: two copies of a model of that size in float32 take 8 GB."""
 _TOLERANCE = 1e-3
 """Relative difference in float32 that rounding may make; another convention of rotary positions makes one of 0.05."""
 _TOKENS = (2, 12)
@@ -36,8 +36,8 @@ def refuse_encoder_decoder(folder: str, name: str) -> None:
         raise encoder_decoder(f"model {name!r}")
 
 
-def due(folder: str, name: str, backend: str, check: bool | None, cache: Path) -> bool:
-    """Whether a model is to be compared now: not if it was before, nor if it is large and nobody asked."""
+def should_compare(folder: str, name: str, backend: str, check: bool | None, cache: Path) -> bool:
+    """Whether to compare a model now: not if it was before, nor if it is large and the caller did not ask for it."""
     if check is None and (setting := os.environ.get("GLP_LENS_CHECK", "")):
         if setting not in ("0", "1"):
             raise InputError(f"GLP_LENS_CHECK must be 0 or 1, got {setting!r}")
@@ -61,9 +61,9 @@ def compare(model: Model, folder: str, name: str, backend: str, cache: Path) -> 
     Args:
         model: opened from the folder in float32, on the CPU, with raw weights.
         folder: the model in the Hugging Face layout.
-        name: what the user calls it.
+        name: as the user gave it.
         backend: the TransformerLens class.
-        cache: folder in which it is remembered that they agree.
+        cache: folder where agreement is recorded.
 
     Raises:
         InputError: they differ.
@@ -135,7 +135,7 @@ def _reference(folder: str, n_layers: int, ids: Tensor) -> tuple[dict[int, Tenso
 
 
 def _parameters(folder: Path) -> int:
-    """Number of parameters in a folder's safetensors files; 0 if they cannot be read, which opening them will tell."""
+    """Number of parameters in a folder's safetensors files; 0 if they cannot be read, which opening will report."""
     total = 0
     for file in folder.glob("*.safetensors"):
         try:
@@ -155,7 +155,7 @@ def _difference(ours: Tensor, want: Tensor) -> float:
 
 
 def _marker(folder: str, backend: str, cache: Path) -> Path:
-    """The file that says that these files agree under these versions of the libraries."""
+    """The file that records agreement of these model files under these versions of the libraries."""
     root = Path(folder)
     files = sorted([root / "config.json", *root.glob("*.safetensors"), *root.glob("*.bin")])
     about: list[object] = [_VERSION, str(root.resolve()), backend]

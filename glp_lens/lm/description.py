@@ -1,4 +1,4 @@
-"""What a language model is: its description, its weights, and what was done to them when it was opened."""
+"""Description of a language model for provenance: name, sizes, weight processing and a hash of its weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CENTRED = {torch.float32: 1e-4, torch.float64: 1e-4}
 
 
 def describe(model: Model) -> Json:
-    """What identifies a model's activations: name, class, depth, width, dtype, weight processing and its blocks' name.
+    """Name, class, depth, width, dtype and weight processing of a model, and the name of its list of blocks.
 
     `blocks` is what transformers calls the list of blocks (`transformer.h` in GPT-2), where that is known.
     """
@@ -49,7 +49,7 @@ def refuse_encoder_decoder(model: Model) -> None:
 
 
 def encoder_decoder(what: str) -> InputError:
-    """What to say of an encoder-decoder."""
+    """The error for an encoder-decoder."""
     return InputError(
         f"{what} is an encoder-decoder, whose decoder reads another text than its encoder: open a decoder-only model, "
         "or an encoder such as BERT"
@@ -57,7 +57,7 @@ def encoder_decoder(what: str) -> InputError:
 
 
 def name_of(model: Model) -> str:
-    """What the model was opened as: a Hub id or folder, and which copy of its weights."""
+    """What the model was opened from: a Hub id or folder, and which copy of its weights."""
     cfg = model.cfg
     return str(getattr(cfg, "glp_lens_name", None) or getattr(cfg, "model_name", None) or "unnamed")
 
@@ -119,9 +119,9 @@ def _centred(model: Model) -> bool:
 
 
 def identity(model: Model) -> Json:
-    """What tells a language model's activations from those of others: `model` (see `describe`) and its `weights`' hash.
+    """What identifies a language model in provenance: `model` (see `describe`) and `weights`, the hash of its weights.
 
-    Hashing reads all weights, which takes seconds for a large model: who asks several times passes the answer on.
+    Hashing reads all weights, seconds for a large model: compute it once and pass it to `collect` and `here`.
     """
     return {"model": describe(model), "weights": weights_hash(model)}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from glp_lens.errors import InputError
 from glp_lens.lm.description import model_device, refuse_encoder_decoder
-from glp_lens.lm.hook_points import counted, rows_at, stop_layer
+from glp_lens.lm.hook_points import must_run, rows_at, stop_layer
 from glp_lens.lm.protocol import Model
 from glp_lens.numerics import of_others
 from glp_lens.types import HookFunction
@@ -43,7 +43,7 @@ def activations(model: Model, tokens: Tensor, mask: Tensor, hooks: Sequence[str]
 
     refuse_encoder_decoder(model)
     device = model_device(model)
-    with counted(model, [(name, grab(name)) for name in hooks]) as watched:
+    with must_run(model, [(name, grab(name)) for name in hooks]) as watched:
         model.run_with_hooks(
             tokens.to(device),
             return_type=None,
@@ -64,7 +64,7 @@ def token_nll(model: Model, tokens: Tensor, mask: Tensor, hooks: Hooks = ()) -> 
     """
     check_predicts(model)
     device = model_device(model)
-    with counted(model, hooks) as watched:
+    with must_run(model, hooks) as watched:
         logits = model.run_with_hooks(
             tokens.to(device),
             return_type="logits",

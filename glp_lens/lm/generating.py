@@ -12,7 +12,7 @@ from torch import Tensor
 from glp_lens.errors import InputError
 from glp_lens.lm.description import model_device
 from glp_lens.lm.forward import Hooks, check_predicts
-from glp_lens.lm.hook_points import counted, outputs_of_blocks, without_hooks
+from glp_lens.lm.hook_points import must_run, outputs_of_blocks, without_hooks
 from glp_lens.lm.protocol import Model
 from glp_lens.numerics import of_others
 from glp_lens.types import HookFunction
@@ -58,7 +58,7 @@ def generate(
     tokens = tokens.to(device)
     cached = caches_keys_and_values(model, tokens[:1])
     devices = [device] if device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices), counted(model, hooks) as fns:
+    with torch.no_grad(), torch.random.fork_rng(devices), must_run(model, hooks) as fns:
         if seed is not None:
             torch.manual_seed(seed % 2**32)  # torch's CPU generator looks at no more bits
         with model.hooks(fwd_hooks=fns):
@@ -68,9 +68,9 @@ def generate(
 def caches_keys_and_values(model: Model, prompt: Tensor) -> bool:
     """Whether the model's cached generation computes what forward passes over the whole text do.
 
-    Tried once for each model, format and kind of processing, on a prompt of its own, and said in one line if it does
-    not: some versions of libraries, and some architectures, lose the cache without an error. A model that has no cache
-    runs the whole text at each step, which is right.
+    Tried once for each model, dtype and kind of weight processing, on the beginning of `prompt`, with a warning if it
+    does not: some versions of libraries, and some architectures, lose the cache without an error. A model without a
+    cache runs the whole text at each step, which is correct.
 
     Args:
         prompt: ids `(1, pos)`.

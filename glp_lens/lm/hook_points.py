@@ -1,4 +1,4 @@
-"""Hook points: their names, which names are one point, and whether an edit there reaches the residual stream."""
+"""Hook points: their names, names of the same point, and whether an edit there reaches the residual stream."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BLOCK_ENDS = {"hook_in": "hook_resid_pre", "hook_out": "hook_resid_post"}
 """What a TransformerBridge calls a block's input and output: in every architecture the residual stream around it."""
 _MID = re.compile(r"blocks\.\d+\.(hook_resid_mid|ln2\.hook_in)")
 """On a HookedTransformer the stream between attention and MLP; on a bridge the input of the norm before the MLP."""
-_carry: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+_mid_stream_edits: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 _HEADS = re.compile(r"(.*\.)?(hook_[qkvz]|o\.hook_in)")
 """Hook points of the attention heads, `(batch, pos, head, d_head)`; on a bridge `hook_z` is the input of `o`."""
 _NOT_BY_TOKEN = re.compile(r".*hook_(cos|sin|pattern|attn_scores|scores)")
@@ -37,7 +37,7 @@ def default_hook(model: Model) -> str:
 
 
 def check_hook(model: Model, hook: str) -> str:
-    """The hook point's name, refused with near names if the model has none such or keeps it switched off.
+    """The hook point's name, if the model has it; otherwise an error that suggests a similar name.
 
     Raises:
         InputError: no such hook point, or one that the model calls only once a setting is switched on.
@@ -63,28 +63,28 @@ def check_hook(model: Model, hook: str) -> str:
 def names_of(model: Model, hook: str) -> list[str]:
     """All names of a hook point in this model.
 
-    Which names are one point is a fact of the model: where a norm follows the MLP, `mlp.hook_out` and `hook_mlp_out`
-    are two.
+    Which names share a point depends on the model: where a norm follows the MLP, `mlp.hook_out` and `hook_mlp_out` are
+    two points.
     """
     points = model.hook_dict
     return sorted(name for name, point in points.items() if point is points[hook])
 
 
 def same_point(one: str | Iterable[str], other: str | Iterable[str]) -> bool:
-    """Whether two hook points, each given by the names known of it, are one.
+    """Whether two hook points are the same, each given by one or all of its names.
 
-    A block's input and output have one name in each class of TransformerLens; other names are one point only where
-    they are in a list of names that `names_of` found.
+    A block's input and output have one name in each class of TransformerLens; other names are the same point only if
+    both are in a list that `names_of` gave.
     """
-    return not _plain(one).isdisjoint(_plain(other))
+    return not _canonical(one).isdisjoint(_canonical(other))
 
 
-def _plain(names: str | Iterable[str]) -> set[str]:
-    plain = set()
+def _canonical(names: str | Iterable[str]) -> set[str]:
+    canonical = set()
     for name in [names] if isinstance(names, str) else names:
         block, _, rest = name.rpartition(".")
-        plain.add(f"{block}.{_BLOCK_ENDS.get(rest, rest)}" if re.fullmatch(r"blocks\.\d+", block) else name)
-    return plain
+        canonical.add(f"{block}.{_BLOCK_ENDS.get(rest, rest)}" if re.fullmatch(r"blocks\.\d+", block) else name)
+    return canonical
 
 
 def stop_layer(hooks: Sequence[str]) -> int | None:
@@ -99,7 +99,7 @@ def is_mid_stream(name: str) -> bool:
 
 
 def check_edit(model: Model, hook: str) -> None:
-    """Refuse a hook point where an edit does not reach the residual stream, though its name says so.
+    """Refuse a hook point where an edit does not reach the residual stream, though its name suggests it.
 
     On a TransformerBridge `hook_resid_mid` is the input of the norm before the MLP: what is written there reaches the
     MLP alone. On a HookedTransformer it is the stream.
@@ -109,28 +109,28 @@ def check_edit(model: Model, hook: str) -> None:
     """
     check_hook(model, hook)
     mid_stream = next((name for name in names_of(model, hook) if is_mid_stream(name)), None)
-    if mid_stream is not None and not mid_stream_carries(model):
-        raise off_stream(hook)
+    if mid_stream is not None and not mid_stream_edits_work(model):
+        raise off_stream_error(hook)
 
 
-def off_stream(name: str) -> InputError:
-    """What to say of a hook point at which an edit does not reach the residual stream."""
+def off_stream_error(name: str) -> InputError:
+    """The error for a hook point where an edit does not reach the residual stream."""
     return InputError(
         f"an edit at {name} (hook_resid_mid) reaches only the MLP of this language model, not the residual stream: use "
         "hook_resid_pre or hook_resid_post, open it as a HookedTransformer, or pass allow_mismatch=True"
     )
 
 
-def mid_stream_carries(model: Model) -> bool:
-    """Whether edits between attention and MLP reach the stream of this model, tried once."""
-    if model not in _carry:
+def mid_stream_edits_work(model: Model) -> bool:
+    """Whether edits between attention and MLP reach the residual stream of this model; tried once for each model."""
+    if model not in _mid_stream_edits:
         name = next((name for name in model.hook_dict if is_mid_stream(name)), None)
-        _carry[model] = name is not None and _carries(model, name, int(name.split(".")[1]))
-    return _carry[model]
+        _mid_stream_edits[model] = name is not None and _reaches_stream(model, name, int(name.split(".")[1]))
+    return _mid_stream_edits[model]
 
 
 @torch.no_grad()
-def _carries(model: Model, hook: str, layer: int) -> bool:
+def _reaches_stream(model: Model, hook: str, layer: int) -> bool:
     """Whether very large values written at a hook point are still there after the block."""
     device = next(iter(model.parameters())).device
     ids = torch.arange(4, device=device)[None]
@@ -179,7 +179,7 @@ def outputs_of_blocks(
 
 @contextmanager
 def without_hooks(model: Model) -> Iterator[None]:
-    """Lifts the hooks that are set on a model: what is tried on it is not for them to see or change."""
+    """Suspend the hooks that are set on a model, so that trial runs neither trigger them nor are changed by them."""
     points = {id(point): point for point in model.hook_dict.values()}.values()
     kept = [(point, point._forward_hooks) for point in points]
     try:
@@ -192,8 +192,8 @@ def without_hooks(model: Model) -> Iterator[None]:
 
 
 @contextmanager
-def counted(model: Model, hooks: Sequence[tuple[str, HookFunction]]) -> Iterator[list[tuple[str, HookFunction]]]:
-    """Hooks that are watched: one that never ran by the end of the call is an error, not a call without an edit.
+def must_run(model: Model, hooks: Sequence[tuple[str, HookFunction]]) -> Iterator[list[tuple[str, HookFunction]]]:
+    """Hooks that raise an error at the end of the block if they never ran, rather than silently edit nothing.
 
     Raises:
         InputError: no such hook point, or one that the model lists and did not call.
@@ -216,22 +216,22 @@ def counted(model: Model, hooks: Sequence[tuple[str, HookFunction]]) -> Iterator
 
 
 def is_by_token(name: str, value: Tensor) -> bool:
-    """Whether what a hook point gives can be activations of each token, by its name and number of axes."""
+    """Whether the value at a hook point can be activations of each token, judged by its name and number of axes."""
     if _NOT_BY_TOKEN.fullmatch(name):
         return False
     return value.ndim == 3 or (value.ndim == 4 and _HEADS.fullmatch(name) is not None)
 
 
 def rows_at(name: str, value: Any, shape: torch.Size) -> Tensor:
-    """What a hook point gave as rows `(batch, pos, d)`, the heads of an attention layer side by side.
+    """The value at a hook point as rows `(batch, pos, d)`, with attention heads concatenated.
 
     Args:
         name: the hook point.
-        value: what it gave.
+        value: what the hook function received there.
         shape: `(batch, pos)` of the tokens.
 
     Raises:
-        InputError: no activations of each token.
+        InputError: it is not one row of activations for each token.
     """
     if isinstance(value, Tensor) and is_by_token(name, value) and value.shape[:2] == shape:
         return value.flatten(2)

@@ -43,8 +43,8 @@ def open_model(
 ) -> Model:
     """Open a language model with its raw weights: no folding, no centring.
 
-    A model is compared with transformers' own before it is used for the first time: a short forward pass in float32,
-    remembered for these files and versions of the libraries. One that computes something else is refused.
+    Before its first use a model is compared with transformers' own in a short float32 forward pass, once for these
+    files and versions of the libraries. One that computes something else is refused.
 
     Args:
         name: a Hub id, a local folder in the Hugging Face layout, or a GGUF file or the folder of one. The default
@@ -67,7 +67,7 @@ def open_model(
     folder = _find(name)
     checking.refuse_encoder_decoder(folder, name)
     model = None
-    if checking.due(folder, name, backend, check, cache_folder()):
+    if checking.should_compare(folder, name, backend, check, cache_folder()):
         model = _open(folder, name, backend, "cpu", "float32")
         checking.compare(model, folder, name, backend, cache_folder())
     if model is None or (device, dtype) != ("cpu", "float32"):
@@ -92,7 +92,11 @@ def _open(folder: str, name: str, backend: Backend, device: str, dtype: str) -> 
 
 
 def check_device(device: str) -> torch.device:
-    """The torch device of that name, refused with one line if this machine does not have it."""
+    """The torch device of that name.
+
+    Raises:
+        InputError: this machine does not have it.
+    """
     try:
         torch.empty(0, device=device)
         return torch.device(device)

@@ -1,13 +1,24 @@
-"""Jobs: each has one class of settings and one function, for library, command line and comparison alike."""
+"""Jobs: each has one class of settings and one function, for library, command line and comparison alike.
 
+Those of suites are in the packages of the suites, as `job`, and are carried out by `run_suite`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from glp_lens.evals.registry import SUITES
 from glp_lens.pipeline.collect import CollectJob, collect, collect_again
 from glp_lens.pipeline.compare import CompareJob, compare
-from glp_lens.pipeline.density import DensityJob, density
-from glp_lens.pipeline.fidelity import FidelityJob, fidelity
-from glp_lens.pipeline.probe import ProbeJob, probe
 from glp_lens.pipeline.report import ReportJob, report
-from glp_lens.pipeline.steer import SteerJob, steer
+from glp_lens.pipeline.suites import run_suite
 from glp_lens.pipeline.train import TrainJob, train
+
+if TYPE_CHECKING:
+    from glp_lens.evals.density.job import DensityJob
+    from glp_lens.evals.fidelity.job import FidelityJob
+    from glp_lens.evals.probing.job import ProbeJob
+    from glp_lens.evals.steering.job import SteerJob
 
 __all__ = [
     "CollectJob",
@@ -21,10 +32,15 @@ __all__ = [
     "collect",
     "collect_again",
     "compare",
-    "density",
-    "fidelity",
-    "probe",
     "report",
-    "steer",
+    "run_suite",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The settings of a suite's job."""
+    for suite in SUITES:
+        if name == suite.job_name:
+            return suite.settings
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,16 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from glp_lens.errors import InputError
-from glp_lens.evals.density.settings import DensitySettings
-from glp_lens.evals.fidelity.settings import FidelitySettings
-from glp_lens.evals.probing.settings import ProbingSettings, Size, TaskSettings, parse_size
-from glp_lens.evals.steering.settings import SteeringSettings
+from glp_lens.evals.probing.settings import Size, parse_size
+from glp_lens.evals.registry import SUITES, Suite
 from glp_lens.pipeline.collect import CollectJob, collect
-from glp_lens.pipeline.density import DensityJob, density
-from glp_lens.pipeline.fidelity import FidelityJob, fidelity
 from glp_lens.pipeline.inputs import (
     ContextSettings,
     LanguageModelSettings,
@@ -23,10 +19,9 @@ from glp_lens.pipeline.inputs import (
     TextsSettings,
     open_language_model,
 )
-from glp_lens.pipeline.probe import ProbeJob, open_tasks, probe
 from glp_lens.pipeline.report import ReportJob, report
 from glp_lens.pipeline.stages import Stage, run_stages, stage_seconds
-from glp_lens.pipeline.steer import SteerJob, steer
+from glp_lens.pipeline.suites import run_suite
 from glp_lens.pipeline.train import TrainJob, train
 from glp_lens.settings import Settings, option, options
 
@@ -36,14 +31,15 @@ if TYPE_CHECKING:
     from glp_lens.corpus import Document
     from glp_lens.types import Json
 
-SUITES = ("density", "probing", "steering", "fidelity")
-
 
 @dataclass(frozen=True, kw_only=True)
 class CompareJob(
-    TaskSettings, ProbingSettings, SteeringSettings, FidelitySettings, DensitySettings, LanguageModelSettings,
-    ContextSettings, TextsSettings, RunSettings,
-):  # fmt: skip
+    *(settings for suite in SUITES for settings in suite.own_settings),  # type: ignore[misc]
+    LanguageModelSettings,
+    ContextSettings,
+    TextsSettings,
+    RunSettings,
+):
     """Settings of `compare` and `quickstart`: those of all jobs. The defaults finish in minutes on two CPU cores."""
 
     panel = "Sizes"
@@ -118,7 +114,8 @@ def compare(
     Raises:
         InputError: bad settings, a model or hook point that cannot be used, or a folder that holds another run.
     """
-    _check(settings)
+    for suite in SUITES:  # refused before any work, and not after minutes
+        suite.job.check(settings)
     run = _Comparison(settings, model, texts, command)
     shared = settings.to_json() | run.identify()
     run_stages(run.stages(), shared, settings.out, overwrite=settings.overwrite, say=say, defaults=_defaults())
@@ -166,18 +163,17 @@ class _Comparison:
         sae = ("rows", "sae_latents", "sae_k", "sae_lr", "sae_batch")
         fits = ("train-glp", "train-sae", "train-baselines")
         baselines = ("pca", "pca_raw", "gaussian", "raw", "random")
-        probing = (*_names(TaskSettings), *_names(ProbingSettings))
+        page = ("report.html", "results.json", "metrics.csv", "plots")
         return [
             Stage("collect", (*language_model, *corpus), (), ("acts",), self.collect),
             Stage("train-glp", glp, ("collect",), ("models/glp",), partial(self.train, "glp")),
             Stage("train-sae", sae, ("collect",), ("models/sae",), partial(self.train, "sae")),
             Stage("train-baselines", ("glp_mlp", "glp_layers"), ("collect",), tuple(f"models/{b}" for b in baselines),
                   partial(self.train, *baselines)),
-            Stage("density", _names(DensitySettings), fits, ("results/density",), self.density),
-            Stage("probing", probing, fits, ("results/probing", "cache/probing"), self.probe),
-            Stage("steering", _names(SteeringSettings), fits, ("results/steering",), self.steer),
-            Stage("fidelity", _names(FidelitySettings), fits, ("results/fidelity",), self.fidelity),
-            Stage("report", (), SUITES, ("report.html", "results.json", "metrics.csv", "plots"), self.report),
+            *(Stage(suite.name, tuple(name for each in suite.own_settings for name in _names(each)), fits,
+                    (f"results/{suite.name}", f"cache/{suite.name}"), partial(self.measure, suite))
+              for suite in SUITES),
+            Stage("report", (), tuple(suite.name for suite in SUITES), page, self.report),
         ]  # fmt: skip
 
     @cached_property
@@ -209,22 +205,13 @@ class _Comparison:
         """Folder of the activations of a split."""
         return self.settings.out / "acts" / split
 
-    def job(self, kind: type[Any], **changes: Any) -> Any:
-        """A job with the shared settings, whose results are written anew."""
-        return kind.of(self.settings, **changes)
-
-    def suite(self, kind: type[Any], name: str, *models: str, **changes: Any) -> Any:
-        """The job of a suite on trained models."""
-        folders = tuple(f"{model}={self.settings.out / 'models' / model}" for model in models)
-        return self.job(kind, models=folders, out=self.settings.out / "results" / name, overwrite=True, **changes)
-
     def collect(self) -> None:
         """Activations of training and held-out texts."""
         s = self.settings
         repeatable = self.given_model is None and (self.texts is None or bool(s.texts))
         for split, tokens in (("train", s.tokens), ("heldout", s.heldout_tokens)):
             hook = (s.hook,) if s.hook else ()
-            job = self.job(CollectJob, out=self.acts(split), split=split, tokens=tokens, hook=hook)
+            job = CollectJob.of(s, out=self.acts(split), split=split, tokens=tokens, hook=hook)
             collect(job, model=self.model, texts=self.texts, repeatable=repeatable, say=_quiet)
 
     def train(self, *names: str) -> None:
@@ -250,27 +237,14 @@ class _Comparison:
             )  # fmt: skip
             train(job, say=_quiet)
 
-    def density(self) -> None:
-        """Held-out flow-matching loss beside the Gaussian bound."""
-        job = self.suite(DensityJob, "density", "glp", "sae", "pca", "gaussian", store=self.acts("heldout"))
-        density(job, say=_quiet, page=False)
-
-    def probe(self) -> None:
-        """1-D and k-sparse probes."""
-        models = ("glp", "sae", "pca", "gaussian", "raw", "random")
-        job = self.suite(ProbeJob, "probing", *models, cache=self.settings.out / "cache" / "probing")
-        probe(job, model=self.model, say=_quiet, page=False)
-
-    def steer(self) -> None:
-        """Steered generation, plain and repaired."""
-        job = self.suite(SteerJob, "steering", "glp", "sae", "pca", "gaussian", store=self.acts("train"))
-        steer(job, model=self.model, say=_quiet, page=False)
-
-    def fidelity(self) -> None:
-        """Reconstruction error and the change in language-model loss."""
-        models = ("glp", "sae", "pca", "pca_raw")
-        job = self.suite(FidelityJob, "fidelity", *models, store=self.acts("train"))
-        fidelity(job, model=self.model, texts=self.texts, say=_quiet, page=False)
+    def measure(self, suite: Suite) -> None:
+        """The results of a suite."""
+        out, kind = self.settings.out, suite.settings
+        changes: Json = suite.job.in_comparison(out)
+        changes["models"] = tuple(f"{name}={out / 'models' / name}" for name in changes["models"])
+        job = kind.of(self.settings, out=out / "results" / suite.name, overwrite=True, **changes)
+        model = self.model if issubclass(kind, LanguageModelSettings) else None
+        run_suite(job, model=model, texts=self.texts, page=False, say=_quiet)
 
     def report(self) -> None:
         """The page, and all numbers in one file each."""
@@ -291,21 +265,8 @@ class _Comparison:
             "notes": [f"Wall-clock seconds by stage: {seconds}."],
         }
         title = f"GLP, SAE and PCA on {about['model']['name'].split(' (')[0].split('/')[-1]}"
-        folders = tuple(s.out / "results" / suite for suite in SUITES)
+        folders = tuple(s.out / "results" / suite.name for suite in SUITES)
         report(ReportJob(folders=folders, out=s.out, title=title, overwrite=True), context=context, say=_quiet)
-
-
-def _check(settings: CompareJob) -> None:
-    """Refuse before any work what a late stage would refuse after minutes."""
-    from glp_lens.corpus.tables import TABLES, kind_of
-    from glp_lens.evals import probing
-    from glp_lens.evals.steering.judges import SentenceEmbedder
-
-    files = [spec for spec in settings.tasks if kind_of(spec) in TABLES]
-    probing.names([spec for spec in settings.tasks if spec not in files] or None)
-    if files:
-        open_tasks(settings, settings.seed, files)
-    SentenceEmbedder.check()
 
 
 def _names(settings: type[Settings]) -> tuple[str, ...]:

@@ -88,12 +88,10 @@ class TextsSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelsSettings(Settings):
-    """The trained models that a suite measures."""
+class SuiteJob(ResultSettings):
+    """A job that measures trained models."""
 
-    panel = "Data"
-
-    models: tuple[str, ...]
+    models: tuple[str, ...] = option(panel="Data")
     """Trained models, separated by commas, each optionally named (glp=runs/a/glp): folders of any kind, sae-lens
     folders, Hub ids, or sae-lens:RELEASE:SAE_ID."""
     allow_mismatch: bool = option(False, panel="Language model")

@@ -89,10 +89,12 @@ class TrainJob(*reversed(_FITS), _Shared):  # type: ignore[misc]
 
 
 def train(settings: TrainJob, *, say: Callable[[str], None] = print) -> ActivationModel:
-    """Train a model on a store and save it in `settings.folder`; an interrupted training of a GLP is continued.
+    """Train a GLP, SAE, PCA, Gaussian, or the raw or random baseline on a store, and save it.
 
-    The folder of a GLP also holds its training curve, as a table and a picture, and its checkpoints. Started by
-    torchrun, several processes train one GLP.
+    The folder of a GLP also holds its training curve, as a table and a picture, and its checkpoints. An interrupted
+    training of a GLP continues when the same command is run again.
+
+    On several GPUs: torchrun --nproc-per-node 8 -m glp_lens_cli train glp --device cuda ...
 
     Args:
         say: prints a line: where the model was saved and what it was trained on.

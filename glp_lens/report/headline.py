@@ -6,7 +6,7 @@ import pandas as pd
 
 from glp_lens.display.comparisons import Verdict
 from glp_lens.display.labels import display
-from glp_lens.evals.registry import SUITES
+from glp_lens.evals.registry import in_report
 from glp_lens.evals.results import Metric, structured_frame
 
 
@@ -18,7 +18,7 @@ def verdicts(frame: pd.DataFrame, focus: str = "glp") -> list[Verdict]:
         focus: the model that is compared with the others.
     """
     metrics = structured_frame(Metric.from_row(row) for row in frame.to_dict("records"))
-    return [v for suite in SUITES for v in suite.page.verdicts(metrics[metrics.suite == suite.name], focus)]
+    return [v for suite in in_report() for v in suite.page.verdicts(metrics[metrics.suite == suite.name], focus)]
 
 
 def headline(judged: list[Verdict], focus: str = "glp") -> str:
@@ -35,7 +35,7 @@ def headline(judged: list[Verdict], focus: str = "glp") -> str:
         main[key] = v.first if v.first == focus else main.get(key, v.first)
     judged = [v for v in judged if v.first == main[v.area or v.suite, v.second]]
     who = display(focus)
-    conditions = {suite.name: suite.page.CONDITIONS for suite in SUITES}
+    conditions = {suite.name: suite.page.CONDITIONS for suite in in_report()}
     parts = [
         (f"{who} wins in", "over", "ahead"),
         ("It loses in" if any(v.outcome == "ahead" for v in judged) else f"{who} loses in", "to", "behind"),

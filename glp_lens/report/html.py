@@ -11,7 +11,7 @@ from typing import Any
 from glp_lens.display.elements import Section
 from glp_lens.display.labels import Palette, display, duration
 from glp_lens.errors import InputError
-from glp_lens.evals.registry import SUITES
+from glp_lens.evals.registry import in_report
 from glp_lens.evals.results import Results, metrics_frame, structured_frame
 from glp_lens.files import write_atomic
 from glp_lens.report.headline import headline, verdicts
@@ -56,7 +56,7 @@ def write_report(results: Sequence[Results], out: str | Path, context: Mapping[s
             title=given.get("title", "Activation models compared"),
             focus=display(focus),
             headline=headline(judged, focus),
-            verdicts=[(suite.name, [v for v in judged if v.suite == suite.name]) for suite in SUITES],
+            verdicts=[(suite.name, [v for v in judged if v.suite == suite.name]) for suite in in_report()],
             training=training_table(training, (given.get("store") or {}).get("rows")) if training else None,
             store=facts(given.get("store") or {}),
             sections=parts,
@@ -87,10 +87,10 @@ def write_report(results: Sequence[Results], out: str | Path, context: Mapping[s
 
 def sections(results: Sequence[Results], focus: str = "glp") -> list[Section]:
     """A section for each suite present, in a fixed order; several runs of one suite share a section."""
-    conditions = {label: style for suite in SUITES for label, style in suite.page.CONDITIONS.items()}
+    conditions = {label: style for suite in in_report() for label, style in suite.page.CONDITIONS.items()}
     palette = Palette((m.model for r in results for m in r.metrics), conditions)
     made = []
-    for suite in SUITES:
+    for suite in in_report():
         runs = [r for r in results if r.suite == suite.name]
         if runs:
             frame = structured_frame(m for r in runs for m in r.metrics)

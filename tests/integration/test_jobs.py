@@ -14,7 +14,7 @@ import glp_lens as gl
 from glp_lens.errors import InputError
 from glp_lens.evals import steering
 from glp_lens.evals.steering import suite
-from glp_lens.pipeline import CompareJob, FidelityJob, compare, fidelity
+from glp_lens.pipeline import CompareJob, FidelityJob, compare, run_suite
 from glp_lens.pipeline.stages import Stage, run_stages
 from tests.conftest import tiny_texts
 from tests.integration.test_steering import Words, ordered_texts, toy_concept
@@ -115,7 +115,7 @@ def test_fidelity_is_measured_on_held_out_texts_whoever_names_them(run):
     settings = FidelityJob.of(
         run.settings, models="runs/models/pca", store="runs/acts/train", out="elsewhere", texts=()
     )
-    results = fidelity(settings, texts=texts, say=lambda _line: None)
+    results = run_suite(settings, texts=texts, say=lambda _line: None)
     heldout = [document.text for document in gl.corpus.split_documents(texts, "heldout")][: settings.documents]
     assert results.data["documents_hash"] == hashlib.sha256("\0".join(heldout).encode()).hexdigest()[:16]
 

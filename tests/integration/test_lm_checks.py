@@ -350,7 +350,7 @@ def test_what_is_tried_on_a_model_passes_its_hooks_by(made, cache):
     centre = ("blocks.0.hook_resid_post", lambda x, *, hook: seen.append(len(x)) or x - x.mean(-1, keepdim=True))
     with model.hooks(fwd_hooks=[centre]):
         assert lm.weight_processing(model) == "raw"
-        assert not lm.mid_stream_carries(model)
+        assert not lm.mid_stream_edits_work(model)
         assert not seen
         lm.generate(model, prompt, 3)
     assert len(seen) == 3

@@ -28,7 +28,7 @@ class Repository:
 
 
 class FakeHub:
-    """What is stored, and which files were asked for, as `(id, path)`."""
+    """Stored repositories and files, and the downloads so far as `(id, path)`."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
@@ -93,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send({"error": message}, status, X_Error_Code=code, X_Error_Message=message)
 
     def visible(self, name: str) -> Repository | None:
-        """The repository, or None once its absence was told; a private one is not there for strangers."""
+        """The repository, or None after an error response; private ones exist for authorised users only."""
         repository = self.hub.repositories.get(name)
         if repository is None or (repository.private and self.headers.get("Authorization") not in (READ, WRITE)):
             self.refuse(401, "RepoNotFound", "Repository Not Found")

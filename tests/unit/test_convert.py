@@ -19,6 +19,7 @@ from glp_lens.activations.convert import (
     import_memmap_layers,
     import_memmaps,
     import_sae_lens,
+    memmaps,
     transfer,
 )
 from glp_lens.activations.store import ActivationStore
@@ -97,8 +98,9 @@ def released_write(folder, x, *, file_values=1 << 10, positions=None, documents=
         (folder / "doc_buffer.json").write_text(json.dumps(documents))
 
 
-def test_the_released_reader_finds_exported_rows_and_statistics(store, tmp_path):
-    export_memmaps(store, tmp_path / "glp", file_values=50 * WIDTH + 3)
+def test_the_released_reader_finds_exported_rows_and_statistics(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(memmaps, "FILE_VALUES", 50 * WIDTH + 3)
+    export_memmaps(store, tmp_path / "glp")
 
     assert len(list((tmp_path / "glp").glob("data_0*.npy"))) == 5
     assert torch.equal(released_read(tmp_path / "glp"), store.rows())
@@ -225,8 +227,9 @@ def test_rows_between_which_there_is_room_are_hashed_alone(tmp_path):
     assert len(hashes) == 1
 
 
-def test_memmaps_round_trip(store, tmp_path):
-    export_memmaps(store, tmp_path / "glp", file_values=50 * WIDTH)
+def test_memmaps_round_trip(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(memmaps, "FILE_VALUES", 50 * WIDTH)
+    export_memmaps(store, tmp_path / "glp")
     same(import_memmaps(tmp_path / "glp", tmp_path / "back", hook=HOOK), store, "doc_id", "position")
 
 

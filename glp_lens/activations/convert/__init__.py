@@ -1,4 +1,4 @@
-"""Stores from and to what people have: released GLP memmaps, SAELens's cached activations, plain arrays."""
+"""Import and export of stores: released GLP memmaps, SAELens's cached activations, plain arrays."""
 
 from glp_lens.activations.convert.arrays import export_arrays, import_arrays
 from glp_lens.activations.convert.memmaps import (

@@ -42,7 +42,8 @@ from glp_lens.errors import InputError
 INDEX: Final = "data_indices.npy"
 STATISTICS: Final = "rep_statistics.pt"
 _DTYPES = {"int16": "bfloat16", "float16": "float16", "float32": "float32"}
-_FILE_VALUES = 1 << 30
+FILE_VALUES = 1 << 30
+"""Most values in one exported file."""
 _NPY_MAGIC = b"\x93NUMPY"
 
 
@@ -127,30 +128,24 @@ def import_memmap_layers(
     }
 
 
-def export_memmaps(store: ActivationStore, folder: str | Path, *, file_values: int = _FILE_VALUES) -> None:
+def export_memmaps(store: ActivationStore, folder: str | Path) -> None:
     """Write the rows of a store as a folder that the released code trains on, `rep_statistics.pt` included.
 
-    Token ids and labels have no place in this format. What nothing varied in has variance 1 there, since that code
-    divides by it.
+    Token ids and labels have no place in this format. Dimensions that never vary get variance 1, since that
+    code divides by it.
 
     Args:
         store: kept in any dtype; bfloat16 becomes `int16` bits.
         folder: a new folder.
-        file_values: most values in one file.
 
     Raises:
         InputError: `folder` exists, or the disk is full.
     """
     with new_output(Path(folder)) as temporary, export_bar(len(store)) as bar:
-        _write(store, temporary, file_values, bar)
+        _write(store, temporary, bar)
 
 
-def export_memmap_layers(
-    stores: Mapping[str, ActivationStore] | Sequence[ActivationStore],
-    folder: str | Path,
-    *,
-    file_values: int = _FILE_VALUES,
-) -> None:
+def export_memmap_layers(stores: Mapping[str, ActivationStore] | Sequence[ActivationStore], folder: str | Path) -> None:
     """Write stores of several layers as folders that the released code trains one prior on, `layer_XX` each.
 
     The `rep_statistics.pt` beside them has a row for each layer of the language model, as that code looks it up by the
@@ -159,7 +154,6 @@ def export_memmap_layers(
     Args:
         stores: of one width and language model, at one hook point of different layers; as `collect` gives them.
         folder: a new folder.
-        file_values: most values in one file.
 
     Raises:
         InputError: fewer than two stores, or stores that do not go together; `folder` exists, or has a name that the
@@ -172,7 +166,7 @@ def export_memmap_layers(
     with new_output(Path(folder)) as temporary, export_bar(rows) as bar:
         temporary.mkdir()
         for layer, store in layers.items():
-            _write(store, temporary / f"layer_{layer:02d}", file_values, bar)
+            _write(store, temporary / f"layer_{layer:02d}", bar)
         known = next(iter(layers.values())).manifest.source.get("model", {}).get("n_layers") or 0
         absent = torch.full((layers[max(layers)].d_in,), torch.nan, dtype=torch.float32)
         each = [
@@ -201,11 +195,11 @@ def _by_layer(stores: Sequence[ActivationStore]) -> dict[int, ActivationStore]:
     return dict(sorted((int(name[1]), store) for name, store in zip(matches.values(), stores, strict=True) if name))
 
 
-def _write(store: ActivationStore, folder: Path, file_values: int, bar: Bar) -> None:
+def _write(store: ActivationStore, folder: Path, bar: Bar) -> None:
     """One store as one new folder."""
     folder.mkdir()
     d = store.d_in
-    rows_per_file = max(1, file_values // d)
+    rows_per_file = max(1, FILE_VALUES // d)
     for number, first in enumerate(range(0, len(store), rows_per_file)):
         with (folder / f"data_{number:04d}.npy").open("wb") as file:
             for x in stored_blocks(store, bar, first, min(first + rows_per_file, len(store))):
@@ -247,10 +241,10 @@ def _layers(folder: Path) -> dict[int, Path]:
 
 
 def _dtype(place: Path, asked: str | None) -> str:
-    said = next((file for file in (place / "dtype.txt", place.parent / "dtype.txt") if file.is_file()), None)
-    dtype = asked or (said.read_text(encoding="utf-8").strip().removeprefix("np.") if said else "int16")
+    written = next((file for file in (place / "dtype.txt", place.parent / "dtype.txt") if file.is_file()), None)
+    dtype = asked or (written.read_text(encoding="utf-8").strip().removeprefix("np.") if written else "int16")
     if dtype not in _DTYPES:
-        where = "" if asked or not said else f" in {said}"
+        where = "" if asked or not written else f" in {written}"
         raise InputError(f"GLP memmaps hold {', '.join(_DTYPES)}, got dtype {dtype[:20]!r}{where}")
     return dtype
 
@@ -342,7 +336,7 @@ def _buffer(path: Path, rows: int) -> np.ndarray | None:
         if not isinstance(values, list) or len(values) != rows or not all(type(value) is int for value in values):
             got = f"a list of {len(values)}" if isinstance(values, list) else type(values).__name__
             raise InputError(f"{path} must hold one integer for each of {rows} rows, got {got}: fetch it again")
-        # Told the dtype, since by itself NumPy makes floats of ids on both sides of 2^63.
+        # An explicit dtype: by default NumPy makes floats of ids on both sides of 2^63.
         return np.array(values, np.uint64 if min(values) >= 0 else np.int64)
     except (ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, InputError):

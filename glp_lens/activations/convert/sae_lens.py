@@ -89,7 +89,7 @@ def export_sae_lens(store: ActivationStore, folder: str | Path, *, context: int 
     Args:
         store: with at least `context` rows.
         folder: a new folder.
-        context: the `context_size` that SAELens is told.
+        context: rows of a sequence, SAELens's `context_size`.
 
     Returns:
         The number of rows at the end, fewer than `context`, that fill no sequence and are left out.

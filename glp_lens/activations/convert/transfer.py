@@ -1,4 +1,4 @@
-"""What all conversions share: output that appears whole or not at all, blocks of bounded size, where rows came from."""
+"""What all conversions share: atomic output, blocks of bounded size, provenance of imported rows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def block_length(item_bytes: int) -> int:
 
 @contextmanager
 def new_output(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes `path` when all went well; otherwise nothing is left behind.
+    """A temporary path that becomes `path` at the end of the block; after an exception nothing is left behind.
 
     Raises:
         InputError: `path` exists already, its folder cannot be written, or the disk is full.
@@ -77,7 +77,7 @@ def _remove(path: Path) -> None:
 def save(
     out: str | Path, blocks: Iterable[Block], *, hook: str, dtype: str, source: Json, labels: Mapping[str, str] = {}
 ) -> ActivationStore:
-    """`write_store`, whole or not at all."""
+    """`write_store`, atomically."""
     with new_output(Path(out)) as temporary:
         write_store(temporary, blocks, hook=hook, dtype=dtype, labels=labels, source=source)
     return ActivationStore.open(out)

@@ -80,7 +80,7 @@ def matched_difference(
 
     def difference(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         a, b, c = (sums @ weights) / (counts @ weights)
-        return power_law(a, b, weight) - c
+        return np.asarray(power_law(a, b, weight) - c)
 
     value = float(difference(np.ones((n, 1)))[0])
     if n < 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import combinations, takewhile
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -221,12 +221,15 @@ class _Measured:
     @classmethod
     def join(cls, parts: Sequence[_Measured]) -> _Measured:
         """Batches, one after the other."""
-        arrays = ([getattr(part, f.name) for part in parts] for f in fields(cls)[1:5])
-        by_label = ([getattr(part, f.name) for part in parts] for f in fields(cls)[5:])
+        labels = parts[0].nll
         return cls(
             sum(part.massive for part in parts),
-            *map(np.concatenate, arrays),
-            *({label: np.concatenate([m[label] for m in own]) for label in own[0]} for own in by_label),
+            np.concatenate([part.clean for part in parts]),
+            np.concatenate([part.spread for part in parts]),
+            np.concatenate([part.token_owners for part in parts]),
+            np.concatenate([part.row_owners for part in parts]),
+            {label: np.concatenate([part.nll[label] for part in parts]) for label in labels},
+            {label: np.concatenate([part.error[label] for part in parts]) for label in labels},
         )
 
     def fvu(self, label: str) -> float:

@@ -213,7 +213,7 @@ def _fill(
     run: Callable[[list[Document], list[str], Path, Callable[[int], Any]], None],
 ) -> None:
     """Collect what the stores lack, task by task."""
-    known, bos = {name: set(found.where) for name, found in index.items()}, lm.bos_id(model)
+    known, bos = {name: set(own.where) for name, own in index.items()}, lm.bos_id(model)
     work: list[tuple[Path, list[str], list[Document]]] = []
     total = 0
     for task in tqdm(tasks, desc="tokenise texts", unit="task", mininterval=2, delay=2, leave=False):
@@ -249,9 +249,9 @@ def _clear(out: Path, names: list[str], batch_size: int) -> None:
     for folder in (out / name for name in names):
         if not (folder / MANIFEST).is_file():
             continue
-        found = Manifest.read(folder)
-        settings = found.source.get("settings", {})
-        if not found.complete and wanted != {key: settings.get(key) for key in wanted}:
+        manifest = Manifest.read(folder)
+        settings = manifest.source.get("settings", {})
+        if not manifest.complete and wanted != {key: settings.get(key) for key in wanted}:
             held = lock(folder)
             shutil.rmtree(folder)
             os.close(held)

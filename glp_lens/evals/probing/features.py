@@ -58,11 +58,11 @@ class Spooled:
         if not isinstance(columns, slice):
             return self[rows, columns : columns + 1][:, 0]
         start, stop, _ = columns.indices(self.shape[1])
-        found = np.empty((self.shape[0], max(stop - start, 0)), dtype=np.float32)
-        for i, row in enumerate(found):
-            self.file.seek(found.itemsize * (i * self.shape[1] + start))
+        block = np.empty((self.shape[0], max(stop - start, 0)), dtype=np.float32)
+        for i, row in enumerate(block):
+            self.file.seek(block.itemsize * (i * self.shape[1] + start))
             self.file.readinto(row.data)
-        return found[rows]
+        return block[rows]
 
 
 class Joined:
@@ -78,12 +78,12 @@ class Joined:
         if not isinstance(columns, slice):
             return self[rows, columns : columns + 1][:, 0]
         start, stop, _ = columns.indices(self.shape[1])
-        found = []
+        blocks = []
         for part, end in zip(self.parts, self.ends.tolist(), strict=True):
             first = end - part.shape[1]
             if start < end and first < stop:
-                found.append(part[rows, max(start - first, 0) : min(stop, end) - first])
-        return np.concatenate(found, axis=1)
+                blocks.append(part[rows, max(start - first, 0) : min(stop, end) - first])
+        return np.concatenate(blocks, axis=1)
 
 
 def parts(entry: Entry) -> list[Entry]:
@@ -133,10 +133,10 @@ def encode(
     def block(start: int) -> Values:
         part = slice(start, start + step)
         eps = None if noise is None else noise[part].to(device)
-        found = model.encode(acts[part].to(device), noise=eps, **entry.options).float()
-        if not torch.isfinite(found).all():
+        encoded = model.encode(acts[part].to(device), noise=eps, **entry.options).float()
+        if not torch.isfinite(encoded).all():
             raise NotFinite("features are not finite")
-        return found.cpu().numpy()
+        return encoded.cpu().numpy()
 
     starts = range(0, len(acts), step)
     if 4 * prod(shape) <= in_memory:

@@ -19,6 +19,7 @@ from glp_lens.corpus.tables import TABLES, kind_of
 from glp_lens.errors import InputError
 from glp_lens.evals.probing.activations import TaskActivations
 from glp_lens.evals.probing.tasks import Indices, Task, all_names, build, folds, load, names
+from glp_lens.types import Json
 
 LEAST = {"train": 5, "test": 2}
 """Fewest rows of each class: one a fold, and two for the variance of a test AUC."""
@@ -31,12 +32,7 @@ def open_tasks(
     *,
     max_train: int | None = None,
     max_test: int | None = None,
-    text: str = "text",
-    label: str = "label",
-    group: str | None = None,
-    split: str | None = None,
-    positive: str | None = None,
-    seed: int = 0,
+    **options: Any,
 ) -> list[Task]:
     """Tasks by name or file, as a command line gives them.
 
@@ -45,12 +41,7 @@ def open_tasks(
             `name=file`. Without any, the default tasks; see `tasks.names`.
         max_train: use at most so many train texts of each task.
         max_test: likewise for test texts.
-        text: column of the texts in files; for this and the rest, see `from_file`.
-        label: column of the classes.
-        group: column of what belongs together.
-        split: column that says `train` or `test`.
-        positive: one class against the rest.
-        seed: of the split.
+        options: of `from_file`, for the tasks of files: `text`, `label`, `group`, `split`, `positive`, `seed`.
 
     Raises:
         InputError: a pattern that matches nothing, a file that makes no task, two tasks of one name.
@@ -68,23 +59,10 @@ def open_tasks(
         if name in files:
             raise InputError(f"two tasks have the name {name!r}: pass one of them as another_name={path}")
         files[name] = path
-    own = [
-        from_file(
-            path,
-            text=text,
-            label=label,
-            group=group,
-            split=split,
-            positive=positive,
-            name=name,
-            max_train=max_train,
-            max_test=max_test,
-            seed=seed,
-        )
-        for name, path in files.items()
-    ]
+    most: Json = {"max_train": max_train, "max_test": max_test}
+    own = [from_file(path, name=name, **most, **options) for name, path in files.items()]
     bar = tqdm(known, desc="read tasks", unit="task", mininterval=2, delay=2)
-    return [load(name, max_train=max_train, max_test=max_test) for name in bar] + own
+    return [load(name, **most) for name in bar] + own
 
 
 def from_file(
@@ -225,15 +203,15 @@ def _is_test(values: Sequence[Any], path: str) -> NDArray[np.bool_]:
     for number, part in enumerate(parts, start=1):
         if part not in LEAST:
             raise InputError(f"{path}, row {number}: expected the split train or test, got {part[:40]!r}")
-    return np.array(parts) == "test"
+    return np.array([part == "test" for part in parts], dtype=bool)
 
 
 def _binary(values: ArrayLike, place: str, positive: object) -> tuple[Indices, tuple[str, str]]:
     """Labels `(n,)` 0 and 1, and what they stand for."""
-    codes, found = pd.factorize(np.asarray(values, dtype=object))
-    titles = [_written(value) for value in found]
-    _check_spaces(found, titles, place)
-    numbers = _as_numbers(dict(zip(titles, found, strict=True)))
+    codes, distinct = pd.factorize(np.asarray(values, dtype=object))
+    titles = [_written(value) for value in distinct]
+    _check_spaces(distinct, titles, place)
+    numbers = _as_numbers(dict(zip(titles, distinct, strict=True)))
     order = sorted(set(titles), key=lambda title: numbers.get(title, title))
     if len(order) < 2:
         only = f"only the value {order[0]!r}" if order else "no values"
@@ -337,7 +315,7 @@ def _thinned(rows: Indices, labels: Indices, most: int | None, rng: np.random.Ge
     zeros, ones = (np.flatnonzero(labels[rows] == label) for label in (0, 1))
     n_ones = min(len(ones), max(most // 2, most - len(zeros)))
     kept = [rng.choice(ones, n_ones, replace=False), rng.choice(zeros, most - n_ones, replace=False)]
-    return rows[np.sort(np.concatenate(kept))]
+    return np.take(rows, np.sort(np.concatenate(kept)))
 
 
 def _checked(task: Task) -> Task:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -583,26 +583,26 @@ def _features(p: _Probing) -> Part | None:
     return Part("What the best features are", lead, [], tables)
 
 
-def _feature_name(row: Mapping) -> str:
+def _feature_name(row: Json) -> str:
     if row.get("layer") is None:
         return f"feature {row['feature']}"
     return f"block {row['layer']}, neuron {row['neuron']}"
 
 
-def _sign(row: Mapping) -> str:
+def _sign(row: Json) -> str:
     return "+" if float(row.get("sign") or 0) > 0 else MINUS
 
 
-def _feature_cell(row: Mapping, tasks: Json) -> Cell:
+def _feature_cell(row: Json, tasks: Json) -> Cell:
     classes = tasks.get(row["task"], {}).get("classes")
     return Cell(_feature_name(row), f"{_sign(row)} for “{_clip(str(classes[1]), 24)}”" if classes else _sign(row))
 
 
-def _best_cell(row: Mapping | None) -> Cell:
+def _best_cell(row: Json | None) -> Cell:
     return Cell(DASH) if row is None else Cell(number(row["auc"]), f"{_feature_name(row)} {_sign(row)}")
 
 
-def _passages(row: Mapping, tasks: Json) -> tuple[str, ...]:
+def _passages(row: Json, tasks: Json) -> tuple[str, ...]:
     """The texts that excite a feature most, each with its class."""
     classes = tasks.get(row["task"], {}).get("classes") or ("0", "1")
     passages = []

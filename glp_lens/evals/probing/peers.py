@@ -11,7 +11,7 @@ import re
 import warnings
 from dataclasses import asdict, dataclass, field
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -118,7 +118,7 @@ class DecodingPeer(Peer):
 
     def _directions(self) -> Tensor:
         each = torch.eye(self.cfg.d_sae, dtype=torch.float32)
-        return self.model.decode(each) - self.model.decode(torch.zeros_like(each))
+        return torch.sub(self.model.decode(each), self.model.decode(torch.zeros_like(each)))
 
     @torch.no_grad()
     def decode(self, features: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ def _copy(own: Any, use: Json, defaults: Json) -> nn.Module:
     metadata.update(use, **{key: value for key, value in defaults.items() if metadata.get(key) is None})
     if peer.cfg.reshape_activations == "hook_z" and use["hook_name"].endswith("_z"):
         peer.turn_on_forward_pass_hook_z_reshaping()  # harnesses pass the heads apart; in our own wrapper it is off
-    return peer
+    return cast(nn.Module, peer)
 
 
 def row_noise(rows: Acts, seed: int = 0) -> Acts:

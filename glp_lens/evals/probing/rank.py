@@ -185,7 +185,8 @@ def mean_difference(features: ArrayLike, labels: ArrayLike) -> Floats:
     """
     x, positive = _finite(features), np.asarray(labels) == 1
     _need_both(positive)
-    return _mean_differences(x, positive, [np.arange(len(x))])[0]
+    (difference,) = _mean_differences(x, positive, [np.arange(len(x))])
+    return np.asarray(difference)
 
 
 def _finite(features: ArrayLike) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""One task: the probes of entries that share a model, over all noise seeds."""
+"""All probes of one task: of entries that share a model, over all noise seeds."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from glp_lens.evals.entries import Entry
 from glp_lens.evals.probing import features, rank, sparse
 from glp_lens.evals.probing.features import Joined, Matrix, NotFinite, Values
 from glp_lens.evals.probing.inference import equal_count
-from glp_lens.evals.probing.rows import Rows, SplitRows
-from glp_lens.evals.probing.settings import ProbingSettings, Size
+from glp_lens.evals.probing.settings import Size
+from glp_lens.evals.probing.splits import Rows, SplitRows
 from glp_lens.evals.probing.tasks import Indices
+from glp_lens.evals.results import Setting
 from glp_lens.types import Json
 
+PAPER, ALL, SPARSE = Setting(mode="paper"), Setting(mode="all"), Setting(probe="sparse")
+"""Settings of the best of the candidates as in the paper, of the best of all features, and of k-sparse probes."""
 _TEXTS, _TEXT_LENGTH = 5, 160
 _COLUMNS = 8192
 
@@ -38,12 +41,6 @@ class Options:
     smallest: int
     device: str
 
-    @classmethod
-    def of(cls, settings: ProbingSettings, smallest: int, device: str) -> Options:
-        """Those of a run."""
-        s = settings
-        return cls(tuple(range(s.seeds)), s.ks, s.max_features, s.sizes, smallest, device)
-
 
 class Choice(NamedTuple):
     """A chosen feature and its scores `(n_test,)`, higher for class 1."""
@@ -53,32 +50,25 @@ class Choice(NamedTuple):
 
 
 @dataclass
-class Found:
-    """One entry on one split.
+class SplitScores:
+    """The probes of one entry on one split.
 
     Attributes:
         choices: by setting, an item for each noise seed.
         numbers: by setting and metric, likewise.
         sparse: by setting without k, of the first noise seed.
-        texts: that excite the feature of `mode=all` most, with the first noise seed.
+        texts: that excite the feature chosen among all most, with the first noise seed.
     """
 
-    choices: dict[str, list[Choice]] = field(default_factory=lambda: defaultdict(list))
-    numbers: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
-    sparse: dict[str, list[sparse.SparseProbe]] = field(default_factory=dict)
+    choices: dict[Setting, list[Choice]] = field(default_factory=lambda: defaultdict(list))
+    numbers: dict[tuple[Setting, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+    sparse: dict[Setting, list[sparse.SparseProbe]] = field(default_factory=dict)
     texts: list[Json] = field(default_factory=list)
-
-
-class Scored(NamedTuple):
-    """What was found, by entry label and split, of the entries that could be scored; a sentence for each failure."""
-
-    found: dict[str, dict[str, Found]]
-    failures: list[str]
 
 
 def score(
     entries: Sequence[Entry], rows: Rows, options: Options, folder: Path | None, advance: Callable[[], Any]
-) -> Scored:
+) -> tuple[dict[str, dict[str, SplitScores]], list[str]]:
     """Score entries of one model at one hook point, each set of features encoded once for all that use it.
 
     Args:
@@ -87,8 +77,11 @@ def score(
         options: see there.
         folder: where features that are too large for memory go, by default that of temporary files.
         advance: called after each entry and noise seed.
+
+    Returns:
+        Scores by label and split, of the entries that could be scored, and a sentence for each failure.
     """
-    found = {entry.label: {name: Found() for name in rows.splits} for entry in entries}
+    scores = {entry.label: {split: SplitScores() for split in rows.splits} for entry in entries}
     failed: dict[str, str] = {}
     notes: dict[str, None] = {}
     for i, seed in enumerate(features.noise_seeds(entries[0], options.seeds)):
@@ -96,24 +89,26 @@ def score(
         for entry in entries:
             try:
                 if entry.label not in failed:
-                    notes |= dict.fromkeys(_add(found[entry.label], entry, encoder, options, first=i == 0))
+                    notes |= dict.fromkeys(_add_seed(scores[entry.label], entry, encoder, options, first=i == 0))
             except NotFinite as error:
                 failed[entry.label] = f"{entry.label} on {rows.task.name}: skipped, {error}"
             advance()
-    return Scored({label: at for label, at in found.items() if label not in failed}, [*failed.values(), *notes])
+    return {label: own for label, own in scores.items() if label not in failed}, [*failed.values(), *notes]
 
 
-def _add(found: dict[str, Found], entry: Entry, encoder: _Encoder, options: Options, *, first: bool) -> list[str]:
+def _add_seed(
+    scores: dict[str, SplitScores], entry: Entry, encoder: _Encoder, options: Options, *, first: bool
+) -> list[str]:
     """Add the probes of one noise seed, by split; a sentence for what cannot be fitted.
 
     Features go when this returns, so that those of two seeds are never held at once.
     """
-    (matrix, scores), rows = encoder(entry), encoder.rows
+    (matrix, by_split), rows = encoder(entry), encoder.rows
     notes: list[str] = []
-    for name, into in found.items():
-        _rank(into, entry, matrix, scores[name], rows, rows.splits[name], options)
+    for split, own in scores.items():
+        _add_single(own, entry, matrix, by_split[split], rows, rows.splits[split], options)
         if first:
-            notes += _once(into, entry, name, matrix, rows, options)
+            notes += _add_sparse(own, entry, split, matrix, rows, options)
     return notes
 
 
@@ -141,41 +136,49 @@ class _Encoder:
         return matrix, {name: rank.score_features(matrix, rows.labels, *split) for name, split in rows.splits.items()}
 
     def _joined(self, entry: Entry) -> tuple[Matrix, dict[str, rank.Scores]]:
-        found = [self(part) for part in features.parts(entry)]
-        scores = {name: rank.Scores.concat([own[name] for _, own in found]) for name in self.rows.splits}
-        return Joined([matrix for matrix, _ in found]), scores
+        parts = [self(part) for part in features.parts(entry)]
+        scores = {name: rank.Scores.concat([own[name] for _, own in parts]) for name in self.rows.splits}
+        return Joined([matrix for matrix, _ in parts]), scores
 
 
-def _rank(
-    found: Found, entry: Entry, matrix: Matrix, scores: rank.Scores, rows: Rows, split: SplitRows, options: Options
+def _add_single(
+    own: SplitScores,
+    entry: Entry,
+    matrix: Matrix,
+    scores: rank.Scores,
+    rows: Rows,
+    split: SplitRows,
+    options: Options,
 ) -> None:
     """Add the one-feature probes of one noise seed."""
     for setting, probe in _choose(entry, scores, options.max_features):
         column = matrix[:, probe.feature].astype(np.float64)
-        found.choices[setting].append(Choice(probe, probe.sign * column[split.test]))
-        if setting == "mode=all" and not found.texts:
-            found.texts = _texts(rows, split, column, probe.sign)
+        own.choices[setting].append(Choice(probe, probe.sign * column[split.test]))
+        if setting == ALL and not own.texts:
+            own.texts = _texts(rows, split, column, probe.sign)
     shortlist = np.argsort(-np.abs(scores.difference), kind="stable")[: options.max_features]
-    found.numbers["mode=paper", "auc_oracle"].append(float(scores.test[shortlist].max()))
-    found.numbers["mode=all", "auc_oracle"].append(float(scores.test.max()))
+    own.numbers[PAPER, "auc_oracle"].append(float(scores.test[shortlist].max()))
+    own.numbers[ALL, "auc_oracle"].append(float(scores.test.max()))
     n = len(scores.test)
     sizes = sorted({k for k in (*options.sizes, options.smallest, n) if k <= n})
     expected = equal_count(scores.validation, scores.test, sizes, difference=scores.difference)
     for k, value in zip(sizes, expected, strict=True):
-        found.numbers[f"mode=equal;features={k}", "auc"].append(float(value))
+        own.numbers[Setting(mode="equal", features=k), "auc"].append(float(value))
 
 
-def _choose(entry: Entry, scores: rank.Scores, max_features: int) -> Iterator[tuple[str, rank.Probe]]:
+def _choose(entry: Entry, scores: rank.Scores, max_features: int) -> Iterator[tuple[Setting, rank.Probe]]:
     """The probe of each setting."""
-    yield "mode=paper", rank.choose(scores, keep=max_features)
-    yield "mode=all", rank.choose(scores)
+    yield PAPER, rank.choose(scores, keep=max_features)
+    yield ALL, rank.choose(scores)
     layers = 1 if features.parts(entry) else features.layers(entry)
     width = len(scores.test) // layers
     for layer in range(layers if layers > 1 else 0):
-        yield f"mode=all;layer={layer}", rank.choose(scores, among=slice(layer * width, (layer + 1) * width))
+        yield ALL | Setting(layer=layer), rank.choose(scores, among=slice(layer * width, (layer + 1) * width))
 
 
-def _once(found: Found, entry: Entry, split: str, matrix: Matrix, rows: Rows, options: Options) -> Iterator[str]:
+def _add_sparse(
+    own: SplitScores, entry: Entry, split: str, matrix: Matrix, rows: Rows, options: Options
+) -> Iterator[str]:
     """Add the k-sparse probes of the first noise seed; a sentence for what cannot be fitted."""
     where, (train, test, _), y = f"{entry.label} on {rows.task.name}, split={split}", rows.splits[split], rows.labels
     ks = options.ks if entry.main else ()  # a sweep is shown by its one-feature probes
@@ -186,10 +189,10 @@ def _once(found: Found, entry: Entry, split: str, matrix: Matrix, rows: Rows, op
     if not ks:
         return
     some = tuple(k for k in ks if k != "dense")  # of all features, the order does not matter
-    for setting, normalize, sizes in (("probe=sparse", True, ks), ("probe=sparse;rank=difference", False, some)):
+    for setting, normalize, sizes in ((SPARSE, True, ks), (SPARSE | Setting(rank="difference"), False, some)):
         x = _shortlist(matrix, train, y, max(some), normalize) if large and some else matrix[:, :]
         try:
-            found.sparse[setting] = sparse.fit(x[train], y[train], x[test], y[test], sizes, normalize=normalize)
+            own.sparse[setting] = sparse.fit(x[train], y[train], x[test], y[test], sizes, normalize=normalize)
         except InputError as error:
             yield f"{where}: no k-sparse probes, {error}"
             return
@@ -197,24 +200,24 @@ def _once(found: Found, entry: Entry, split: str, matrix: Matrix, rows: Rows, op
 
 def _shortlist(matrix: Matrix, train: Indices, labels: Indices, k: int, normalize: bool) -> Values:
     """Those features among which are the first `k` of all in `sparse.rank_features`: the first of each block."""
-    found = []
+    blocks = []
     for start in range(0, matrix.shape[1], _COLUMNS):
         block = matrix[:, start : start + _COLUMNS]
         order = sparse.rank_features(block[train], labels[train], normalize=normalize)
-        found.append(block[:, np.sort(order[:k])])
-    return np.concatenate(found, axis=1)
+        blocks.append(block[:, np.sort(order[:k])])
+    return np.concatenate(blocks, axis=1)
 
 
 def _texts(rows: Rows, split: SplitRows, column: NDArray[np.float64], sign: int) -> list[Json]:
     """The train texts that excite a feature most in the direction of its sign, each at its highest row."""
-    found: dict[int, Json] = {}
+    texts: dict[int, Json] = {}
     for row in split.train[np.argsort(-(sign or 1) * column[split.train], kind="stable")].tolist():
         i = int(rows.text[row])
-        if i not in found:
+        if i not in texts:
             text = rows.task.texts[i]
             # The end is what the last token has seen, and what a limit on the context leaves.
             cut = text if len(text) <= _TEXT_LENGTH else "…" + text[1 - _TEXT_LENGTH :]
-            found[i] = {"text": cut, "value": float(column[row]), "label": int(rows.labels[row])}
-        if len(found) == _TEXTS:
+            texts[i] = {"text": cut, "value": float(column[row]), "label": int(rows.labels[row])}
+        if len(texts) == _TEXTS:
             break
-    return list(found.values())
+    return list(texts.values())

@@ -152,8 +152,8 @@ def _columns(
     values, vectors = np.linalg.eigh(products[:n])
     kept = values >= n * np.finfo(np.float64).eps * values[-1]
     scale = np.sqrt(values[kept].clip(min=np.finfo(np.float64).tiny))  # features that are all 0 stay so
-    found = products @ (vectors[:, kept] / scale)
-    return found[:n], found[n:]
+    coordinates = products @ (vectors[:, kept] / scale)
+    return coordinates[:n], coordinates[n:]
 
 
 def _folds(y: Rows, seed: int) -> Iterator[tuple[Rows, Rows]]:
@@ -185,11 +185,11 @@ def _fit(
 ) -> SparseProbe:
     c, auc_validation = np.nan, np.nan
     if folds:
-        found = np.zeros((len(PENALTIES), len(folds)))
+        aucs = np.zeros((len(PENALTIES), len(folds)))
         for j, (train, validation) in enumerate(folds):
             parts = x_train[train], y_train[train], x_train[validation], y_train[validation]
-            found[:, j] = [_validate(penalty, *parts) for penalty in PENALTIES]
-        means = found.mean(1)
+            aucs[:, j] = [_validate(penalty, *parts) for penalty in PENALTIES]
+        means = aucs.mean(1)
         c, auc_validation = float(PENALTIES[means.argmax()]), float(means.max())
     shuffled = np.random.RandomState(seed).permutation(len(x_train))  # the generator of sae-probes
     probe = _regression(c if folds else 1.0).fit(x_train[shuffled], y_train[shuffled])

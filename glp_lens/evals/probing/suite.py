@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ from tqdm.auto import tqdm
 from glp_lens.errors import InputError
 from glp_lens.evals.cache import ResultCache
 from glp_lens.evals.entries import Entry, usable
-from glp_lens.evals.probing import features, lines, rows
+from glp_lens.evals.probing import features
+from glp_lens.evals.probing.across_tasks import MEAN, AcrossTasks, add_means, add_pairs
 from glp_lens.evals.probing.activations import TaskActivations
-from glp_lens.evals.probing.comparing import ALL, Over, add_means, add_pairs
-from glp_lens.evals.probing.lines import DENSE, LISTS
-from glp_lens.evals.probing.placing import hooks, place, provenance_at
-from glp_lens.evals.probing.rows import FOLDS, Rows
+from glp_lens.evals.probing.hook_points import hooks, place, provenance_at
+from glp_lens.evals.probing.records import DENSE, Record
 from glp_lens.evals.probing.scoring import Options, score
 from glp_lens.evals.probing.settings import ProbingSettings
+from glp_lens.evals.probing.splits import FOLDS, Rows, read
 from glp_lens.evals.probing.tasks import Task
 from glp_lens.evals.results import Metric, Results
 from glp_lens.interface import Featurizer
@@ -110,18 +111,20 @@ def run(
     )
     main = [entry for entry in placed if entry.main]
     smallest = min((features.count(entry) for entry in main or placed), default=1)
-    options = Options.of(settings, smallest, data.device)
+    options = Options(
+        tuple(range(settings.seeds)), settings.ks, settings.max_features, settings.sizes, smallest, data.device
+    )
     results = _begin(placed, tasks, activations, options)
     results.config |= {"resamples": settings.resamples, "seed": settings.seed}
     results.failures += failures
-    for record in _score_all(placed, tasks, activations, options, folder):
-        results.metrics += [Metric.from_row({"suite": results.suite, **row}) for row in record["metrics"]]
-        results.failures += record["failures"]
-        for key in ("probes", "best"):
-            results.extras[key] += record[key]
-    over = Over({task.name: task.family for task in tasks}, settings.resamples, settings.seed)
-    add_means(results, over)
-    add_pairs(results, [entry.label for entry in main], smallest, over)
+    for record in _records(placed, tasks, activations, options, folder):
+        results.metrics += map(Metric.from_row, record.metrics)
+        results.failures += record.failures
+        results.extras["probes"] += record.probes
+        results.extras["best"] += record.best
+    across = AcrossTasks({task.name: task.family for task in tasks}, settings.resamples, settings.seed)
+    add_means(results, across)
+    add_pairs(results, [entry.label for entry in main], smallest, across)
     results.seconds = time.perf_counter() - start
     return results
 
@@ -131,8 +134,8 @@ def _check(entries: Sequence[Entry], tasks: Sequence[Task]) -> None:
     if not entries or not tasks:
         raise InputError(f"expected at least one model and task, got {len(entries)} models and {len(tasks)} tasks")
     names = [task.name for task in tasks]
-    if len({*names, ALL}) <= len(names):
-        raise InputError(f"task names must be unique and other than {ALL!r}, got {', '.join(names)}")
+    if len({*names, MEAN}) <= len(names):
+        raise InputError(f"task names must be unique and other than {MEAN!r}, got {', '.join(names)}")
 
 
 def _begin(entries: Sequence[Entry], tasks: Sequence[Task], activations: TaskActivations, options: Options) -> Results:
@@ -153,61 +156,55 @@ def _begin(entries: Sequence[Entry], tasks: Sequence[Task], activations: TaskAct
     )
 
 
-def _score_all(
+def _records(
     entries: Sequence[Entry],
     tasks: Sequence[Task],
     activations: TaskActivations,
     options: Options,
     folder: Path | None,
-) -> Iterator[Json]:
+) -> Iterator[Record]:
     """The record of each task, of finished ones from the cache."""
     cache = ResultCache(folder, lambda: [[entry.identity() for entry in entries], asdict(options)])
     used = hooks(entries, activations)
     each = sum(len(features.noise_seeds(entry, options.seeds)) for entry in entries)
     with tqdm(total=each * len(tasks), desc="probing", unit="model", mininterval=2) as bar:
         for task in tasks:
-            at_hooks = {hook: rows.read(task, activations, hook) for hook in used}
-            done, made = bar.n + each, []
-
-            def make(at_hooks: dict[str | None, Rows] = at_hooks, made: list[Json] = made) -> Json:
-                made.append(_score_task(entries, at_hooks, options, folder, bar.update))
-                return made[0]
-
-            yield cache.get(task.name, lambda own=at_hooks: _inputs(own), make)
-            if made:
-                bar.update(done - bar.n)  # of a task that cannot be scored
-            else:
-                bar.total = (bar.total or 0) - each  # a finished task must not count towards the rate
-                bar.refresh()
+            start, at_hooks = bar.n, {hook: read(task, activations, hook) for hook in used}
+            make = partial(_score_task, entries, at_hooks, options, folder, bar.update)
+            yield Record(**cache.get(task.name, partial(_inputs, task, list(at_hooks.values())), make))
+            # What was not scored now, since it is finished or cannot be, must not count towards the rate.
+            bar.total = (bar.total or 0) - (start + each - bar.n)
+            bar.refresh()
 
 
-def _inputs(at_hooks: dict[str | None, Rows]) -> list[Any]:
+def _inputs(task: Task, rows: Sequence[Rows]) -> list[Any]:
     """What the record of a task depends on, besides models and options."""
-    task = next(iter(at_hooks.values())).task
     splits = {name: list(split) for name, split in task.splits.items()}
-    acts = [[at.acts, at.text] for at in at_hooks.values()]
+    acts = [[at.acts, at.text] for at in rows]
     return [task.texts, task.labels, splits, task.groups, task.own_groups, acts]
 
 
 def _score_task(
     entries: Sequence[Entry],
-    at_hooks: dict[str | None, Rows],
+    at_hooks: Mapping[str | None, Rows],
     options: Options,
     folder: Path | None,
     advance: Callable[[], Any],
 ) -> Json:
-    """All entries on one task, given its rows at each hook point, the dense probe's first."""
+    """The record of all entries on one task, given its rows at each hook point, the dense probe's first."""
     first = next(iter(at_hooks.values()))
     problems = dict.fromkeys(problem for at in at_hooks.values() for problem in at.problems)
-    made: list[Json] = [{key: [] for key in LISTS} | {"failures": list(problems)}]
-    made += [lines.reference(first, name) for name in first.splits]
+    record = Record(failures=list(problems))
+    for split in first.splits:
+        record.add_dense(first, split)
     for group in _groups(entries) if first.splits else ():
-        at = at_hooks[group[0].hook]
-        scored = score(group, at, options, folder, advance)
-        made += [lines.record(scored.found[e.label][name], e, at, name)
-                 for e in group if e.label in scored.found for name in at.splits]  # fmt: skip
-        made[0]["failures"] += scored.failures
-    return {key: [line for part in made for line in part[key]] for key in LISTS}
+        rows = at_hooks[group[0].hook]
+        scores, failures = score(group, rows, options, folder, advance)
+        record.failures += failures
+        for entry in group:
+            for split, own in scores.get(entry.label, {}).items():
+                record.add_entry(own, entry, rows, split)
+    return asdict(record)
 
 
 def _groups(entries: Sequence[Entry]) -> Iterator[list[Entry]]:

@@ -133,14 +133,14 @@ def names(patterns: str | Sequence[str] | None = None) -> list[str]:
     if patterns is None:
         return list(DEFAULT_TASKS)
     known = all_names()
-    found: dict[str, None] = {}
+    matches: dict[str, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         hits = [name for name in known if pattern == "all" or fnmatchcase(name, pattern)]
         if not hits:
             near = (difflib.get_close_matches(pattern, known, n=1, cutoff=0.3) or known[:1])[0]
             raise InputError(f"no probing task matches {pattern!r}: did you mean {near!r}? '*' is all of them")
-        found |= dict.fromkeys(hits)
-    return list(found)
+        matches |= dict.fromkeys(hits)
+    return list(matches)
 
 
 def family(name: str) -> str:
@@ -153,7 +153,7 @@ def family(name: str) -> str:
     number, tag = name.split("_", 1)
     if int(number) in _BIGRAMS:
         return "bigrams"
-    return next((found for prefix, found in _FAMILIES.items() if tag.startswith(prefix)), tag)
+    return next((title for prefix, title in _FAMILIES.items() if tag.startswith(prefix)), tag)
 
 
 def note(name: str) -> str:
@@ -272,13 +272,13 @@ def folds(labels: ArrayLike, groups: ArrayLike | None = None, n: int = 5) -> lis
     group = np.arange(len(y)) if groups is None else np.asarray(groups)
     grouped = len(np.unique(group)) < len(y)
     zeros, ones = (len(np.unique(group[y == label])) for label in (0, 1))
-    found: list[tuple[Indices, Indices]] = []
+    pairs: list[tuple[Indices, Indices]] = []
     if min(zeros, ones) >= n:
         splitter = StratifiedGroupKFold(n) if grouped else StratifiedKFold(n)
-        found = list(splitter.split(y[:, None], y, group if grouped else None))
-    if not found or any(len(np.unique(y[validation])) < 2 for _, validation in found):
+        pairs = list(splitter.split(y[:, None], y, group if grouped else None))
+    if not pairs or any(len(np.unique(y[validation])) < 2 for _, validation in pairs):
         raise InputError(
             f"{n} folds with both classes in each cannot be made of {zeros} and {ones} "
             f"{'groups' if grouped else 'rows'} of the two classes: use more rows or smaller groups"
         )
-    return found
+    return pairs

@@ -41,7 +41,8 @@ def difference_of_means(
             f"positive and negative texts have the same mean activation at {hook}: "
             "pass texts that differ, or another hook point"
         )
-    return (direction / norm).float()
+    unit: Tensor = direction / norm
+    return unit.float()
 
 
 def last_token_activations(
@@ -64,4 +65,5 @@ def last_token_activations(
 def random_direction(d_in: int, seed: int = 0) -> Tensor:
     """A unit vector `(d_in,)`, uniform on the sphere."""
     vector = torch.randn(d_in, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return (vector / vector.norm()).float()
+    unit: Tensor = vector / vector.norm()
+    return unit.float()

@@ -73,7 +73,7 @@ class NGramModel:
             count = level.counts[_find(level.grams, grams)] * (_find(level.grams, grams) >= 0)
             lower = level.discount * level.types[at] / total
             p = np.where(seen, np.maximum(count - level.discount, 0) / total + lower * p, p)
-        return np.log(p)
+        return np.asarray(np.log(p))
 
     def losses(self, contexts: Sequence[Ids], continuations: Sequence[Ids]) -> tuple[Floats, Floats]:
         """Mean loss in nats a token of each continuation: given the text before it, and without context.
@@ -243,7 +243,7 @@ def _windows(ids: Ints, order: int) -> Ints:
 
 def _encode(windows: Ints, vocab: int) -> Ints:
     """Each row of ids as one number, the ids being its digits in base `vocab`."""
-    return windows @ (vocab ** np.arange(windows.shape[1] - 1, -1, -1, dtype=np.int64))
+    return np.asarray(windows @ (vocab ** np.arange(windows.shape[1] - 1, -1, -1, dtype=np.int64)))
 
 
 def _order(grams: Ints, counts: Ints, vocab: int) -> _Order:

@@ -117,7 +117,7 @@ class ConceptJudge:
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Concept score of each text, from 0 (not about it) to 2."""
-        return 2 * self.classifier.predict_proba(list(texts))[:, 1]
+        return np.asarray(2 * self.classifier.predict_proba(list(texts))[:, 1])
 
 
 def fit_judges(

@@ -147,7 +147,7 @@ def run(
         left_out="{label} cannot project activations: left out of steering",
         allow_mismatch=allow_mismatch,
     )
-    sides = [list(side[: settings.texts_per_side]) for side in (concept.positive, concept.negative)]
+    positive, negative = (list(side[: settings.texts_per_side]) for side in (concept.positive, concept.negative))
     results = Results(
         "steering",
         config={
@@ -158,18 +158,18 @@ def run(
         },
         data={
             "model": lm.describe(model),
-            "direction_texts": [len(side) for side in sides],
+            "direction_texts": [len(positive), len(negative)],
             "models": {e.label: e.model.provenance for e in entries},
         },
         failures=notes + accepted,
     )  # fmt: skip
     cache = ResultCache(folder, lambda: here)
-    direction = torch.tensor(
-        cache.get(
-            f"direction-{concept.name}", lambda: sides, lambda: difference_of_means(model, *sides, hook).tolist()
-        ),
-        dtype=torch.float32,
+    numbers = cache.get(
+        f"direction-{concept.name}",
+        lambda: [positive, negative],
+        lambda: difference_of_means(model, positive, negative, hook).tolist(),
     )
+    direction = torch.tensor(numbers, dtype=torch.float32)
     conditions = _conditions(able, direction, data.act_norm, settings)
     generations = {
         c.label: _generations(model, hook, c, prompts, settings, cache, allow_mismatch=allow_mismatch)
@@ -235,6 +235,7 @@ def _generations(
         return [ids.tolist(), _own_nll(model, prompts, ids).tolist()]
 
     ids, nll_own = cache.get(f"generations-{condition.label}", inputs, make)
+    assert model.tokenizer is not None  # texts were made of ids with it
     special = set(model.tokenizer.all_special_ids)
     texts = [[_decode(model.tokenizer, text, special) for text in row] for row in ids]
     return _Generations(texts, np.array(nll_own))

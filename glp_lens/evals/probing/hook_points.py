@@ -1,4 +1,4 @@
-"""Where each entry is read, and what is refused before anything is scored."""
+"""At which hook point each entry's activations are read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def hooks(entries: Sequence[Entry], activations: TaskActivations) -> list[str | 
 
 def place(entries: Sequence[Entry], source: Json) -> list[Entry]:
     """Entries with the hook point that each is read at; a multi-layer prior that is bound to no layer gets that one."""
-    found: list[Entry] = []
+    placed: list[Entry] = []
     bound: dict[tuple[int, str], Any] = {}
     for entry in entries:
         model, own = entry.model, entry.model.hook
@@ -31,8 +31,8 @@ def place(entries: Sequence[Entry], source: Json) -> list[Entry]:
         hook = entry.hook or next(iter(there), source.get("hook"))
         if hook and own is None:  # one view for all entries of a prior: they share what is encoded
             model = bound.setdefault((id(model), hook), provenance.bound(model, hook))
-        found.append(replace(entry, hook=hook, model=model))
-    return found
+        placed.append(replace(entry, hook=hook, model=model))
+    return placed
 
 
 def provenance_at(task: Task, activations: TaskActivations) -> Callable[[Entry], Json]:

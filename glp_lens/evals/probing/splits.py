@@ -1,4 +1,4 @@
-"""A task's rows at one hook point: which belong to which split and fold."""
+"""A task's activations at one hook point, and which of them belong to which split and fold."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SplitRows(NamedTuple):
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a task at one hook point.
+    """Activations of a task at one hook point.
 
     Attributes:
         task: the task.

@@ -1,26 +1,16 @@
-"""Probing: how well single features, and few of them, of trained models separate two classes of text."""
+"""The job of `glp-lens probe`: tasks, their activations, and the models whose features are probed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glp_lens.errors import InputError
 from glp_lens.evals.probing.settings import ProbingSettings, TaskSettings
-from glp_lens.pipeline.inputs import (
-    ContextSettings,
-    LanguageModelSettings,
-    ModelsSettings,
-    ResultSettings,
-    at_hook,
-    hook_point,
-    load_models,
-    open_language_model,
-)
-from glp_lens.pipeline.results import finish
-from glp_lens.settings import option
+from glp_lens.pipeline.inputs import ContextSettings, LanguageModelSettings, SuiteJob, at_hook, hook_point
+from glp_lens.settings import Settings, option
 
 if TYPE_CHECKING:
     from glp_lens import lm
@@ -28,10 +18,12 @@ if TYPE_CHECKING:
     from glp_lens.evals.entries import Entry
     from glp_lens.evals.probing import Task, TaskActivations
     from glp_lens.evals.results import Results
+    from glp_lens.pipeline.suites import Inputs
+    from glp_lens.types import Json
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeJob(TaskSettings, ProbingSettings, ModelsSettings, LanguageModelSettings, ContextSettings, ResultSettings):
+class ProbeJob(TaskSettings, ProbingSettings, LanguageModelSettings, ContextSettings, SuiteJob):
     """Settings of `probe`."""
 
     store: Path | None = option(None, panel="Tasks")
@@ -56,47 +48,45 @@ class ProbeJob(TaskSettings, ProbingSettings, ModelsSettings, LanguageModelSetti
             )
 
 
-def probe(
-    settings: ProbeJob,
-    *,
-    model: lm.Model | None = None,
-    page: bool = True,
-    command: str | None = None,
-    say: Callable[[str], None] = print,
-) -> Results:
+def in_comparison(folder: Path) -> Json:
+    """The models of a comparison, and where the activations of the tasks' texts are kept."""
+    return {"models": ("glp", "sae", "pca", "gaussian", "raw", "random"), "cache": folder / "cache" / "probing"}
+
+
+def check(settings: Settings) -> None:
+    """Refuse names that are no task's, and files that make none."""
+    from glp_lens.corpus.tables import TABLES, kind_of
+    from glp_lens.evals import probing as suite
+
+    assert isinstance(settings, TaskSettings)
+    assert isinstance(settings, ProbingSettings)
+    files = [spec for spec in settings.tasks if kind_of(spec) in TABLES]
+    suite.names([spec for spec in settings.tasks if spec not in files] or None)
+    if files:
+        open_tasks(settings, settings.seed, files)
+
+
+def measure(job: ProbeJob, trained: Mapping[str, ActivationModel], inputs: Inputs) -> Results:
     """Sparse probing: how well single features, and few of them, of each model separate two classes.
 
-    Every feature is scored exactly. A second run continues where the first stopped.
-
-    Args:
-        model: a HookedTransformer or TransformerBridge to use instead of the one that the settings name.
-        page: also write report.html.
-        command: the command line, for the page.
-        say: prints a line.
-
-    Raises:
-        InputError: models, tasks, a store or a hook point that cannot be used, or results that are already there.
+    Every feature is scored exactly. Prints a table and writes report.html, results.json and metrics.csv to --out.
+    Run it again to continue where it stopped.
     """
     from glp_lens.evals import probing as suite
 
-    settings.refuse_overwrite("results.json")
-    trained = load_models(settings.models, settings.device)
-    settings.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is told before texts are run
-    if settings.store is None:
-        tasks = open_tasks(settings, settings.seed)
-        opened = open_language_model(settings, settings.device) if model is None else model
-        entries, activations = _of_texts(settings, trained, tasks, opened)
+    if job.store is None:
+        tasks = open_tasks(job, job.seed)
+        compared, activations = _of_texts(job, trained, tasks, inputs.language_model(job, job.device))
     else:
-        task, activations = _of_store(settings, settings.store)
-        tasks, entries = [task], _entries(settings, trained, activations.source["hook"])
-    results = suite.run(
-        entries,
-        suite.ProbingData(tasks, activations, settings.device),
-        ProbingSettings.of(settings),
-        folder=settings.out / "scores",
-        allow_mismatch=settings.allow_mismatch,
+        task, activations = _of_store(job, job.store)
+        tasks, compared = [task], _entries(job, trained, activations.source["hook"])
+    return suite.run(
+        compared,
+        suite.ProbingData(tasks, activations, job.device),
+        ProbingSettings.of(job),
+        folder=job.out / "scores",
+        allow_mismatch=job.allow_mismatch,
     )
-    return finish(results, settings, page=page, command=command, say=say)
 
 
 def open_tasks(settings: TaskSettings, seed: int, names: Sequence[str] | None = None) -> list[Task]:
@@ -121,7 +111,7 @@ def open_tasks(settings: TaskSettings, seed: int, names: Sequence[str] | None = 
 
 
 def _of_texts(
-    settings: ProbeJob, trained: dict[str, ActivationModel], tasks: Sequence[Task], model: lm.Model
+    settings: ProbeJob, trained: Mapping[str, ActivationModel], tasks: Sequence[Task], model: lm.Model
 ) -> tuple[list[Entry], TaskActivations]:
     """What is compared, and the activations of the tasks' texts where each entry is read."""
     from glp_lens import provenance
@@ -159,11 +149,51 @@ def _of_store(settings: ProbeJob, folder: Path) -> tuple[Task, TaskActivations]:
     )
 
 
-def _entries(settings: ProbeJob, trained: dict[str, ActivationModel], point: str) -> list[Entry]:
+def _entries(settings: ProbeJob, trained: Mapping[str, ActivationModel], point: str) -> list[Entry]:
     """What is compared, random features among it if they are asked for and not given."""
-    from glp_lens.pipeline.entries import probing_entries, random_control
-
     models = at_hook(trained, point)
     if settings.random and not any(model.kind == "random" for model in models.values()):
         models["random"] = random_control(models, seed=settings.seed)
-    return probing_entries(models, settings.sigmas)
+    return entries(models, settings.sigmas)
+
+
+def entries(trained: Mapping[str, ActivationModel], sigmas: Sequence[float]) -> list[Entry]:
+    """A GLP's meta-neurons, and every other model's features.
+
+    A GLP stands at the first of the noise levels. More of them are a sweep, which also gives the features of all
+    levels side by side; neither is in the pairwise comparisons.
+    """
+    from glp_lens.evals.entries import Entry
+
+    compared = []
+    for label, model in trained.items():
+        if model.kind != "glp":
+            compared.append(Entry(label, model))
+        elif len(sigmas) == 1:
+            compared.append(Entry(label, model, {"sigma": sigmas[0]}))
+        else:
+            compared += [
+                Entry(f"{label} sigma={sigma:g}", model, {"sigma": sigma}, main=sigma == sigmas[0]) for sigma in sigmas
+            ]
+            together = tuple(sorted(sigmas))
+            name = "+".join(f"{sigma:g}" for sigma in together)
+            compared.append(Entry(f"{label} sigma={name}", model, {"sigma": together}, main=False))
+    return compared
+
+
+def random_control(trained: Mapping[str, ActivationModel], *, seed: int = 0) -> ActivationModel:
+    """Random features of the scale and number of the first GLP's.
+
+    Raises:
+        InputError: there is no GLP among the models.
+    """
+    from glp_lens.models.glp import GLP
+    from glp_lens.models.random_features import RandomFeatures
+
+    glp = next((model for model in trained.values() if isinstance(model, GLP)), None)
+    if glp is None:
+        raise InputError(
+            "random features take their number and scale from a GLP, got none: add one, or a folder of "
+            "'glp-lens train random'"
+        )
+    return RandomFeatures.draw(*glp.statistics(None, glp.device), glp.n_features, seed=seed)

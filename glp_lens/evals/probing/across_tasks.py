@@ -1,4 +1,4 @@
-"""Over all tasks: means, and the main entries against each other."""
+"""Statistics over all tasks: means, and paired comparisons of the main entries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from glp_lens.evals.probing.inference import holm, sign_flip_p, win_rate
 from glp_lens.evals.results import Metric, Results, Setting
 from glp_lens.evals.statistics import Interval, bootstrap_mean
 
-ALL = "all"
+MEAN = "all"
 """The `task` of means over tasks."""
 NOT_AVERAGED = ("auc_seed_sd",)
 Table = Mapping[str, Mapping[str, float]]
@@ -22,7 +22,7 @@ Table = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class Over:
+class AcrossTasks:
     """How statistics over tasks are made.
 
     Attributes:
@@ -44,18 +44,18 @@ class Over:
         return [self.families[task] for task in tasks]
 
 
-def add_means(results: Results, over: Over) -> None:
+def add_means(results: Results, across: AcrossTasks) -> None:
     """Add the mean over tasks of every metric."""
     for (setting, metric), table in _bar(tables(results.metrics), "means"):
         for model, values in table.items() if metric not in NOT_AVERAGED else ():
-            results.add(model, ALL, setting, metric, **over.mean(values)._asdict())
+            results.add(model, MEAN, setting, metric, **across.mean(values)._asdict())
 
 
-def add_pairs(results: Results, main: Sequence[str], smallest: int, over: Over) -> None:
+def add_pairs(results: Results, main: Sequence[str], smallest: int, across: AcrossTasks) -> None:
     """Add paired comparisons of the main entries, on the tasks that both have, with Holm's adjustment by setting."""
     for (setting, metric), table in _bar(tables(results.metrics), "pairs"):
         if metric == "auc" and _compared(setting, smallest):
-            _pairs(results, setting, {label: table[label] for label in main if label in table}, over)
+            _pairs(results, setting, {label: table[label] for label in main if label in table}, across)
 
 
 def _compared(setting: Setting, smallest: int) -> bool:
@@ -69,7 +69,7 @@ def tables(metrics: Iterable[Metric]) -> dict[tuple[Setting, str], dict[str, dic
     """Values of single tasks by setting and metric, then model, then task."""
     values: dict[tuple[Setting, str], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for m in metrics:
-        if m.task != ALL:
+        if m.task != MEAN:
             values[m.setting, m.metric][m.model][m.task] = m.value
     return values
 
@@ -78,7 +78,7 @@ def _bar(by_setting: dict[tuple[Setting, str], Any], what: str) -> tqdm[Any]:
     return tqdm(by_setting.items(), desc=f"probing, {what}", unit="setting", mininterval=2, leave=False)
 
 
-def _pairs(results: Results, setting: Setting, table: Table, over: Over) -> None:
+def _pairs(results: Results, setting: Setting, table: Table, across: AcrossTasks) -> None:
     pairs = []
     for a, b in combinations(table, 2):
         shared = [task for task in table[a] if task in table[b]]
@@ -86,11 +86,11 @@ def _pairs(results: Results, setting: Setting, table: Table, over: Over) -> None
             continue
         one, other = [table[a][task] for task in shared], [table[b][task] for task in shared]
         gap = [x - y for x, y in zip(one, other, strict=True)]
-        families = over.of(shared)
-        wins = win_rate(one, other, families, resamples=over.resamples, seed=over.seed)
-        mean = over.mean(dict(zip(shared, gap, strict=True)))
-        pairs.append((a, b, mean, wins, sign_flip_p(gap, families, seed=over.seed)))
+        families = across.of(shared)
+        wins = win_rate(one, other, families, resamples=across.resamples, seed=across.seed)
+        mean = across.mean(dict(zip(shared, gap, strict=True)))
+        pairs.append((a, b, mean, wins, sign_flip_p(gap, families, seed=across.seed)))
     for (a, b, mean, wins, _), p in zip(pairs, holm([p for *_, p in pairs]), strict=True):
-        results.add(a, ALL, setting, "auc_diff", **mean._asdict(), other=b)
-        results.add(a, ALL, setting, "win_rate", **wins._asdict(), other=b)
-        results.add(a, ALL, setting, "p_holm", p, n=mean.n, other=b)
+        results.add(a, MEAN, setting, "auc_diff", **mean._asdict(), other=b)
+        results.add(a, MEAN, setting, "win_rate", **wins._asdict(), other=b)
+        results.add(a, MEAN, setting, "p_holm", p, n=mean.n, other=b)

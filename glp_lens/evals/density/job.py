@@ -1,0 +1,56 @@
+"""The job of `glp-lens density`: held-out activations and the models that are scored on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glp_lens.evals.density.settings import DensitySettings
+from glp_lens.pipeline.inputs import SuiteJob, at_hook, open_heldout_store
+from glp_lens.settings import Settings, option
+
+if TYPE_CHECKING:
+    from glp_lens.artifacts import ActivationModel
+    from glp_lens.evals.results import Results
+    from glp_lens.pipeline.suites import Inputs
+    from glp_lens.types import Json
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensityJob(DensitySettings, SuiteJob):
+    """Settings of `density`."""
+
+    store: Path = option(Path("acts_heldout"), panel="Data")
+    """Folder of a store of held-out activations, written by 'collect --split heldout'."""
+    out: Path = option(Path("results/density"), panel="Run")
+    """Folder for the output."""
+
+
+def in_comparison(folder: Path) -> Json:
+    """The models and the store of a comparison."""
+    return {"models": ("glp", "sae", "pca", "gaussian"), "store": folder / "acts" / "heldout"}
+
+
+def check(settings: Settings) -> None:
+    """Nothing is refused late."""
+
+
+def measure(job: DensityJob, trained: Mapping[str, ActivationModel], inputs: Inputs) -> Results:
+    """Held-out flow-matching loss beside the exact Gaussian bound, and typicality scores."""
+    from glp_lens.evals import density as suite
+    from glp_lens.evals.entries import Entry
+
+    heldout = open_heldout_store(job.store, trained, allow_mismatch=job.allow_mismatch)
+    results = suite.run(
+        [Entry(label, model) for label, model in at_hook(trained, heldout.hook).items()],
+        suite.DensityData(heldout.rows(), heldout.column("doc_id"), heldout.provenance()),
+        DensitySettings.of(job),
+        folder=job.out / "cache",
+        allow_mismatch=job.allow_mismatch,
+    )
+    history = next((getattr(model, "history", []) for model in trained.values() if model.kind == "glp"), None)
+    if history is not None:
+        results.extras["history"] = history
+    return results

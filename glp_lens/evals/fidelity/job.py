@@ -1,0 +1,87 @@
+"""The job of `glp-lens fidelity`: held-out texts, the training store's statistics, and the models that reconstruct."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glp_lens.evals.fidelity.settings import FidelitySettings
+from glp_lens.pipeline.inputs import (
+    LanguageModelSettings,
+    SuiteJob,
+    TextsSettings,
+    at_hook,
+    heldout_texts,
+    hook_point,
+    open_training_store,
+)
+from glp_lens.settings import Settings, option
+
+if TYPE_CHECKING:
+    from glp_lens.artifacts import ActivationModel
+    from glp_lens.evals.entries import Entry
+    from glp_lens.evals.results import Results
+    from glp_lens.pipeline.suites import Inputs
+    from glp_lens.types import Json
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityJob(FidelitySettings, LanguageModelSettings, TextsSettings, SuiteJob):
+    """Settings of `fidelity`; of the texts the held-out twentieth is used."""
+
+    store: Path = option(Path("acts"), panel="Data")
+    """Folder of the activation store that the models were trained on: FVU and mean ablation take its statistics."""
+    out: Path = option(Path("results/fidelity"), panel="Run")
+    """Folder for the output."""
+
+
+def in_comparison(folder: Path) -> Json:
+    """The models and the store of a comparison."""
+    return {"models": ("glp", "sae", "pca", "pca_raw"), "store": folder / "acts" / "train"}
+
+
+def check(settings: Settings) -> None:
+    """Nothing is refused late."""
+
+
+def measure(job: FidelityJob, trained: Mapping[str, ActivationModel], inputs: Inputs) -> Results:
+    """Reconstruction error, and the change in language-model loss, on held-out texts."""
+    from glp_lens.evals import fidelity as suite
+    from glp_lens.pipeline.ranks import matched_ranks
+
+    store = open_training_store(job.store, trained, allow_mismatch=job.allow_mismatch)
+    trained = at_hook(trained, store.hook)
+    model = inputs.language_model(job, job.device)
+    point = hook_point(model, job.hook, trained)
+    documents = heldout_texts(job, inputs.texts, job.documents, seed=job.seed, context=job.context)
+    return suite.run(
+        entries(trained, job, matched_ranks(trained, store)),
+        suite.FidelityData(model, point, documents, store.stats.mean, store.stats.var.sqrt()),
+        FidelitySettings.of(job),
+        folder=job.out / "cache",
+        allow_mismatch=job.allow_mismatch,
+    )
+
+
+def entries(
+    trained: Mapping[str, ActivationModel], settings: FidelitySettings, ranks: Mapping[str, int]
+) -> list[Entry]:
+    """A GLP at several noise levels, PCA at several ranks, any SAE."""
+    from glp_lens.evals.entries import Entry
+    from glp_lens.interface import Reconstructor
+
+    compared, pace = [], {"fast": True} if settings.fast else {}
+    for label, model in trained.items():
+        if model.kind == "glp":
+            compared.append(Entry(label, model, {"u": settings.project_u, **pace}))
+            compared += [Entry(f"{label} sigma={s:g}", model, {"sigma": s, **pace}) for s in (0.3, 0.2, 0.1)]
+        elif model.kind == "pca":
+            pca: Any = model
+            own = ranks.get(label, pca.k)
+            others = {max(1, own // 4), min(pca.n_features, own * 7 // 5)}
+            compared += [Entry(label if k == own else f"{label} k={k}", pca, {"k": k}) for k in sorted({own, *others})]
+        elif isinstance(model, Reconstructor) and model.kind != "raw":
+            compared.append(Entry(label, model))
+    return compared

@@ -1,0 +1,79 @@
+"""The jobs of suites: trained models are loaded and measured; results are saved, shown on a page, and printed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from glp_lens.evals.registry import SUITES, Suite
+from glp_lens.pipeline.inputs import LanguageModelSettings, SuiteJob, load_models, open_language_model
+
+if TYPE_CHECKING:
+    from glp_lens import lm
+    from glp_lens.corpus import Document
+    from glp_lens.evals.results import Results
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What is in memory already, to be used instead of what a job's settings name.
+
+    Attributes:
+        model: a HookedTransformer or TransformerBridge.
+        texts: of which the held-out part is used.
+    """
+
+    model: lm.Model | None = None
+    texts: Sequence[str | Document] | None = None
+
+    def language_model(self, settings: LanguageModelSettings, device: str) -> lm.Model:
+        """The language model, opened if it is not in memory."""
+        return open_language_model(settings, device) if self.model is None else self.model
+
+
+def run_suite(
+    job: SuiteJob,
+    *,
+    model: lm.Model | None = None,
+    texts: Sequence[str | Document] | None = None,
+    page: bool = True,
+    command: str | None = None,
+    say: Callable[[str], None] = print,
+) -> Results:
+    """Measure trained models by the suite that a job is of. Writes results.json, metrics.csv and report.html to `out`.
+
+    A second run continues where the first stopped.
+
+    Args:
+        job: of any suite, for example a `SteerJob`.
+        model: a HookedTransformer or TransformerBridge to use instead of the one that the settings name.
+        texts: texts in memory to use instead of those that the settings name; their held-out part is used.
+        page: also write report.html.
+        command: the command line, for the page.
+        say: prints a line.
+
+    Raises:
+        InputError: models, stores, texts or a hook point that cannot be used, or results that are already there.
+    """
+    from glp_lens.report import write_report
+
+    suite = suite_of(type(job))
+    job.refuse_overwrite("results.json")
+    trained = load_models(job.models, job.device)
+    job.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is told before the work
+    results: Results = suite.job.measure(job, trained, Inputs(model, texts))
+    results.save(job.out)
+    files = [job.out / "results.json", job.out / "metrics.csv"]
+    if page:
+        files.insert(0, write_report([results], job.out, {"command": command, "seed": job.seed}))
+    say(suite.page.text_table(results))
+    for sentence in results.failures:
+        say(f"note: {sentence}")
+    say(f"saved: {', '.join(map(str, files[:-1]))} and {files[-1]}")
+    return results
+
+
+def suite_of(job: type[SuiteJob]) -> Suite:
+    """The suite whose settings a class is."""
+    return next(suite for suite in SUITES if suite.settings is job)
