@@ -10,7 +10,6 @@ import typer
 
 from glp_lens.errors import InputError
 
-from . import _info
 from ._app import Commands, split
 
 if TYPE_CHECKING:
@@ -49,6 +48,8 @@ def info(
     """
     from glp_lens.activations import ActivationStore
     from glp_lens.activations.describe import describe_folder, stores_in
+
+    from . import _info
 
     if png is not None and png.suffix.lower() != ".png":
         raise InputError(f"--png takes the name of a .png file, got {str(png)!r}")
