@@ -123,7 +123,7 @@ class _Writer:
         )
 
     def null(self, n_features: int) -> float:
-        """What the best of so many features reaches in validation that know nothing."""
+        """Validation AUC that the best of so many uninformative features is expected to reach."""
         group, y = self.groups[self.split.train], self.rows.labels[self.split.train]
         folds = [validation for _, validation in self.split.folds]
         counts = [[len(np.unique(group[fold][y[fold] == label])) for fold in folds] for label in (0, 1)]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from glp_lens.errors import InputError
+from glp_lens.evals.settings import SuiteSettings
 from glp_lens.settings import Settings, option
 
 Size = int | Literal["dense"]
@@ -53,7 +54,7 @@ class TaskSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbingSettings(Settings):
+class ProbingSettings(SuiteSettings):
     """What decides the numbers of `probing.run`, besides models and data, and the noise levels a GLP is read at."""
 
     panel: ClassVar[str] = "Probes"
@@ -71,8 +72,6 @@ class ProbingSettings(Settings):
     """Numbers of features of the curves at equal count; those above a model's own number are left out."""
     resamples: int = option(2000, min=1)
     """Bootstrap samples of intervals over tasks."""
-    seed: int = option(0, min=0, panel="Run")
-    """Seed of every random choice."""
 
     def __post_init__(self) -> None:
         """Check each setting; 'none' is no k-sparse probes at all."""
