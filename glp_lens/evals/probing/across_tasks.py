@@ -11,11 +11,10 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from glp_lens.evals.probing.inference import holm, sign_flip_p, win_rate
+from glp_lens.evals.probing.settings import MEAN
 from glp_lens.evals.results import Metric, Results, Setting
 from glp_lens.evals.statistics import Interval, bootstrap_mean
 
-MEAN = "all"
-"""The `task` of means over tasks."""
 NOT_AVERAGED = ("auc_seed_sd",)
 Table = Mapping[str, Mapping[str, float]]
 """Values by model label, then task name."""

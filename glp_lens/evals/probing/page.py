@@ -44,14 +44,12 @@ from glp_lens.display.labels import (
 )
 from glp_lens.evals.probing import plots
 from glp_lens.evals.probing.plots import CONDITIONS, display
+from glp_lens.evals.probing.settings import DENSE, MEAN
 from glp_lens.evals.results import Results, Setting, structured_frame
 from glp_lens.types import Json
 
 __all__ = ["CONDITIONS", "section", "text_table", "verdicts"]
 
-ALL = "all"
-"""The `task` of means over tasks."""
-DENSE = "dense"
 VIEWS = tuple(Setting(split=split, mode=mode) for mode in ("paper", "all") for split in ("dedup", "official"))
 """Settings of single features, the strictest first, which verdicts speak of."""
 Column = tuple[str, list[Cell]]
@@ -97,7 +95,7 @@ class _Probing:
     @cached_property
     def means(self) -> pd.DataFrame:
         """Metrics over all tasks."""
-        return self.frame[self.frame.task == ALL]
+        return self.frame[self.frame.task == MEAN]
 
     @cached_property
     def auc(self) -> pd.DataFrame:
@@ -170,7 +168,7 @@ class _Probing:
     def by_task(self, setting: Setting) -> pd.DataFrame:
         """`auc` rows of single tasks."""
         frame = self.frame
-        return frame[(frame.metric == "auc") & (frame.setting == setting) & (frame.task != ALL)]
+        return frame[(frame.metric == "auc") & (frame.setting == setting) & (frame.task != MEAN)]
 
     def curves(self, setting: Setting, key: str, models: Sequence[str]) -> dict[str, pd.DataFrame]:
         """Mean AUCs of each model by the number under a key besides a setting; `dense` counts as infinite."""
@@ -222,7 +220,7 @@ def verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
     A winner is named only if Holm's adjustment over all pairs agrees. What happens at equal feature counts is said
     where it is another verdict.
     """
-    frame = frame[frame.task == ALL]
+    frame = frame[frame.task == MEAN]
     pairs = facing(differences(frame, "auc"), focus)
     view = next((v for v in VIEWS if any(d.setting == v for d in pairs)), None)
     p_values = {(r.model, r.other, r.setting): r.value for r in frame[frame.metric == "p_holm"].itertuples()}
@@ -294,7 +292,7 @@ def text_table(results: Results) -> str:
         )
         return "  ".join([first, *rest]).rstrip()
 
-    tasks = p.frame[p.frame.task != ALL].task.nunique()
+    tasks = p.frame[p.frame.task != MEAN].task.nunique()
     title = f"mean test AUC of the best single feature over {tasks} task{'s' if tasks != 1 else ''}"
     families = p.auc[p.auc.setting == p.views[0]].n.max()
     if families > 1:

@@ -12,12 +12,10 @@ from glp_lens.evals.entries import Entry
 from glp_lens.evals.probing import dense, features, rank
 from glp_lens.evals.probing.inference import auc_interval, null_best
 from glp_lens.evals.probing.scoring import ALL, PAPER, Choice, SplitScores
+from glp_lens.evals.probing.settings import DENSE
 from glp_lens.evals.probing.splits import Rows
 from glp_lens.evals.results import Metric, Setting
 from glp_lens.types import Json
-
-DENSE = "dense"
-"""Label of the logistic regression on all raw dimensions, an upper reference."""
 
 
 @dataclass

@@ -9,6 +9,8 @@ from glp_lens.errors import InputError
 from glp_lens.evals.settings import SuiteSettings
 from glp_lens.settings import Settings, option
 
+DENSE, MEAN = "dense", "all"
+"""Label of the logistic regression on all raw dimensions, an upper reference, and the `task` of means over tasks."""
 Size = int | Literal["dense"]
 Pooling = Literal["last", "mean", "max", "all"]
 """What of a text is a row: its last token, the mean or maximum over its tokens, or each token by itself."""

@@ -16,12 +16,12 @@ from glp_lens.errors import InputError
 from glp_lens.evals.cache import ResultCache
 from glp_lens.evals.entries import Entry, usable
 from glp_lens.evals.probing import features
-from glp_lens.evals.probing.across_tasks import MEAN, AcrossTasks, add_means, add_pairs
+from glp_lens.evals.probing.across_tasks import AcrossTasks, add_means, add_pairs
 from glp_lens.evals.probing.activations import TaskActivations
 from glp_lens.evals.probing.hook_points import hooks, place, provenance_at
-from glp_lens.evals.probing.records import DENSE, Record
+from glp_lens.evals.probing.records import Record
 from glp_lens.evals.probing.scoring import Options, score
-from glp_lens.evals.probing.settings import ProbingSettings
+from glp_lens.evals.probing.settings import DENSE, MEAN, ProbingSettings
 from glp_lens.evals.probing.splits import FOLDS, Rows, read
 from glp_lens.evals.probing.tasks import Task
 from glp_lens.evals.results import Metric, Results

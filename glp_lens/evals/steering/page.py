@@ -34,9 +34,9 @@ from glp_lens.display.elements import (
 from glp_lens.display.labels import DASH, GREY, Palette, Style, family, interval, number, signed
 from glp_lens.display.plots import GRID, INK, Plot, render
 from glp_lens.evals.results import Results, Setting, structured_frame
+from glp_lens.evals.steering.settings import PLAIN, RANDOM, UNSTEERED
 from glp_lens.types import Json
 
-UNSTEERED, PLAIN, RANDOM = "unsteered", "plain", "random"
 CONDITIONS = {
     UNSTEERED: Style("not steered", GREY, "*"),
     PLAIN: Style("no repair", "#e69f00", "P"),

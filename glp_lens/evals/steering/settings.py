@@ -10,6 +10,8 @@ from glp_lens.errors import InputError
 from glp_lens.evals.settings import ProjectionSettings
 from glp_lens.settings import option
 
+UNSTEERED, PLAIN, RANDOM = "unsteered", "plain", "random"
+"""Labels of generations without steering, of steering without repair, and of steering in a random direction."""
 ConceptName = Literal["sports", "business", "world"]
 PROMPTS = (
     "The first thing I noticed", "When she opened the door", "On the way home we",
