@@ -120,9 +120,9 @@ def collect(
     if context < 2:
         raise InputError(f"context must hold BOS and one token at least, got {context}")
     names = [lm.check_hook(model, name) for name in names]
+    identity = lm.identity(model)  # once, since it reads all weights
     source: Json = {
-        "model": lm.describe(model),
-        "weights": lm.weights_hash(model),
+        **identity,
         "hooks": names,
         "hook": names[0],
         "hook_names": {name: lm.names_of(model, name) for name in names},
@@ -153,6 +153,7 @@ def collect(
                 corpus="probing tasks",
                 shard_tokens=_SHARD_TEXTS * context,
                 progress=bar.update,
+                identity=identity,
             )
             for name in where:
                 index[name].add(out / name)
