@@ -259,7 +259,7 @@ MISTAKES = [
     (STEER + " --strengths 0.4,0.2", "positive and rising"),
     (STEER + " --strengths=-1,1", "positive and rising"),
     (STEER + " --prompts 1", "Invalid value for '--prompts'"),
-    (STEER + " --prompts 99", "prompts must be between 2 and"),
+    (STEER + " --prompts 99", "prompts must lie between 2 and"),
     (STEER + " --new-tokens 0", "Invalid value for '--new-tokens'"),
     (STEER + " --project-u 1", "Invalid value for '--project-u'"),
     (STEER + " --hook blocks.9.hook_resid_post", "did you mean"),
