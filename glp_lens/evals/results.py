@@ -149,6 +149,14 @@ COLUMNS = ("suite", "model", "task", "setting", "metric", "value", "ci_low", "ci
 class Results:
     """Metrics of one suite with all that is needed to read or repeat them.
 
+    >>> results = Results("probing")
+    >>> results.add("glp", "all", Setting(split="dedup", mode="all"), "auc", 0.81, n=13)
+    >>> results.add("glp", "all", "split=dedup;mode=all", "auc_diff:sae", 0.02, ci_low=0.01, ci_high=0.03, n=13)
+    >>> [(metric.setting.get("mode"), metric.metric, metric.other, metric.value) for metric in results.metrics]
+    [('all', 'auc', '', 0.81), ('all', 'auc_diff', 'sae', 0.02)]
+    >>> results.frame().metric.tolist()
+    ['auc', 'auc_diff:sae']
+
     Attributes:
         suite: name of the suite.
         metrics: the numbers.

@@ -87,7 +87,7 @@ class Concatenated:
 
 
 def parts(entry: Entry) -> list[Entry]:
-    """One entry for each noise level of an entry with several, whose features are theirs in a row; else none."""
+    """One entry for each noise level of an entry with several, which has the features of all; else none."""
     sigma = entry.options.get("sigma")
     if not isinstance(sigma, list | tuple):
         return []

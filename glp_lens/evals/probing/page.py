@@ -401,7 +401,7 @@ def _percent(row: pd.Series | None) -> Cell:
 
 
 def _selection(p: _Probing) -> list[Table]:
-    """What choosing among many features costs: validation against test, and against features that know nothing."""
+    """What choosing among many features costs: validation against test, and against uninformative features."""
     titles = {
         "auc_validation": "Validation AUC",
         "auc_null": "… of as many useless features",
@@ -662,7 +662,7 @@ def _notes(p: _Probing) -> list[str]:
 
 
 def _useless(p: _Probing) -> str:
-    """How well the best of as many features that know nothing does, for the fewest and the most features."""
+    """Expected validation AUC of the best of as many uninformative features, for the fewest and the most features."""
     rows = p.means[p.means.setting == p.split | Setting(mode="all")]
     rows = rows[rows.metric == "auc_null"].set_index("model").value
     known = sorted((p.features(model), float(rows[model])) for model in p.labels if model in rows.index)

@@ -93,8 +93,8 @@ class Probe:
         sign: 1, -1, or 0 if the class means are equal on the train rows: the probe scores `sign * x`.
         auc_validation: its mean AUC over the validation folds.
         auc_test: its AUC on the test rows.
-        candidates: how many features it was chosen from; the best of more features that know nothing looks
-            better in validation.
+        candidates: how many features it was chosen from; the best of more uninformative features looks better
+            in validation.
     """
 
     feature: int

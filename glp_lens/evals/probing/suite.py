@@ -54,10 +54,10 @@ def run(
 ) -> Results:
     """Probe every entry on every task: with its best single feature, and with its best k.
 
-    Features and signs are chosen on train rows alone (see `rank` and `sparse`); test rows are looked at once. A
-    stochastic model is probed once for each noise seed, each choosing its own feature, and its AUC is the mean; on one
-    task all models see the same noise. Folds never part the rows of one text, nor in `dedup` those of one group;
-    k-sparse probes choose their penalty on the last train rows, as sae-probes does, which may part one group.
+    Features and signs are chosen on train rows alone (see `rank` and `sparse`); test rows are used once, for the final
+    scores. A stochastic model is probed once for each noise seed, each choosing its own feature, and its AUC is the
+    mean; on one task all models see the same noise. Folds never part the rows of one text, nor in `dedup` those of one
+    group; k-sparse probes choose their penalty on the last train rows, as sae-probes does, which may part one group.
 
     Metrics of each task, and of task `all` their means over tasks, by `setting`:
 
