@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import MISSING
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
@@ -62,7 +62,8 @@ def _parameter(option: Option, *, argument: bool) -> inspect.Parameter:
     if option.default is False:
         about["show_default"] = False
     if argument:
-        info = typer.Argument(help=option.help, show_default=False)
+        choices = get_args(option.type) if get_origin(option.type) is Literal else ()
+        info = typer.Argument(help=option.help, show_default=False, metavar="|".join(choices) or None)
     else:
         negative = f"/--no-{option.flag.removeprefix('--')}" if option.type is bool else ""
         names = [option.flag + negative, *(["-o"] if option.name == "out" else [])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,7 +20,8 @@ def push(
         str | None, typer.Option("--revision", help="Branch to push to, created if it is not there.")
     ] = None,
     form: Annotated[
-        str, typer.Option("--format", help="own, or released: a GLP as the released GLP code reads it.")
+        Literal["own", "released"],
+        typer.Option("--format", help="own, or released: a GLP as the released GLP code reads it."),
     ] = "own",
     layer_prefix: Annotated[
         str | None,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from glp_lens.errors import InputError
 
-from . import _info
 from ._app import Commands, split
 
 if TYPE_CHECKING:
@@ -21,7 +20,8 @@ _HELP = "Inspect activation stores, verify and repair them, merge parts, import 
 app = typer.Typer(cls=Commands, no_args_is_help=True, help=_HELP)
 
 Folder = Annotated[Path, typer.Argument(help="Folder of a store.", show_default=False)]
-FORMS = {
+Form = Literal["memmaps", "sae-lens", "arrays"]
+FORMS: dict[Form, tuple[str, set[str]]] = {
     "memmaps": ("folder of the released GLP code", {"hook", "dtype"}),
     "sae-lens": ("cached activations of SAELens", {"hook", "keep_first", "drop_tokens"}),
     "arrays": (".npy or .safetensors files", {"hook", "key"}),
@@ -49,6 +49,8 @@ def info(
     """
     from glp_lens.activations import ActivationStore
     from glp_lens.activations.describe import describe_folder, stores_in
+
+    from . import _info
 
     if png is not None and png.suffix.lower() != ".png":
         raise InputError(f"--png takes the name of a .png file, got {str(png)!r}")
@@ -199,7 +201,7 @@ def import_(
         list[Path], typer.Argument(help="What to import: a folder, or array files.", show_default=False)
     ],
     out: Annotated[Path, typer.Argument(help="Folder of the new store.", show_default=False)],
-    form: Annotated[str, typer.Option("--from", help="memmaps (released GLP code), sae-lens or arrays.")],
+    form: Annotated[Form, typer.Option("--from", help="Of the released GLP code, of SAELens, or array files.")],
     hook: Annotated[
         str | None,
         typer.Option("--hook", help="Hook point the rows came from; {layer} in it imports all layer_XX folders."),
@@ -222,7 +224,6 @@ def import_(
 
     given = {"hook": hook, "dtype": dtype, "key": key, "keep_first": keep_first, "drop_tokens": _ids(drop_tokens)}
     asked: dict[str, Any] = {name: value for name, value in given.items() if value}
-    _check_form("--from", form)
     if strange := sorted(asked.keys() - FORMS[form][1]):
         raise InputError(f"--{strange[0].replace('_', '-')} is no option of --from {form}: leave it out")
     if form != "sae-lens" and hook is None:
@@ -248,7 +249,7 @@ def export(
         Path, typer.Argument(help="Folder of a store; of several layers for memmaps.", show_default=False)
     ],
     out: Annotated[Path, typer.Argument(help="New folder, or .npy or .safetensors file.", show_default=False)],
-    form: Annotated[str, typer.Option("--to", help="memmaps (released GLP code), sae-lens or arrays.")],
+    form: Annotated[Form, typer.Option("--to", help="Of the released GLP code, of SAELens, or array files.")],
     context: Annotated[
         int | None, typer.Option("--context", min=1, help="Of sae-lens: rows of a sequence; by default 128.")
     ] = None,
@@ -257,7 +258,6 @@ def export(
     from glp_lens.activations import ActivationStore, convert
     from glp_lens.activations.describe import stores_in
 
-    _check_form("--to", form)
     if context is not None and form != "sae-lens":
         raise InputError(f"--context is no option of --to {form}: leave it out")
     if form == "memmaps" and (folders := stores_in(folder)) != [folder]:
@@ -275,11 +275,6 @@ def export(
         left_out = convert.export_sae_lens(store, out, context=context or 128)
     note = f" ({left_out:,} at the end fill no sequence and are left out)" if left_out else ""
     typer.echo(f"{len(store) - left_out:,} rows as {FORMS[form][0]}{note}: {out}")
-
-
-def _check_form(option: str, form: str) -> None:
-    if form not in FORMS:
-        raise InputError(f"{option} must be one of {', '.join(FORMS)}, got {form!r}")
 
 
 def _ids(text: str) -> list[int]:

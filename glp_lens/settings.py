@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-import textwrap
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -175,13 +175,20 @@ def _option(name: str, hint: Any, default: Any, extra: typing.Mapping[str, Any],
 
 def _docs(cls: type) -> dict[str, str]:
     """The string below each field of a class."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    docs = {}
-    for node, below in zip(body.body, body.body[1:], strict=False):
-        match node, below:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                docs[name] = " ".join(text.split())
+    return _docs_of_module(cls.__module__).get(cls.__name__, {})
+
+
+@cache
+def _docs_of_module(name: str) -> dict[str, dict[str, str]]:
+    """The strings below the fields of each class of a module, which is parsed once for all."""
+    docs: dict[str, dict[str, str]] = {}
+    for node in ast.parse(inspect.getsource(sys.modules[name])).body:
+        if isinstance(node, ast.ClassDef):
+            docs[node.name] = {}
+            for statement, below in zip(node.body, node.body[1:], strict=False):
+                match statement, below:
+                    case ast.AnnAssign(target=ast.Name(id=setting)), ast.Expr(value=ast.Constant(value=str(text))):
+                        docs[node.name][setting] = " ".join(text.split())
     return docs
 
 

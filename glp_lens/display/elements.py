@@ -107,9 +107,10 @@ def value_cells(rows: Sequence[pd.Series | None], *, highest: bool, digits: int 
     return [value_cell(r, digits, best=r is not None and r.value == best) for r in rows]
 
 
-def table_of(caption: str, header: list[str], columns: list[list[Cell]], *, folded: bool = False) -> Table:
-    """A table from its columns, the first of which names the rows."""
-    return Table(caption, header, [list(row) for row in zip(*columns, strict=True)], folded)
+def table_of(caption: str, columns: Iterable[tuple[str, list[Cell]]], *, folded: bool = False) -> Table:
+    """A table from its columns under their titles, the first of which names the rows."""
+    header, cells = zip(*columns, strict=True)
+    return Table(caption, list(header), [list(row) for row in zip(*cells, strict=True)], folded)
 
 
 def metric_lines(frame: pd.DataFrame) -> str:

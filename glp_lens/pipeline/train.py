@@ -44,7 +44,7 @@ class _Shared(Settings):
     panel: ClassVar[str] = "Run"
 
     kind: Trainable = option(parse=_trainable)
-    """glp, sae, pca, gaussian, raw or random."""
+    """Kind of model."""
     store: tuple[Path, ...] = option((Path("acts"),), panel="Data")
     """Folder of an activation store, written by 'collect'; for a GLP of several layers their folders, or the folder
     they are in."""
@@ -89,7 +89,7 @@ class TrainJob(*reversed(_FITS), _Shared):  # type: ignore[misc]
 
 
 def train(settings: TrainJob, *, say: Callable[[str], None] = print) -> ActivationModel:
-    """Train a GLP, SAE, PCA, Gaussian, or the raw or random baseline on a store, and save it.
+    """Train a model of activations (a GLP, an SAE or a baseline) on a store, and save it.
 
     The folder of a GLP also holds its training curve, as a table and a picture, and its checkpoints. An interrupted
     training of a GLP continues when the same command is run again.

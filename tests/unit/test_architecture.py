@@ -144,7 +144,9 @@ def test_suites_do_not_see_each_other():
         folder = path.split("/")[1] if part(path) == "evals" else ""
         for name in imports(tree) if folder and not folder.endswith(".py") else []:
             if within(name, "glp_lens.evals"):
-                assert name.split(".")[2] in {folder, "cache", "entries", "results", "statistics"}, f"{path}: {name}"
+                assert name.split(".")[2] in {folder, "cache", "entries", "results", "settings", "statistics"}, (
+                    f"{path}: {name}"
+                )
 
 
 def test_what_shows_results_sees_results_only():

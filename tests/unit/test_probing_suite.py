@@ -11,8 +11,8 @@ from sklearn.metrics import roc_auc_score
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.evals.entries import Entry
-from glp_lens.evals.probing import TaskActivations, TaskRows, dense, features, rank, records, sparse, splits, suite
-from glp_lens.evals.probing.settings import ProbingSettings
+from glp_lens.evals.probing import TaskActivations, TaskRows, dense, features, rank, sparse, splits, suite
+from glp_lens.evals.probing.settings import DENSE, ProbingSettings
 from glp_lens.evals.probing.tasks import build
 from glp_lens.evals.results import Results
 from glp_lens.interface import Featurizer
@@ -144,7 +144,7 @@ def test_numbers_agree_with_each_other_and_survive_saving(tmp_path):
     assert not [m for m in results.metrics if m.model == "sweep" and m.setting.get("probe") == "sparse"]
     assert get(results, "eye", "task2", "split=official;mode=paper", "n_candidates").value == 3
     assert get(results, "blind", "task2", ALL, "n_candidates").value == 5
-    assert get(results, records.DENSE, "task0", "split=official", "auc").value > 0.9
+    assert get(results, DENSE, "task0", "split=official", "auc").value > 0.9
     for mode in ("mode=all", "mode=paper"):
         at = {
             name: get(results, "blind", "task3", f"split=dedup;{mode}", name).value
@@ -436,7 +436,7 @@ def test_models_are_read_at_their_own_hook_points():
     )
     assert get(results, "default", "all", ALL, "auc").value > 0.9
     assert get(results, "own", "all", ALL, "auc").value < 0.75
-    assert get(results, records.DENSE, "all", "split=official", "auc").value > 0.9
+    assert get(results, DENSE, "all", "split=official", "auc").value > 0.9
     with pytest.raises(InputError, match="collect them there too"):
         run([Entry("e", Map(torch.eye(5)), hook="blocks.0.hook_resid_pre")], tasks, both)
 

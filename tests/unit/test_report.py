@@ -8,6 +8,7 @@ import pytest
 
 from glp_lens.display.labels import Palette
 from glp_lens.errors import InputError
+from glp_lens.evals.registry import SUITES
 from glp_lens.evals.results import Results
 from glp_lens.report import write_report
 
@@ -217,3 +218,45 @@ def test_empty_or_nearly_empty_results_do_not_break_the_page(tmp_path):
         assert Page(write_report([results], tmp_path / suite).read_text()).open == []
     with pytest.raises(InputError, match="nothing to report"):
         write_report([], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("results", "lines"),
+    [
+        (
+            density(),
+            [
+                "glp sigma=all flow_loss 1.200 [1.200, 1.200]",
+                "gaussian sigma=all flow_loss 1.400 [1.400, 1.400]",
+                "predict 0 sigma=all flow_loss 2.000 [2.000, 2.000]",
+                "isotropic gaussian sigma=all flow_loss 1.570 [1.570, 1.570]",
+            ],
+        ),
+        (
+            fidelity(),
+            [
+                "glp sigma=0.1 delta_nll 0.004 [0.004, 0.004]",
+                "glp sigma=0.5 delta_nll 0.400 [0.360, 0.440]",
+                "sae delta_nll 0.500 [0.450, 0.550]",
+                "raw delta_nll 0.000 [0.000, 0.000]",
+                "mean ablation delta_nll 7.500 [6.750, 8.250]",
+            ],
+        ),
+    ],
+    ids=["density", "fidelity"],
+)
+def test_what_matters_most_of_a_suite_fits_a_terminal(results, lines):
+    (page,) = (suite.page for suite in SUITES if suite.name == results.suite)
+    assert [" ".join(line.split()) for line in page.text_table(results).splitlines()] == lines
+
+
+def test_the_text_of_steering_is_of_the_chosen_strength():
+    results = steering()
+    for model, value in (("plain", 0.5), ("glp", 0.75)):
+        results.add(model, "sports", "alpha=chosen;sigma=0.2", "harmonic", value)
+        results.add(model, "sports", "alpha=0.4", "harmonic", 9)
+    page = next(suite.page for suite in SUITES if suite.name == "steering")
+    assert [line.split() for line in page.text_table(results).splitlines()] == [
+        ["plain", "alpha=chosen;sigma=0.2", "harmonic", "0.500"],
+        ["glp", "alpha=chosen;sigma=0.2", "harmonic", "0.750"],
+    ]

@@ -39,27 +39,29 @@ def section(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette, _foc
     main = table_of(
         "Held-out flow-matching loss a dimension, and the typicality check: AUROC of telling real "
         "activations from ones shuffled within each dimension (0.5 is chance).",
-        ["Model", "Loss", "Exact bound", "Below the bound, %", "Below the Gaussian, %", "Typicality AUROC"],
         [
-            [Cell(display(m)) for m in models],
-            value_cells(rows_of(overall, models, metric="flow_loss"), highest=False),
-            [value_cell(r) for r in rows_of(overall, models, metric="flow_loss_bound")],
-            [value_cell(r, 1) for r in rows_of(overall, models, metric="below_bound_percent")],
-            [value_cell(r, 1) for r in rows_of(overall, models, metric="below_gaussian_percent")],
-            value_cells(rows_of(scored, models), highest=True),
+            ("Model", [Cell(display(m)) for m in models]),
+            ("Loss", value_cells(rows_of(overall, models, metric="flow_loss"), highest=False)),
+            ("Exact bound", [value_cell(r) for r in rows_of(overall, models, metric="flow_loss_bound")]),
+            ("Below the bound, %", [value_cell(r, 1) for r in rows_of(overall, models, metric="below_bound_percent")]),
+            (
+                "Below the Gaussian, %",
+                [value_cell(r, 1) for r in rows_of(overall, models, metric="below_gaussian_percent")],
+            ),
+            ("Typicality AUROC", value_cells(rows_of(scored, models), highest=True)),
         ],
     )
     tables, figures = [main], []
     losses, bounds = _by_noise_level(frame)
     levels = losses.drop_duplicates("low").sort_values("low")
     if len(levels):
-        columns = [[Cell(f"{low:.1f}{DASH}{high:.1f}") for low, high in zip(levels.low, levels.high, strict=True)]]
+        ends = zip(levels.low, levels.high, strict=True)
+        columns = [("Noise level σ", [Cell(f"{low:.1f}{DASH}{high:.1f}") for low, high in ends])]
         for model in loss.model:
             own = losses[losses.model == model]
-            columns.append([value_cell(find_row(own, low=low)) for low in levels.low])
-        columns.append([Cell(number(bounds.get(sigma))) for sigma in levels.sigma])
-        header = ["Noise level σ", *(display(m) for m in loss.model), "Exact bound"]
-        tables.append(table_of("Loss by noise level", header, columns, folded=True))
+            columns.append((display(model), [value_cell(find_row(own, low=low)) for low in levels.low]))
+        columns.append(("Exact bound", [Cell(number(bounds.get(sigma))) for sigma in levels.sigma]))
+        tables.append(table_of("Loss by noise level", columns, folded=True))
         figures.append(curves(frame, palette))
     data = runs[0].data
     notes = [

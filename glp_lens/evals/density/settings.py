@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from glp_lens.settings import Settings, option
+from glp_lens.evals.settings import SuiteSettings
+from glp_lens.settings import option
 
 
 @dataclass(frozen=True, kw_only=True)
-class DensitySettings(Settings):
+class DensitySettings(SuiteSettings):
     """What decides the numbers of `density.run`, besides models and data."""
 
     panel: ClassVar[str] = "Density"
@@ -18,5 +19,3 @@ class DensitySettings(Settings):
     """How often each held-out activation is noised."""
     score_rows: int = option(1024, min=2)
     """Activations in the typicality check, drawn from all documents."""
-    seed: int = option(0, min=0, panel="Run")
-    """Seed of every random choice."""

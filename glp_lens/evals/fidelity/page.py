@@ -47,7 +47,7 @@ def section(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette, _foc
         "Loss recovered": [value_cell(r) for r in measured["loss_recovered"]],
     }
     caption = "Reconstruction error and its price, on the same rows. Brackets: 95% intervals over documents."
-    tables = [table_of(caption, list(columns), list(columns.values()))]
+    tables = [table_of(caption, columns.items())]
     body = []
     for d in differences(frame, "delta_nll_matched"):
         pair, *gap = difference_cells(d, display)

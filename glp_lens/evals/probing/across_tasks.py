@@ -11,11 +11,10 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from glp_lens.evals.probing.inference import holm, sign_flip_p, win_rate
+from glp_lens.evals.probing.settings import MEAN
 from glp_lens.evals.results import Metric, Results, Setting
 from glp_lens.evals.statistics import Interval, bootstrap_mean
 
-MEAN = "all"
-"""The `task` of means over tasks."""
 NOT_AVERAGED = ("auc_seed_sd",)
 Table = Mapping[str, Mapping[str, float]]
 """Values by model label, then task name."""
@@ -23,7 +22,7 @@ Table = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class AcrossTasks:
-    """How statistics over tasks are made.
+    """Settings of statistics over tasks.
 
     Attributes:
         families: of each task; whole families are resampled and flipped.
@@ -37,9 +36,9 @@ class AcrossTasks:
 
     def mean(self, values: Mapping[str, float]) -> Interval:
         """Mean over tasks, with the interval over families."""
-        return bootstrap_mean(list(values.values()), self.of(values), resamples=self.resamples, seed=self.seed)
+        return bootstrap_mean(list(values.values()), self.families_of(values), resamples=self.resamples, seed=self.seed)
 
-    def of(self, tasks: Iterable[str]) -> list[str]:
+    def families_of(self, tasks: Iterable[str]) -> list[str]:
         """Family of each task."""
         return [self.families[task] for task in tasks]
 
@@ -86,7 +85,7 @@ def _pairs(results: Results, setting: Setting, table: Table, across: AcrossTasks
             continue
         one, other = [table[a][task] for task in shared], [table[b][task] for task in shared]
         gap = [x - y for x, y in zip(one, other, strict=True)]
-        families = across.of(shared)
+        families = across.families_of(shared)
         wins = win_rate(one, other, families, resamples=across.resamples, seed=across.seed)
         mean = across.mean(dict(zip(shared, gap, strict=True)))
         pairs.append((a, b, mean, wins, sign_flip_p(gap, families, seed=across.seed)))

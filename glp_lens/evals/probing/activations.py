@@ -132,30 +132,30 @@ def collect(
     temporary = tempfile.TemporaryDirectory(prefix="glp-lens-tasks-") if cache is None else None
     folder = Path(cache if temporary is None else temporary.name) / _key(source)  # type: ignore[arg-type]
     index = {name: _Index(folder, name) for name in names}
-    # The last token of a bfloat16 model fits into bfloat16, a mean does not.
-    exact = source["model"]["dtype"] == "bfloat16" and pooling != "mean"
-
+    # A mean over tokens of a bfloat16 model needs more digits, their activations and maxima do not.
+    narrow = source["model"]["dtype"] == "bfloat16" and pooling != "mean"
     batch_size = max(1, batch_tokens // context)
-
-    def run(documents: list[Document], where: list[str], out: Path, progress: Callable[[int], Any]) -> None:
-        _clear(out, where, batch_size)
-        activations.collect(
-            model,
-            documents,
-            where,
-            out / where[0] if len(where) == 1 else out,
-            context=context,
-            truncate="left",
-            batch_size=batch_size,
-            dtype="bfloat16" if exact else "float32",
-            keep=pooling,
-            massive=None,
-            corpus="probing tasks",
-            shard_tokens=_SHARD_TEXTS * context,
-            progress=progress,
-        )
-
-    _fill(model, tasks, index, folder, context, run)
+    work, total = _missing(model, tasks, index, folder, context)
+    with tqdm(total=total, desc="probing texts", unit="tok", unit_scale=True, mininterval=2, disable=not work) as bar:
+        for out, where, documents in work:
+            _clear(out, where, batch_size)
+            activations.collect(
+                model,
+                documents,
+                where,
+                out / where[0] if len(where) == 1 else out,
+                context=context,
+                truncate="left",
+                batch_size=batch_size,
+                dtype="bfloat16" if narrow else "float32",
+                keep=pooling,
+                massive=None,
+                corpus="probing tasks",
+                shard_tokens=_SHARD_TEXTS * context,
+                progress=bar.update,
+            )
+            for name in where:
+                index[name].add(out / name)
 
     def read(task: str, hook: str, _keep: Any = temporary) -> TaskRows:  # the folder lives as long as its reader
         if task not in texts:
@@ -167,7 +167,7 @@ def collect(
 
 
 class _Index:
-    """Where in the stores of one hook point each text's rows are."""
+    """The stores of one hook point, and in which of them and where each text's rows are."""
 
     def __init__(self, folder: Path, hook: str) -> None:
         self.stores: list[ActivationStore] = []
@@ -204,15 +204,10 @@ class _Index:
         return TaskRows(acts, text)
 
 
-def _fill(
-    model: lm.Model,
-    tasks: Sequence[Task],
-    index: dict[str, _Index],
-    folder: Path,
-    context: int,
-    run: Callable[[list[Document], list[str], Path, Callable[[int], Any]], None],
-) -> None:
-    """Collect what the stores lack, task by task."""
+def _missing(
+    model: lm.Model, tasks: Sequence[Task], index: dict[str, _Index], folder: Path, context: int
+) -> tuple[list[tuple[Path, list[str], list[Document]]], int]:
+    """What the stores lack, task by task: the store to make, its hook points and texts; and the tokens of them all."""
     known, bos = {name: set(own.where) for name, own in index.items()}, lm.bos_id(model)
     work: list[tuple[Path, list[str], list[Document]]] = []
     total = 0
@@ -230,17 +225,11 @@ def _fill(
             if chosen:
                 key = xxhash.xxh3_64_hexdigest(np.array([d.id for d in chosen], dtype=np.uint64).tobytes())
                 work.append((folder / f"{task.name}-{key[:8]}", names, chosen))
-    if not work:
-        return
-    with tqdm(total=total, desc="probing texts", unit="tok", unit_scale=True, mininterval=2) as bar:
-        for out, names, lacking_texts in work:
-            run(lacking_texts, names, out, bar.update)
-            for name in names:
-                index[name].add(out / name)
+    return work, total
 
 
 def _clear(out: Path, names: list[str], batch_size: int) -> None:
-    """Remove what an interrupted run for other hook points or batches left: a collection goes on only as it began.
+    """Remove what an interrupted run with other hook points or batch sizes left, since only an equal one can resume it.
 
     Raises:
         InputError: that run is not interrupted, but at work in another process.

@@ -44,7 +44,7 @@ class Matrix(Protocol):
         """A copy or a view of columns."""
 
 
-class Spooled:
+class FileMatrix:
     """A matrix in an open file, row after row.
 
     It is read, not mapped: the system counts mapped pages as memory of the process, and maps more than was asked for.
@@ -65,8 +65,8 @@ class Spooled:
         return block[rows]
 
 
-class Joined:
-    """Matrices side by side."""
+class Concatenated:
+    """Matrices one after the other along the feature axis."""
 
     def __init__(self, parts: Sequence[Matrix]) -> None:
         self.parts = parts
@@ -87,7 +87,7 @@ class Joined:
 
 
 def parts(entry: Entry) -> list[Entry]:
-    """The entries whose features, side by side, are those of this one; none if it has features of its own."""
+    """One entry for each noise level of an entry with several, whose features are theirs in a row; else none."""
     sigma = entry.options.get("sigma")
     if not isinstance(sigma, list | tuple):
         return []
@@ -101,7 +101,7 @@ def count(entry: Entry) -> int:
 
 
 def noise_seeds(entry: Entry, seeds: Sequence[int]) -> Sequence[int]:
-    """The seeds that an entry is scored with: one is enough where noise plays no part."""
+    """The noise seeds that an entry is scored with: of a deterministic model only the first."""
     return seeds if getattr(entry.model, "stochastic", False) else seeds[:1]
 
 
@@ -153,7 +153,7 @@ def encode(
             f"cannot write {4 * prod(shape) / 1e9:.1f} GB of features to {folder or tempfile.gettempdir()} ({error}): "
             "free space there"
         ) from None
-    return Spooled(file, shape)
+    return FileMatrix(file, shape)
 
 
 def noise(task: str, seed: int, acts: Acts) -> Tensor:

@@ -1,4 +1,4 @@
-"""Uncertainty of probing results, and what choosing among many features does to them."""
+"""Confidence intervals and tests of probing results, and the bias of choosing among many features."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def holm(p_values: ArrayLike) -> Floats:
 
 
 def null_best(k: int, n0: ArrayLike, n1: ArrayLike) -> float:
-    """Expected best mean validation AUC of `k` independent features that know nothing of the classes.
+    """Expected best mean validation AUC of `k` independent, uninformative features.
 
     On a fold the AUC of such a feature, less 1/2, is about normal with the variance
     `(n0 + n1 + 1) / (12 n0 n1)` (Mann & Whitney 1947). The folds' signs are not independent of each other: a fold

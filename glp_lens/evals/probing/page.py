@@ -44,16 +44,15 @@ from glp_lens.display.labels import (
 )
 from glp_lens.evals.probing import plots
 from glp_lens.evals.probing.plots import CONDITIONS, display
+from glp_lens.evals.probing.settings import DENSE, MEAN
 from glp_lens.evals.results import Results, Setting, structured_frame
 from glp_lens.types import Json
 
 __all__ = ["CONDITIONS", "section", "text_table", "verdicts"]
 
-ALL = "all"
-"""The `task` of means over tasks."""
-DENSE = "dense"
 VIEWS = tuple(Setting(split=split, mode=mode) for mode in ("paper", "all") for split in ("dedup", "official"))
 """Settings of single features, the strictest first, which verdicts speak of."""
+Column = tuple[str, list[Cell]]
 _KEY = ["model", "task", "setting", "metric", "other"]
 _PAIRS = 6
 """Most pairs in one open table; of more, those with the model in focus stand alone."""
@@ -96,7 +95,7 @@ class _Probing:
     @cached_property
     def means(self) -> pd.DataFrame:
         """Metrics over all tasks."""
-        return self.frame[self.frame.task == ALL]
+        return self.frame[self.frame.task == MEAN]
 
     @cached_property
     def auc(self) -> pd.DataFrame:
@@ -169,7 +168,7 @@ class _Probing:
     def by_task(self, setting: Setting) -> pd.DataFrame:
         """`auc` rows of single tasks."""
         frame = self.frame
-        return frame[(frame.metric == "auc") & (frame.setting == setting) & (frame.task != ALL)]
+        return frame[(frame.metric == "auc") & (frame.setting == setting) & (frame.task != MEAN)]
 
     def curves(self, setting: Setting, key: str, models: Sequence[str]) -> dict[str, pd.DataFrame]:
         """Mean AUCs of each model by the number under a key besides a setting; `dense` counts as infinite."""
@@ -221,7 +220,7 @@ def verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
     A winner is named only if Holm's adjustment over all pairs agrees. What happens at equal feature counts is said
     where it is another verdict.
     """
-    frame = frame[frame.task == ALL]
+    frame = frame[frame.task == MEAN]
     pairs = facing(differences(frame, "auc"), focus)
     view = next((v for v in VIEWS if any(d.setting == v for d in pairs)), None)
     p_values = {(r.model, r.other, r.setting): r.value for r in frame[frame.metric == "p_holm"].itertuples()}
@@ -293,7 +292,7 @@ def text_table(results: Results) -> str:
         )
         return "  ".join([first, *rest]).rstrip()
 
-    tasks = p.frame[p.frame.task != ALL].task.nunique()
+    tasks = p.frame[p.frame.task != MEAN].task.nunique()
     title = f"mean test AUC of the best single feature over {tasks} task{'s' if tasks != 1 else ''}"
     families = p.auc[p.auc.setting == p.views[0]].n.max()
     if families > 1:
@@ -310,23 +309,31 @@ def _plain_interval(row: pd.Series) -> str:
     return f"{row.value:.3f}{ends}"
 
 
+def _of(p: _Probing, models: Sequence[str]) -> list[Column]:
+    """Columns that name models and tell their numbers of features."""
+    sizes = [Cell(count(p.features(m))) for m in models]
+    return [("Model", [Cell(display(m)) for m in models]), ("Features (K)", sizes)]
+
+
+def _in_views(p: _Probing, models: Sequence[str]) -> list[Column]:
+    """The same, and mean AUCs in every view."""
+    auc = [(p.view_name(v).capitalize(), value_cells(rows_of(p.auc, models, setting=v), highest=True)) for v in p.views]
+    return [*_of(p, models), *auc]
+
+
 def _means(p: _Probing) -> Table:
     """Mean AUC of the compared models in every view, and on how many tasks each is the best."""
-    header = ["Model", "Features (K)", *(p.view_name(v).capitalize() for v in p.views)]
-    columns = [[Cell(display(m)) for m in p.main], [Cell(count(p.features(m))) for m in p.main]]
-    for view in p.views:
-        columns.append(value_cells(rows_of(p.auc, p.main, setting=view), highest=True))
+    columns = _in_views(p, p.main)
+    families = p.auc[(p.auc.setting == p.views[0])].n.max()
+    caption = f"Mean test AUC over {count(families)} task families, with 95% intervals over families."
     scores = p.by_task(p.views[0]).pivot(index="task", columns="model", values="value").reindex(columns=p.main).dropna()
     if len(scores) > 1 and len(p.main) > 1:
         wins = scores.eq(scores.max(axis=1), axis=0)
         shares = wins.div(wins.sum(axis=1), axis=0).sum()
-        header.append(f"Best on, of {count(len(scores))} tasks")
-        columns.append([Cell(number(shares[m], 0 if shares[m] == round(shares[m]) else 1)) for m in p.main])
-    families = p.auc[(p.auc.setting == p.views[0])].n.max()
-    caption = f"Mean test AUC over {count(families)} task families, with 95% intervals over families."
-    if len(header) > len(p.views) + 2:
+        cells = [Cell(number(shares[m], 0 if shares[m] == round(shares[m]) else 1)) for m in p.main]
+        columns.append((f"Best on, of {count(len(scores))} tasks", cells))
         caption += f" Last column: {p.view_name(p.views[0])}; ties are shared."
-    return table_of(caption, header, columns)
+    return table_of(caption, columns)
 
 
 def _pairs(p: _Probing) -> list[Table]:
@@ -406,17 +413,14 @@ def _selection(p: _Probing) -> list[Table]:
     present = set(rows.metric)
     if not present & {"optimism", "auc_null"}:
         return []
-    columns = {
-        "Model": [Cell(display(m)) for m in p.labels],
-        "Features (K)": [Cell(count(p.features(m))) for m in p.labels],
-    }
+    columns = _of(p, p.labels)
     for metric, title in titles.items():
         if metric in present:
             own = rows_of(rows, p.labels, metric=metric)
-            columns[title] = [value_cell(r, sign=metric == "optimism") for r in own]
+            columns.append((title, [value_cell(r, sign=metric == "optimism") for r in own]))
     who = "All models and noise levels" if len(p.labels) > len(p.main) else "All models"
     caption = f"{who}, and what choosing among many features costs ({p.view_name(p.widest)})"
-    return [table_of(caption, list(columns), list(columns.values()), folded=True)]
+    return [table_of(caption, columns, folded=True)]
 
 
 def _tasks(p: _Probing, palette: Palette) -> Part | None:
@@ -464,17 +468,15 @@ def _sweeps(p: _Probing, palette: Palette) -> Part | None:
     tables = []
     if noise or joined:
         models = [m for m in p.labels if m in swept]
-        columns = [[Cell(display(m)) for m in models], [Cell(count(p.features(m))) for m in models]]
-        columns += [value_cells(rows_of(p.auc, models, setting=v), highest=True) for v in p.views]
-        header = ["Model", "Features (K)", *(p.view_name(v).capitalize() for v in p.views)]
-        tables.append(table_of("Mean test AUC at each noise level", header, columns, folded=True))
+        tables.append(table_of("Mean test AUC at each noise level", _in_views(p, models), folded=True))
     if layers:
         blocks = sorted({b for rows in layers.values() for b in rows.index})
-        columns = [[Cell(f"{b:g}") for b in blocks]]
-        for rows in layers.values():
-            columns.append(value_cells([rows.loc[b] if b in rows.index else None for b in blocks], highest=True))
+        columns = [("Block", [Cell(f"{b:g}") for b in blocks])]
+        for label, rows in layers.items():
+            own = [rows.loc[b] if b in rows.index else None for b in blocks]
+            columns.append((display(label), value_cells(own, highest=True)))
         caption = "Mean test AUC of the best feature of each denoiser block"
-        tables.append(table_of(caption, ["Block", *map(display, layers)], columns, folded=True))
+        tables.append(table_of(caption, columns, folded=True))
     figure = plots.sweeps(noise, layers, joined, peers, p.focused, palette)
     titles = [t for t, present in (("noise level", noise), ("block of the denoiser", layers)) if present]
     leads = [f"Noise levels: {p.view_name(view)}."] if noise else []
@@ -491,17 +493,16 @@ def _counts(p: _Probing, palette: Palette) -> Part | None:
     step = (len(grid) - 1) / (_COLUMNS - 1)
     chosen = {grid[round(i * step)] for i in range(_COLUMNS)} if len(grid) > _COLUMNS else set(grid)
     shown = sorted(chosen | ({float(common)} & set(grid) if common else set()))
-    columns = [[Cell(display(m)) for m in curves]]
+    columns = [("Features", [Cell(display(m)) for m in curves])]
     for k in shown:
-        columns.append(
-            value_cells([rows.loc[k] if k in rows.index else None for rows in curves.values()], highest=True)
-        )
+        own = [rows.loc[k] if k in rows.index else None for rows in curves.values()]
+        columns.append((count(k), value_cells(own, highest=True)))
     caption = "Mean test AUC when every model chooses among equally many of its features"
     return Part(
         "Is it the number of features?",
         "",
         [plots.feature_counts(curves, common, p.focused, palette)],
-        [table_of(caption, ["Features", *map(count, shown)], columns, folded=True)],
+        [table_of(caption, columns, folded=True)],
     )
 
 
@@ -531,13 +532,13 @@ def _sparse(p: _Probing, palette: Palette) -> Part | None:
         ks = sorted({k for rows in curves.values() for k in rows.index})
         for metric, title in (("auc", "test AUC"), ("accuracy", "accuracy"), ("f1", "F1 score")):
             rows = p.means[p.means.metric == metric]
-            columns = [[Cell(display(m)) for m in curves]]
+            columns = [("Features in the probe (k)", [Cell(display(m)) for m in curves])]
             for k in ks:
-                at = setting | Setting(k=k if math.isfinite(k) else DENSE)
-                columns.append(value_cells(rows_of(rows, curves, setting=at), highest=True))
-            if any(cell.text != DASH for column in columns[1:] for cell in column):
-                header = ["Features in the probe (k)", *(f"{k:g}" if math.isfinite(k) else "all" for k in ks)]
-                tables.append(table_of(f"Sparse probes, {short}: mean {title}", header, columns, folded=True))
+                size = f"{k:g}" if math.isfinite(k) else DENSE
+                own = rows_of(rows, curves, setting=setting | Setting(k=size))
+                columns.append((size if math.isfinite(k) else "all", value_cells(own, highest=True)))
+            if any(cell.text != DASH for _, column in columns[1:] for cell in column):
+                tables.append(table_of(f"Sparse probes, {short}: mean {title}", columns, folded=True))
     lead = (
         "A concept may be spread over a few features. What several together reach says whether any one held it. Which "
         "features go in depends on how they are ranked: dividing by the magnitude suits sparse features, and in dense "
@@ -662,11 +663,8 @@ def _notes(p: _Probing) -> list[str]:
 
 def _useless(p: _Probing) -> str:
     """How well the best of as many features that know nothing does, for the fewest and the most features."""
-    rows = (
-        p.means[(p.means.metric == "auc_null") & (p.means.setting == p.split | Setting(mode="all"))]
-        .set_index("model")
-        .value
-    )
+    rows = p.means[p.means.setting == p.split | Setting(mode="all")]
+    rows = rows[rows.metric == "auc_null"].set_index("model").value
     known = sorted((p.features(model), float(rows[model])) for model in p.labels if model in rows.index)
     if not known:
         return ""

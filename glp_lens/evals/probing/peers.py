@@ -1,4 +1,4 @@
-"""A model of activations as the sparse autoencoder that other libraries' probing harnesses expect.
+"""Adapters that give any model with features the interface of a sparse autoencoder, for other libraries' harnesses.
 
 `sae_probes.run_sae_evals(sae=as_sae(model), ...)` and SAEBench's `sparse_probing` and `sparse_probing_sae_probes` run
 on it as on one of sae-lens.

@@ -12,12 +12,10 @@ from glp_lens.evals.entries import Entry
 from glp_lens.evals.probing import dense, features, rank
 from glp_lens.evals.probing.inference import auc_interval, null_best
 from glp_lens.evals.probing.scoring import ALL, PAPER, Choice, SplitScores
+from glp_lens.evals.probing.settings import DENSE
 from glp_lens.evals.probing.splits import Rows
 from glp_lens.evals.results import Metric, Setting
 from glp_lens.types import Json
-
-DENSE = "dense"
-"""Label of the logistic regression on all raw dimensions, an upper reference."""
 
 
 @dataclass
@@ -123,7 +121,7 @@ class _Writer:
         )
 
     def null(self, n_features: int) -> float:
-        """What the best of so many features reaches in validation that know nothing."""
+        """Validation AUC that the best of so many uninformative features is expected to reach."""
         group, y = self.groups[self.split.train], self.rows.labels[self.split.train]
         folds = [validation for _, validation in self.split.folds]
         counts = [[len(np.unique(group[fold][y[fold] == label])) for fold in folds] for label in (0, 1)]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from glp_lens.errors import InputError
 from glp_lens.evals.entries import Entry
 from glp_lens.evals.probing import features, rank, sparse
-from glp_lens.evals.probing.features import Joined, Matrix, NotFinite, Values
+from glp_lens.evals.probing.features import Concatenated, Matrix, NotFinite, Values
 from glp_lens.evals.probing.inference import equal_count
 from glp_lens.evals.probing.settings import Size
 from glp_lens.evals.probing.splits import Rows, SplitRows
@@ -138,7 +138,7 @@ class _Encoder:
     def _joined(self, entry: Entry) -> tuple[Matrix, dict[str, rank.Scores]]:
         parts = [self(part) for part in features.parts(entry)]
         scores = {name: rank.Scores.concat([own[name] for _, own in parts]) for name in self.rows.splits}
-        return Joined([matrix for matrix, _ in parts]), scores
+        return Concatenated([matrix for matrix, _ in parts]), scores
 
 
 def _add_single(

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from glp_lens.errors import InputError
+from glp_lens.evals.settings import SuiteSettings
 from glp_lens.settings import Settings, option
 
+DENSE, MEAN = "dense", "all"
+"""Label of the logistic regression on all raw dimensions, an upper reference, and the `task` of means over tasks."""
 Size = int | Literal["dense"]
 Pooling = Literal["last", "mean", "max", "all"]
 """What of a text is a row: its last token, the mean or maximum over its tokens, or each token by itself."""
@@ -53,7 +56,7 @@ class TaskSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbingSettings(Settings):
+class ProbingSettings(SuiteSettings):
     """What decides the numbers of `probing.run`, besides models and data, and the noise levels a GLP is read at."""
 
     panel: ClassVar[str] = "Probes"
@@ -71,8 +74,6 @@ class ProbingSettings(Settings):
     """Numbers of features of the curves at equal count; those above a model's own number are left out."""
     resamples: int = option(2000, min=1)
     """Bootstrap samples of intervals over tasks."""
-    seed: int = option(0, min=0, panel="Run")
-    """Seed of every random choice."""
 
     def __post_init__(self) -> None:
         """Check each setting; 'none' is no k-sparse probes at all."""

@@ -16,12 +16,12 @@ from glp_lens.errors import InputError
 from glp_lens.evals.cache import ResultCache
 from glp_lens.evals.entries import Entry, usable
 from glp_lens.evals.probing import features
-from glp_lens.evals.probing.across_tasks import MEAN, AcrossTasks, add_means, add_pairs
+from glp_lens.evals.probing.across_tasks import AcrossTasks, add_means, add_pairs
 from glp_lens.evals.probing.activations import TaskActivations
 from glp_lens.evals.probing.hook_points import hooks, place, provenance_at
-from glp_lens.evals.probing.records import DENSE, Record
+from glp_lens.evals.probing.records import Record
 from glp_lens.evals.probing.scoring import Options, score
-from glp_lens.evals.probing.settings import ProbingSettings
+from glp_lens.evals.probing.settings import DENSE, MEAN, ProbingSettings
 from glp_lens.evals.probing.splits import FOLDS, Rows, read
 from glp_lens.evals.probing.tasks import Task
 from glp_lens.evals.results import Metric, Results
@@ -64,7 +64,7 @@ def run(
     - `split=official|dedup;mode=paper|all`: one feature, chosen among the `max_features` with the largest class-mean
       difference, as in the paper, or among all. `auc`; `auc_validation`; `n_candidates`, the number of features chosen
       from; `auc_seed_sd`, the standard deviation over noise seeds; `optimism`, validation minus test AUC; `auc_null`,
-      the validation AUC that the best of as many features is expected to have if they know nothing (all of the
+      the validation AUC that the best of as many uninformative features is expected to have (as many as all of the
       entry's: the filter of `paper` looks at validation rows too); `auc_oracle`, the best test AUC of any candidate,
       which is chosen on test and comparable with nothing else.
     - `split=..;mode=all;layer=i`: one block of a GLP, from 0.

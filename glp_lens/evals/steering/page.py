@@ -34,9 +34,9 @@ from glp_lens.display.elements import (
 from glp_lens.display.labels import DASH, GREY, Palette, Style, family, interval, number, signed
 from glp_lens.display.plots import GRID, INK, Plot, render
 from glp_lens.evals.results import Results, Setting, structured_frame
+from glp_lens.evals.steering.settings import PLAIN, RANDOM, UNSTEERED
 from glp_lens.types import Json
 
-UNSTEERED, PLAIN, RANDOM = "unsteered", "plain", "random"
 CONDITIONS = {
     UNSTEERED: Style("not steered", GREY, "*"),
     PLAIN: Style("no repair", "#e69f00", "P"),
@@ -130,7 +130,7 @@ def _tables(frame: pd.DataFrame, concept: str, strengths: Json) -> list[Table]:
         ]
         if any(r is not None for r in rows):
             columns[title] = [value_cell(r, sign=bool(other)) for r in rows]
-    tables.append(table_of(f"{concept}: all strengths", list(columns), list(columns.values()), folded=True))
+    tables.append(table_of(f"{concept}: all strengths", columns.items(), folded=True))
     return tables
 
 
@@ -154,7 +154,7 @@ def _at_chosen(frame: pd.DataFrame, concept: str, strengths: Json) -> Table:
     if len(level):
         share = level.setting.iloc[0].get("fluency>")
         caption += f" Last column: the most concept reached with a fluency of at least {share}."
-    return table_of(caption, list(columns), list(columns.values()))
+    return table_of(caption, columns.items())
 
 
 def _at(frame: pd.DataFrame, strength: str) -> pd.Series:

@@ -7,8 +7,11 @@ from itertools import pairwise
 from typing import ClassVar, Literal
 
 from glp_lens.errors import InputError
-from glp_lens.settings import Settings, option
+from glp_lens.evals.settings import ProjectionSettings
+from glp_lens.settings import option
 
+UNSTEERED, PLAIN, RANDOM = "unsteered", "plain", "random"
+"""Labels of generations without steering, of steering without repair, and of steering in a random direction."""
 ConceptName = Literal["sports", "business", "world"]
 PROMPTS = (
     "The first thing I noticed", "When she opened the door", "On the way home we",
@@ -31,7 +34,7 @@ share a batch without padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SteeringSettings(Settings):
+class SteeringSettings(ProjectionSettings):
     """What decides the numbers of `steering.run`, besides models and data, and the noise levels of the repairs."""
 
     panel: ClassVar[str] = "Suites"
@@ -44,21 +47,14 @@ class SteeringSettings(Settings):
     """Neutral prompts that generations start from."""
     new_tokens: int = option(24, min=1)
     """Tokens generated after each prompt."""
-    project_u: float = option(0.5, min=0, max=0.999)
-    """Noise level of a GLP's projection as the released code's u: 0 is pure noise, near 1 is data; 0.5 is sigma 0.474
-    on 20 steps."""
     project_sigma: float = option(0.2, min=0.001, max=0.999)
     """A second, milder noise level of a GLP's projection."""
-    fast: bool = False
-    """Project with a third of a GLP's network calls, at about the error of the default."""
     texts_per_side: int = option(256, min=1)
     """Texts about the topic, and as many about others, whose mean activations differ by the steering direction."""
     fluency_tokens: int = option(1_500_000, min=1)
     """Most tokens that the n-gram model of the fluency judge is trained on."""
     random_repaired: bool = False
     """Also repair activations moved along the random direction."""
-    seed: int = option(0, min=0, panel="Run")
-    """Seed of every random choice."""
 
     def __post_init__(self) -> None:
         """Check each setting, and that strengths rise."""

@@ -28,10 +28,9 @@ from glp_lens.evals.steering.fluency import FluencyJudge, NGramModel, encode_cor
 from glp_lens.evals.steering.generate import generate
 from glp_lens.evals.steering.judges import ADMISSION_WORDS, ConceptJudge, SentenceEmbedder, fit_judges
 from glp_lens.evals.steering.scores import Frontier, chosen_elsewhere, halves, harmonic_mean
-from glp_lens.evals.steering.settings import PROMPTS, SteeringSettings
+from glp_lens.evals.steering.settings import PLAIN, PROMPTS, RANDOM, UNSTEERED, SteeringSettings
 from glp_lens.interface import Projector
 
-UNSTEERED, PLAIN, RANDOM = "unsteered", "plain", "random"
 _HUMAN_TEXTS = 400
 Scores = dict[str, NDArray[np.float64]]
 
@@ -181,10 +180,10 @@ def run(
     for label, own in scores.items():
         if short := int(np.isnan(own["distinct_2"]).sum()):
             results.failures.append(f"{label}: {short} texts are under two tokens long, so fluency 0")
-    _report_judges(judges, scores, concept, results)
-    _report_strengths(conditions, scores, concept.name, results, settings.seed)
-    _report_chosen(conditions, scores, concept.name, results, settings.seed)
-    _report_frontier(conditions, scores, concept.name, results, settings.seed)
+    _add_judges(judges, scores, concept, results)
+    _add_strengths(conditions, scores, concept.name, results, settings.seed)
+    _add_chosen(conditions, scores, concept.name, results, settings.seed)
+    _add_frontier(conditions, scores, concept.name, results, settings.seed)
     texts = [
         {"model": c.label, "alpha": alpha, "prompt": prompt, "text": generations[c.label].texts[i][j],
          "concept": round(float(scores[c.label]["concept"][i, j]), 3),
@@ -300,7 +299,7 @@ def _score(
     return scores
 
 
-def _report_judges(
+def _add_judges(
     judges: tuple[ConceptJudge, ConceptJudge], scores: dict[str, Scores], concept: Concept, results: Results
 ) -> None:
     for judge in judges:
@@ -321,7 +320,7 @@ def _report_judges(
                 results.add(label, concept.name, setting, "judge_agreement", value, n=int(keep.sum()), other=name)
 
 
-def _report_strengths(
+def _add_strengths(
     conditions: Sequence[_Condition], scores: dict[str, Scores], task: str, results: Results, seed: int
 ) -> None:
     """Means at each strength, and what changed against no steering and against a random direction."""
@@ -339,7 +338,7 @@ def _report_strengths(
                     results.add(c.label, task, c.at(alpha), f"{name}_minus", **_mean(change, seed), other=other)
 
 
-def _report_chosen(
+def _add_chosen(
     conditions: Sequence[_Condition], scores: dict[str, Scores], task: str, results: Results, seed: int
 ) -> None:
     """Scores at the strength that the other half of the prompts prefers, and their paired differences."""
@@ -362,7 +361,7 @@ def _report_chosen(
             results.add(a.label, task, a.at("chosen"), "harmonic_diff", **_mean(difference, seed), other=b.label)
 
 
-def _report_frontier(
+def _add_frontier(
     conditions: Sequence[_Condition], scores: dict[str, Scores], task: str, results: Results, seed: int
 ) -> None:
     """Concept at equal fluency, which using less strength cannot improve."""
