@@ -21,7 +21,7 @@ def push(
     ] = None,
     form: Annotated[
         Literal["own", "released"],
-        typer.Option("--format", help="own, or released: a GLP as the released GLP code reads it."),
+        typer.Option("--format", help="released is how the released GLP code reads a GLP."),
     ] = "own",
     layer_prefix: Annotated[
         str | None,

@@ -7,13 +7,13 @@ import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
-import glp_lens_cli.collect
 import numpy as np
 import pytest
 import torch
 from glp_lens_cli import app
 from typer.testing import CliRunner
 
+from glp_lens import pipeline
 from glp_lens.activations import ActivationStore, collect, write_store
 from glp_lens.activations.manifest import MANIFEST, Manifest
 from glp_lens.files import write_json
@@ -231,7 +231,7 @@ def test_repair_of_what_was_not_collected(tmp_path, x):
 
 def test_refetch_runs_the_recorded_collect_once(tmp_path, x, monkeypatch):
     asked = []
-    monkeypatch.setattr(glp_lens_cli.collect, "again", lambda command, out: asked.append((command, out)))
+    monkeypatch.setattr(pipeline, "collect_again", lambda command, out: asked.append((command, out)) or [])
     hooks = ["blocks.0.hook_resid_post", HOOK]
     for hook in hooks:
         source = {**SOURCE, "settings": {"hooks": hooks}}
