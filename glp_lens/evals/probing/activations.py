@@ -94,6 +94,7 @@ def collect(
     context: int = 128,
     batch_tokens: int = 8192,
     cache: str | Path | None = None,
+    identity: Json | None = None,
 ) -> TaskActivations:
     """Run the tasks' texts through the language model, those that the cache lacks, and open all of them.
 
@@ -108,6 +109,7 @@ def collect(
         context: most tokens of a text, with BOS.
         batch_tokens: most tokens of a batch, with padding.
         cache: folder of the stores; without one they are temporary.
+        identity: `lm.identity(model)`, where the caller knows it already: making it reads all weights.
 
     Raises:
         InputError: unknown hook point or pooling, activations that are not finite, a full disk.
@@ -120,9 +122,9 @@ def collect(
     if context < 2:
         raise InputError(f"context must hold BOS and one token at least, got {context}")
     names = [lm.check_hook(model, name) for name in names]
+    identity = identity or lm.identity(model)
     source: Json = {
-        "model": lm.describe(model),
-        "weights": lm.weights_hash(model),
+        **identity,
         "hooks": names,
         "hook": names[0],
         "hook_names": {name: lm.names_of(model, name) for name in names},
@@ -153,6 +155,7 @@ def collect(
                 corpus="probing tasks",
                 shard_tokens=_SHARD_TEXTS * context,
                 progress=bar.update,
+                identity=identity,
             )
             for name in where:
                 index[name].add(out / name)
