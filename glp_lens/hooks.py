@@ -112,8 +112,7 @@ def _edit(
     def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:
         nonlocal warned
         name = getattr(hook, "name", None) or ""
-        _check_point(tensor, name, edits_work, allow_mismatch=allow_mismatch)
-        x, text = tensor.flatten(2), texts[name]
+        x, text = _rows_to_edit(tensor, name, edits_work, allow_mismatch=allow_mismatch), texts[name]
         known = text.continued_by(x, mask)
         at = _select(x, positions, mask) if known is None else _last_column(x)
         if known is None and not warned and positions == "all" and not _begin_alike(x):
@@ -141,13 +140,11 @@ def _edit(
     return hook_fn
 
 
-def _check_point(tensor: Any, name: str, edits_work: bool | None, *, allow_mismatch: bool) -> None:
-    """Refuse a hook point that gives no rows of tokens, or where an edit does not, or may not, reach the stream."""
-    if not isinstance(tensor, Tensor) or not lm.is_by_token(name, tensor):
-        got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
-        raise InputError(f"hook point {name} gives {got}, expected (batch, pos, d): choose another one")
+def _rows_to_edit(tensor: Any, name: str, edits_work: bool | None, *, allow_mismatch: bool) -> Tensor:
+    """The value at a hook point as `(batch, pos, d)`; an error where an edit does not, or may not, reach the stream."""
+    rows = lm.rows_at(name, tensor)
     if allow_mismatch or edits_work or not lm.is_mid_stream(name):
-        return
+        return rows
     if edits_work is not None:
         raise lm.off_stream_error(name)
     raise InputError(
@@ -458,8 +455,7 @@ def replace(
     edits_work = None if model is None else lm.mid_stream_edits_work(model)
 
     def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:
-        _check_point(tensor, getattr(hook, "name", None) or "", edits_work, allow_mismatch=allow_mismatch)
-        x = tensor.flatten(2)
+        x = _rows_to_edit(tensor, getattr(hook, "name", None) or "", edits_work, allow_mismatch=allow_mismatch)
         try:
             new = values.to(x.device, x.dtype).expand_as(x)
         except RuntimeError:

@@ -7,20 +7,18 @@ manifest, and a shard that the manifest does not list is made again.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from glp_lens.activations.shard import no_space
 from glp_lens.activations.stats import Stats, merge
 from glp_lens.errors import InputError
-from glp_lens.files import read_tensors, sync_folder
+from glp_lens.files import read_tensors, write_tensors
 from glp_lens.types import Acts
 
 STATISTICS: Final = "statistics.safetensors"
@@ -95,15 +93,8 @@ class Totals:
         """
         kept = {"opening": self.opening, "last": self.last, "before": self.before}
         tensors = {f"{name}.{k}": v for name, total in kept.items() if total for k, v in _tensors(total).items()}
-        path = folder / STATISTICS
-        temporary = path.with_name(f".{path.name}.tmp")
         with no_space(folder):
-            with temporary.open("wb") as file:
-                file.write(save(tensors))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            sync_folder(folder)
+            write_tensors(folder / STATISTICS, tensors)
 
     @classmethod
     def read(cls, folder: Path, window: int) -> Self:
@@ -130,8 +121,8 @@ class Totals:
 def _tensors(total: Total) -> dict[str, Tensor]:
     stats = total.stats
     numbers = torch.tensor([total.shards, stats.count, stats.norm_sum], dtype=torch.float64)
-    vectors = {name: getattr(stats, name).clone() for name in _VECTORS}  # of one memory, they would be refused
-    return {"numbers": numbers, "norms": torch.from_numpy(total.norms.copy()), **vectors}
+    vectors = {name: getattr(stats, name) for name in _VECTORS}
+    return {"numbers": numbers, "norms": torch.from_numpy(total.norms), **vectors}
 
 
 def _total(tensors: dict[str, Tensor]) -> Total:

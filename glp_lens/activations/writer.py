@@ -268,15 +268,9 @@ def lock(folder: Path) -> int:
     """
     make_writable(folder)
     descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        import fcntl  # not on Windows
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _flock(descriptor):
         os.close(descriptor)
-        raise InputError(f"another process is writing to {folder}: wait for it, or choose another folder") from None
-    except (ImportError, OSError):  # a file system without locks
-        pass
+        raise InputError(f"another process is writing to {folder}: wait for it, or choose another folder")
     return descriptor
 
 
@@ -284,16 +278,22 @@ def being_written(folder: Path) -> bool:
     """Whether a process has locked the folder for writing, as far as this machine can tell."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except (ImportError, OSError):
-        return False
+        return not _flock(descriptor, shared=True)
     finally:
         os.close(descriptor)
-    return False
+
+
+def _flock(descriptor: int, *, shared: bool = False) -> bool:
+    """Whether no other process holds a lock that excludes this one; then it is taken, where there are locks."""
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # a file system without locks
+        pass
+    return True
 
 
 def _totals(folder: Path, manifest: Manifest, window: int) -> Totals:

@@ -172,6 +172,15 @@ def split_documents(texts: Iterable[str | Document], split: Split = "train", *, 
     return chosen
 
 
+def not_empty(documents: Iterable[Document], message: str) -> Iterator[Document]:
+    """The documents; an InputError with this message, once they are read, if there are none."""
+    document = None
+    for document in documents:
+        yield document
+    if document is None:
+        raise InputError(message)
+
+
 def _hash(text: str, seed: int = 0) -> int:
     # Half a surrogate pair, which JSON may hold, has no UTF-8, but still a hash.
     return xxhash.xxh3_64_intdigest(text.encode(errors="surrogatepass"), seed % 2**64)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from glp_lens.corpus.columns import TEXT, Columns
-from glp_lens.corpus.documents import Document
+from glp_lens.corpus.documents import Document, not_empty
 from glp_lens.corpus.tables import TABLES, Row, json_lines, kind_of, table_rows
 from glp_lens.errors import InputError, first_line
 
@@ -57,7 +57,8 @@ def from_files(
     if skipped:
         read = Counter("stdin" if file == STDIN else kind_of(file) for file in files)
         warnings.warn(f"read {_counted(read, 'files')}, skipped {_counted(skipped)}", stacklevel=2)
-    return _read_documents(files, columns)
+    names = ", ".join(map(str, files[:3]))
+    return not_empty(_read_documents(files, columns), f"no text in {names}: every document is empty")
 
 
 def read_rows(path: str | Path, text: str, others: Sequence[str] = ()) -> Iterator[Mapping[str, Any]]:
@@ -139,17 +140,12 @@ def _search(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
 
 
 def _read_documents(files: list[Path], columns: Columns) -> Iterator[Document]:
-    empty = True
     for file in files:
         is_stdin = file == STDIN
         source = "stdin" if is_stdin else file.name
         with _reading(source if is_stdin else str(file)):
             for place, row in _read_stdin(columns) if is_stdin else _rows(file, columns):
-                for document in columns.documents(row, source, place):
-                    empty = False
-                    yield document
-    if empty:
-        raise InputError(f"no text in {', '.join(map(str, files[:3]))}: every document is empty")
+                yield from columns.documents(row, source, place)
 
 
 def _read_stdin(columns: Columns) -> Iterator[Row]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from glp_lens.corpus.columns import TEXT, Columns
-from glp_lens.corpus.documents import Document, shuffled
+from glp_lens.corpus.documents import Document, not_empty, shuffled
 from glp_lens.corpus.tables import Row, kind_of, table_rows
 from glp_lens.errors import InputError, first_line
 
@@ -64,7 +64,7 @@ def from_hub(
     except Exception as error:
         raise _unreadable(name, error) from None
     rows = _rows_of_files(files, columns, builder) if files else _rows_of_dataset(streamed, name)
-    documents = _read_documents(rows, columns, name)
+    documents = not_empty(_read_documents(rows, columns, name), f"no text in dataset {name}: every document is empty")
     return shuffled(documents, shuffle_buffer, seed) if shuffle_buffer else documents
 
 
@@ -123,7 +123,6 @@ def _rows_of_dataset(rows: datasets.IterableDataset, name: str) -> Iterator[Row]
 
 
 def _read_documents(rows: Iterator[Row], columns: Columns, name: str) -> Iterator[Document]:
-    empty = True
     while True:
         try:
             place, row = next(rows)
@@ -131,11 +130,7 @@ def _read_documents(rows: Iterator[Row], columns: Columns, name: str) -> Iterato
             break
         except Exception as error:
             raise _unreadable(name, error) from None
-        for document in columns.documents(row, name, place):
-            empty = False
-            yield document
-    if empty:
-        raise InputError(f"no text in dataset {name}: every document is empty")
+        yield from columns.documents(row, name, place)
 
 
 def _unreadable(name: str, error: Exception) -> InputError:

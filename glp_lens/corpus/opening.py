@@ -8,7 +8,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from tqdm.auto import tqdm
 
 from glp_lens.corpus.columns import TEXT
-from glp_lens.corpus.documents import Document, Split, check_split, distinct, limit, of_split, ordered, shuffled
+from glp_lens.corpus.documents import (
+    Document,
+    Split,
+    check_split,
+    distinct,
+    limit,
+    not_empty,
+    of_split,
+    ordered,
+    shuffled,
+)
 from glp_lens.corpus.files import from_files
 from glp_lens.corpus.hub import from_hub
 from glp_lens.corpus.probing import packaged
@@ -79,7 +89,8 @@ def open_corpus(
         chosen = shuffled(chosen, shuffle_buffer, seed) if shuffle_buffer else chosen
     else:
         chosen = iter(ordered(tqdm(chosen, desc="read texts", unit="doc", mininterval=2, delay=2, leave=False), seed))
-    chosen = _refuse_empty(limit(chosen, max_documents) if max_documents else chosen, split)
+    chosen = limit(chosen, max_documents) if max_documents else chosen
+    chosen = not_empty(chosen, f"no text falls into the {split} split: pass more texts")
     return chosen if stream or on_hub else list(chosen)
 
 
@@ -101,12 +112,3 @@ def _open_hub(
         revision=revision,
         piece=piece,
     )
-
-
-def _refuse_empty(documents: Iterable[Document], split: Split) -> Iterator[Document]:
-    empty = True
-    for document in documents:
-        empty = False
-        yield document
-    if empty:
-        raise InputError(f"no text falls into the {split} split: pass more texts")

@@ -215,25 +215,20 @@ def must_run(model: Model, hooks: Sequence[tuple[str, HookFunction]]) -> Iterato
                          "choose another one")  # fmt: skip
 
 
-def is_by_token(name: str, value: Tensor) -> bool:
-    """Whether the value at a hook point can be activations of each token, judged by its name and number of axes."""
-    if _NOT_BY_TOKEN.fullmatch(name):
-        return False
-    return value.ndim == 3 or (value.ndim == 4 and _HEADS.fullmatch(name) is not None)
-
-
-def rows_at(name: str, value: Any, shape: torch.Size) -> Tensor:
+def rows_at(name: str, value: Any, shape: torch.Size | None = None) -> Tensor:
     """The value at a hook point as rows `(batch, pos, d)`, with attention heads concatenated.
 
     Args:
         name: the hook point.
         value: what the hook function received there.
-        shape: `(batch, pos)` of the tokens.
+        shape: `(batch, pos)` of the tokens, if known.
 
     Raises:
         InputError: it is not one row of activations for each token.
     """
-    if isinstance(value, Tensor) and is_by_token(name, value) and value.shape[:2] == shape:
-        return value.flatten(2)
+    if isinstance(value, Tensor) and not _NOT_BY_TOKEN.fullmatch(name) and shape in (None, value.shape[:2]):
+        of_heads = value.ndim == 4 and _HEADS.fullmatch(name)
+        if value.ndim == 3 or of_heads:
+            return value.flatten(2)
     got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
     raise InputError(f"hook point {name} gives {got}, expected (batch, pos, d): choose another one")

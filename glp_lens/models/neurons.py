@@ -28,8 +28,13 @@ class Neurons(ActivationModel, Featurizer):
         self.provenance = {}
 
     @classmethod
-    def of(cls, model: lm.Model, hook: str) -> Self:
+    def of(cls, model: lm.Model, hook: str, identity: Json | None = None) -> Self:
         """The neurons of a language model in the block of a hook point such as `blocks.14.hook_resid_post`.
+
+        Args:
+            model: the language model.
+            hook: a hook point of the block.
+            identity: `lm.identity(model)`, where the caller knows it already: making it reads all weights.
 
         Raises:
             InputError: the hook point is in no block, or the block has no MLP with a hook point for its neurons.
@@ -39,7 +44,7 @@ class Neurons(ActivationModel, Featurizer):
             raise InputError(f"expected a hook point inside a block, such as blocks.3.hook_resid_post, got {hook!r}")
         point = lm.check_hook(model, f"{block.group()}mlp.hook_post")
         neurons = cls(int(model.cfg.d_mlp or 0))
-        neurons.provenance = {"store": provenance.here(model, point) | {"d_in": neurons.d_in}, "training": {}}
+        neurons.provenance = {"store": provenance.here(model, point, identity) | {"d_in": neurons.d_in}, "training": {}}
         return neurons
 
     @property

@@ -1,10 +1,14 @@
 """Both TransformerLens classes run alike, and alike to the Hugging Face model they were opened from."""
 
+import inspect
+
 import pytest
 import torch
 
 from glp_lens import lm
 from glp_lens.errors import InputError
+from glp_lens.pipeline.inputs import LanguageModelSettings
+from glp_lens.settings import options
 from tests.conftest import tiny_texts
 
 HOOK = "blocks.1.hook_resid_post"
@@ -76,3 +80,11 @@ def test_bad_arguments_are_refused_in_one_line(arguments, words):
     with pytest.raises(InputError, match=words) as caught:
         lm.open_model(**{"name": "no/such-model", **arguments})
     assert "\n" not in str(caught.value)
+
+
+def test_the_library_and_the_commands_open_a_model_alike(tiny_folder):
+    about = lm.describe(lm.open_model(str(tiny_folder)))
+    assert (about["class"], about["dtype"]) == ("TransformerBridge", "bfloat16")
+    known = {option.name: option.default for option in options(LanguageModelSettings)}
+    for name, parameter in inspect.signature(lm.open_model).parameters.items():
+        assert known.get({"name": "model", "dtype": "lm_dtype"}.get(name, name), parameter.default) == parameter.default

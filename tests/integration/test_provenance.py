@@ -13,6 +13,7 @@ from glp_lens.evals import fidelity, probing
 from glp_lens.evals.entries import Entry
 from glp_lens.evals.probing.tasks import build
 from glp_lens.interface import Featurizer, Projector, Reconstructor
+from glp_lens.lm import description
 from tests.conftest import tiny_texts
 
 HOOK, OTHER = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"
@@ -29,6 +30,19 @@ class Identity(ActivationModel, Featurizer, Projector, Reconstructor):
         return x
 
     project = reconstruct = encode
+
+
+def test_an_identity_that_is_known_is_not_computed_again(tiny_bridge, tmp_path, monkeypatch):
+    identity, here = lm.identity(tiny_bridge), provenance.here(tiny_bridge, HOOK)
+    hashed, real = [], description.weights_hash
+    monkeypatch.setattr(description, "weights_hash", lambda model: hashed.append(model) or real(model))
+    assert provenance.here(tiny_bridge, HOOK, identity) == here
+    options = {"context": 24, "massive": None, "identity": identity}
+    store = gl.collect(tiny_bridge, tiny_texts(9), HOOK, tmp_path / "acts", **options)
+    assert store.provenance()["weights"] == here["weights"]
+    tasks = [build(f"t{i}", tiny_texts(40, seed=i), [0, 1] * 20, range(30), range(30, 40)) for i in range(2)]
+    probing.collect(tiny_bridge, tasks, [HOOK, OTHER], context=24, cache=tmp_path / "cache")
+    assert len(hashed) == 1
 
 
 def differing(model):

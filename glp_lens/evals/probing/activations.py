@@ -94,6 +94,7 @@ def collect(
     context: int = 128,
     batch_tokens: int = 8192,
     cache: str | Path | None = None,
+    identity: Json | None = None,
 ) -> TaskActivations:
     """Run the tasks' texts through the language model, those that the cache lacks, and open all of them.
 
@@ -108,6 +109,7 @@ def collect(
         context: most tokens of a text, with BOS.
         batch_tokens: most tokens of a batch, with padding.
         cache: folder of the stores; without one they are temporary.
+        identity: `lm.identity(model)`, where the caller knows it already: making it reads all weights.
 
     Raises:
         InputError: unknown hook point or pooling, activations that are not finite, a full disk.
@@ -120,7 +122,7 @@ def collect(
     if context < 2:
         raise InputError(f"context must hold BOS and one token at least, got {context}")
     names = [lm.check_hook(model, name) for name in names]
-    identity = lm.identity(model)  # once, since it reads all weights
+    identity = identity or lm.identity(model)
     source: Json = {
         **identity,
         "hooks": names,

@@ -114,24 +114,28 @@ def _of_texts(
     settings: ProbeJob, trained: Mapping[str, ActivationModel], tasks: Sequence[Task], model: lm.Model
 ) -> tuple[list[Entry], TaskActivations]:
     """What is compared, and the activations of the tasks' texts where each entry is read."""
-    from glp_lens import provenance
+    from glp_lens import lm, provenance
     from glp_lens.evals import probing as suite
     from glp_lens.evals.entries import Entry
     from glp_lens.models.neurons import Neurons
 
     point = hook_point(model, settings.hook, trained)
     entries = _entries(settings, trained, point)
-    here = provenance.here(model, point)  # a model that does not fit is told before the texts are run
+    identity = lm.identity(model)
+    here = provenance.here(model, point, identity)  # a model that does not fit is told before the texts are run
     for entry in entries:
         at = {**here, "hook": point if settings.hook else entry.model.hook or point, "d_in": None}
         provenance.check_models({entry.label: entry.model}, at, allow_mismatch=settings.allow_mismatch)
     points = [point, *(entry.model.hook for entry in entries if entry.model.hook and not settings.hook)]
     if settings.neurons:
-        neurons = Neurons.of(model, point)
+        neurons = Neurons.of(model, point, identity)
         entries.append(Entry("neurons", neurons))
         points.append(str(neurons.hook))
     cache = settings.cache or settings.out / "cache"
-    return entries, suite.collect(model, tasks, points, pooling=settings.pooling, context=settings.context, cache=cache)
+    rows = suite.collect(
+        model, tasks, points, pooling=settings.pooling, context=settings.context, cache=cache, identity=identity
+    )
+    return entries, rows
 
 
 def _of_store(settings: ProbeJob, folder: Path) -> tuple[Task, TaskActivations]:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
 from glp_lens.activations import ActivationStore
+from glp_lens.corpus import parse_number
 from glp_lens.corpus.files import read_rows
 from glp_lens.corpus.tables import TABLES, kind_of
 from glp_lens.errors import InputError
@@ -243,25 +244,10 @@ def _as_numbers(values: Mapping[str, Any]) -> dict[str, int | float]:
     So codes that write one number in two ways, such as `01` and `1` or `1E5` and `100000`, stay different texts.
     """
     try:
-        numbers = {title: _number(value) for title, value in values.items()}
-    except (TypeError, ValueError):
+        numbers = {title: parse_number(value) for title, value in values.items()}
+    except ValueError:
         return {}
     return numbers if len(set(numbers.values())) == len(numbers) else {}
-
-
-def _number(value: Any) -> int | float:
-    """A number, or text that is one; whole numbers are exact."""
-    if isinstance(value, int):
-        return value
-    try:
-        if isinstance(value, str) and "_" in value:  # Python takes 1_2 for 12
-            raise ValueError("no number")
-        return int(value) if isinstance(value, str) else float(value)
-    except ValueError:
-        number = float("no number" if "_" in str(value) else value)
-    if math.isnan(number):
-        raise ValueError("nan is text")
-    return number
 
 
 def _check_spaces(values: Sequence[Any], titles: Sequence[str], place: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,7 @@ def generate(
     out = torch.empty((len(prompts), n_strengths, new_tokens), dtype=torch.long)
     total = len(prompts) * n_strengths * new_tokens
     with tqdm(total=total, desc=desc, unit="tok", mininterval=2) as bar:
-        for group in _same_length(ids, max(batch_rows // n_strengths, 1)):
+        for group in lm.batches_of_one_length([len(row) for row in ids], lambda _: batch_rows // n_strengths):
             tokens = torch.tensor([ids[i] for i in group]).repeat_interleave(n_strengths, 0)
             edit = None
             if direction is not None:
@@ -104,11 +104,3 @@ def _counted(edit: HookFunction | None, bar: tqdm[Any]) -> HookFunction:
         return tensor if edit is None else edit(tensor, hook=hook)
 
     return hook_fn
-
-
-def _same_length(ids: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
-    """Indices of sequences of one length, at most `size` at a time: nothing needs padding."""
-    for length in sorted({len(row) for row in ids}):
-        same = [i for i, row in enumerate(ids) if len(row) == length]
-        for start in range(0, len(same), size):
-            yield same[start : start + size]

@@ -156,7 +156,7 @@ def run(
             "entries": {e.label: str(e.setting) for e in entries},
         },
         data={
-            "model": lm.describe(model),
+            "model": here["model"],
             "direction_texts": [len(positive), len(negative)],
             "models": {e.label: e.model.provenance for e in entries},
         },
