@@ -7,11 +7,12 @@ Names are imported when first used, so that importing the package, or asking the
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from glp_lens.lazy import exports
 
 if TYPE_CHECKING:
-    from glp_lens import corpus, evals, hooks, lm, models, report
+    from glp_lens import corpus, evals, hooks, lm, models, pipeline, report
     from glp_lens.activations import ActivationStore, ActivationStream, StoreDataset
     from glp_lens.activations.collect import Generation, collect
     from glp_lens.activations.merge import merge
@@ -26,29 +27,6 @@ if TYPE_CHECKING:
     from glp_lens.models.raw import Raw
     from glp_lens.models.sae import SAE
     from glp_lens.training.config import RunOptions, TrainConfig, recipe
-
-_HOMES = {
-    "ActivationStore": "glp_lens.activations",
-    "ActivationStream": "glp_lens.activations",
-    "Generation": "glp_lens.activations",
-    "StoreDataset": "glp_lens.activations",
-    "collect": "glp_lens.activations",
-    "merge": "glp_lens.activations",
-    "InputError": "glp_lens.errors",
-    "open_model": "glp_lens.lm",
-    "load": "glp_lens.models",
-    "GLP": "glp_lens.models.glp",
-    "SAE": "glp_lens.models.sae",
-    "PCA": "glp_lens.models.pca",
-    "Gaussian": "glp_lens.models.gaussian",
-    "Raw": "glp_lens.models.raw",
-    "RandomFeatures": "glp_lens.models.random_features",
-    "Neurons": "glp_lens.models.neurons",
-    "RunOptions": "glp_lens.training.config",
-    "TrainConfig": "glp_lens.training.config",
-    "recipe": "glp_lens.training.config",
-}
-_MODULES = ("corpus", "evals", "hooks", "lm", "models", "report")
 
 __all__ = [
     "GLP",
@@ -74,20 +52,30 @@ __all__ = [
     "merge",
     "models",
     "open_model",
+    "pipeline",
     "recipe",
     "report",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use."""
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    """The public names."""
-    return __all__
+__getattr__, __dir__ = exports(
+    __name__,
+    {
+        "activations": ("ActivationStore", "ActivationStream", "Generation", "StoreDataset", "collect", "merge"),
+        "corpus": (),
+        "errors": ("InputError",),
+        "evals": (),
+        "hooks": (),
+        "lm": ("open_model",),
+        "models": ("load",),
+        "models.gaussian": ("Gaussian",),
+        "models.glp": ("GLP",),
+        "models.neurons": ("Neurons",),
+        "models.pca": ("PCA",),
+        "models.random_features": ("RandomFeatures",),
+        "models.raw": ("Raw",),
+        "models.sae": ("SAE",),
+        "pipeline": (),
+        "report": (),
+        "training.config": ("RunOptions", "TrainConfig", "recipe"),
+    },
+)

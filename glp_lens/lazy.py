@@ -22,4 +22,4 @@ def exports(package: str, names: Mapping[str, Sequence[str]]) -> tuple[Callable[
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(importlib.import_module(homes[name]), name)
 
-    return get, lambda: sorted(homes)
+    return get, lambda: sorted([*homes, *(name for name in names if "." not in name)])
