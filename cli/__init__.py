@@ -53,7 +53,7 @@ def _add(name: str, settings: type[Settings], job: str, help: str, *arguments: s
 
 
 def _about(function: Callable[..., object]) -> str:
-    """What a command says of itself is what the docstring of its job says, but for the arguments."""
+    """The help text of a command: the docstring of its job, without the arguments."""
     return inspect.cleandoc(function.__doc__ or "").partition("\n\nArgs:")[0]
 
 

@@ -41,7 +41,7 @@ class Commands(TyperGroup):
 
 @contextmanager
 def _mistakes_told() -> Iterator[None]:
-    """A mistake in the input is told in one line, without usage text or traceback."""
+    """Print a mistake in the input as one line, without usage text or traceback, and exit."""
     try:
         yield
     except InputError as error:

@@ -74,7 +74,7 @@ def _parameter(option: Option, *, argument: bool) -> inspect.Parameter:
 
 
 def _value(option: Option, value: Any, argument: bool) -> Any:
-    """What typer read, as the settings take it: an option of several values is repeated or has them between commas."""
+    """A parsed value in the type of its setting; lists may be repeated options or separated by commas."""
     if not option.several or value is None or argument:
         return value
     items: list[Any] = [item for text in value for item in split(str(text))]

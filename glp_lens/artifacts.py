@@ -107,7 +107,9 @@ class ActivationModel(ABC):
 
     def fingerprint(self) -> str:
         """Hash of everything that the model's results depend on: kind, settings, provenance and weights."""
-        about = [self.kind, self.hook, self._config(), self.provenance]
+        # Two layers of a prior that knows no hook points differ in nothing else.
+        layer = getattr(self, "layer", None)
+        about = [self.kind, layer if self.hook is None else self.hook, self._config(), self.provenance]
         digest = xxhash.xxh3_128(json.dumps(about, default=str).encode())
         for name, tensor in sorted(self._tensors().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

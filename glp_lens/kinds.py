@@ -25,7 +25,7 @@ def massive_rule(text: str) -> float | Literal["gap"] | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit(Settings):
-    """What can be set when a model of a kind is trained: each field is a keyword of the `fit` of the kind's class."""
+    """Settings of training a kind of model: each field is a keyword argument of its class's `fit`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,9 +126,9 @@ class Settings:
 
     @classmethod
     def of(cls, other: Settings, **changes: Any) -> Self:
-        """Settings that take from others what a class that both derive from declares, with changes.
+        """Settings with the values of others, for the fields that both inherit from one class, and with changes.
 
-        One name that two classes declare apart may stand for two things, so it is not taken over.
+        Two classes may each declare a field of one name and mean two things by it, so such a value is not copied.
         """
         bases = [base for base in cls.__mro__ if issubclass(base, Settings) and isinstance(other, base)]
         shared = {
@@ -182,7 +182,11 @@ def _docs(cls: type) -> dict[str, str]:
 def _docs_of_module(name: str) -> dict[str, dict[str, str]]:
     """The strings below the fields of each class of a module, which is parsed once for all."""
     docs: dict[str, dict[str, str]] = {}
-    for node in ast.parse(inspect.getsource(sys.modules[name])).body:
+    try:
+        source = inspect.getsource(sys.modules[name])
+    except (OSError, TypeError):  # typed into an interpreter, or installed without sources
+        return docs
+    for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef):
             docs[node.name] = {}
             for statement, below in zip(node.body, node.body[1:], strict=False):

@@ -6,7 +6,7 @@ checkpoint holds all that came of them. A window is read whole, so with checkpoi
 that must be on disk at a time is the window that the next batch begins in and the one after it: never more than N
 shards, so neither side ever waits for the other in vain.
 
-What the batches are depends on the rows, the seed and the batch size alone. So each side can be killed at any moment:
+The batches depend on the rows, the seed and the batch size alone. So each side can be killed at any moment:
 the producer makes what is missing, and the consumer continues at its checkpoint's batch.
 """
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from glp_lens.errors import InputError
 from glp_lens.evals.results import Results, without_nan
 from glp_lens.files import read_json, versions, write_json
 from glp_lens.types import Json
+
+T = TypeVar("T")
 
 
 class ResultCache:
@@ -27,29 +30,32 @@ class ResultCache:
     """
 
     def __init__(self, folder: str | Path | None, inputs: Callable[[], Any] = list) -> None:
-        self.folder = None if folder is None else Path(folder)
-        self._common = "" if folder is None else digest(inputs(), versions())
+        self._inputs = inputs
+        self._folder = None if folder is None else Path(folder)
 
-    def get(self, name: str, inputs: Callable[[], Any], make: Callable[[], Any]) -> Any:
+    def get(self, name: str, inputs: Callable[[], Any], make: Callable[[], Any], read: Callable[[Any], T]) -> T:
         """The value that a run with the same inputs kept, or that `make` returns, which is then kept.
 
-        A file that is missing or damaged is made anew.
+        A file that is missing or damaged is made anew. Inputs that cannot be hashed, such as a function among the
+        options of an entry, are warned about, and nothing is kept.
 
         Args:
             name: of the value; characters that file names may lack become `_`.
             inputs: gives what this value depends on besides.
-            make: returns a JSON-like value; it comes back as `without_nan` leaves it.
+            make: returns a JSON-like value.
+            read: what is made of it, or of what was kept, as `without_nan` leaves it; KeyError, TypeError, ValueError
+                or AttributeError if it is something else.
         """
-        if self.folder is None:
-            return make()
-        safe = "".join(c if c.isalnum() or c in "-_.+=" else "_" for c in name)[:80]
-        path = self.folder / f"{safe}-{digest(self._common, name, inputs())}.json"
-        try:
-            return read_json(path, "cached result")["value"]
-        except (InputError, KeyError):
-            value = make()
-            write_json(path, {"value": without_nan(value)})
-            return value
+        path = self._path(name, inputs)
+        if path is not None:
+            try:
+                return read(read_json(path, "cached result")["value"])
+            except (InputError, KeyError, TypeError, ValueError, AttributeError):
+                pass
+        value = without_nan(make())
+        if path is not None:
+            write_json(path, {"value": value})
+        return read(value)
 
     def results(self, name: str, inputs: Callable[[], Any], make: Callable[[], Results]) -> Results:
         """As `get`, for the results of a whole suite."""
@@ -59,21 +65,44 @@ class ResultCache:
             made.append(make())
             return made[0].to_json()
 
-        value = self.get(name, inputs, as_json)
-        return made[0] if made else Results.from_json(value)
+        kept = self.get(name, inputs, as_json, Results.from_json)
+        return made[0] if made else kept
+
+    def _path(self, name: str, inputs: Callable[[], Any]) -> Path | None:
+        if self._folder is None:
+            return None
+        try:
+            key = digest(self._inputs(), versions(), name, inputs())
+        except TypeError as error:
+            warnings.warn(f"{name}: no results are kept, as {error}", stacklevel=2)
+            return None
+        safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.+=") else "_" for c in name)[:80]
+        return self._folder / f"{safe}-{key}.json"
 
 
 def digest(*inputs: Any) -> str:
-    """Hash of JSON-like values, tensors and arrays."""
-    return xxhash.xxh3_128_hexdigest(json.dumps(inputs, default=_hashed, sort_keys=True).encode())[:16]
+    """Hash of JSON-like values, tensors, arrays and modules.
+
+    Raises:
+        TypeError: something else, of which two that differ might look alike.
+    """
+    return xxhash.xxh3_128_hexdigest(json.dumps(inputs, default=_as_json, sort_keys=True).encode())[:16]
 
 
-def _hashed(value: Any) -> str:
-    """What stands for a value that JSON has no place for: of arrays a hash of their bytes, of others their text."""
+def _as_json(value: Any) -> Any:
+    """A tensor or an array as type, shape and a hash of its bytes; a module as its weights; a path as its text."""
+    if isinstance(value, torch.nn.Module):
+        return [type(value).__name__, dict(value.state_dict())]
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path | torch.dtype | torch.device):
+        return str(value)
     if isinstance(value, torch.Tensor):
         raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    elif isinstance(value, np.ndarray) and value.dtype.hasobject:
+        return value.tolist()
     elif isinstance(value, np.ndarray):
         raw = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
     else:
-        return str(value)
+        raise TypeError(f"a {type(value).__name__} has no hash")
     return f"{value.dtype} {tuple(value.shape)} {xxhash.xxh3_128_hexdigest(raw.data)}"

@@ -33,16 +33,14 @@ class Setting:
 
     def __init__(self, values: Mapping[str, object] | None = None, /, **more: object) -> None:
         """Values by key, as a mapping or as keywords."""
-        self._parts: tuple[tuple[str, str | None], ...] = tuple(
-            (key, _written(value)) for key, value in {**(values or {}), **more}.items()
-        )
+        text = ";".join(f"{key}={_written(value)}" for key, value in {**(values or {}), **more}.items())
+        self._parts = _parts(text)
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """A setting as files have it."""
         setting = cls()
-        pairs = (part.partition("=") for part in text.split(";")) if text else ()
-        setting._parts = tuple((key, value if equals else None) for key, equals, value in pairs)
+        setting._parts = _parts(text)
         return setting
 
     def get(self, key: str) -> str | None:
@@ -91,6 +89,11 @@ class Setting:
         return f"Setting.parse({str(self)!r})"
 
 
+def _parts(text: str) -> tuple[tuple[str, str | None], ...]:
+    pairs = (part.partition("=") for part in text.split(";")) if text else ()
+    return tuple((key, value if equals else None) for key, equals, value in pairs)
+
+
 def _written(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
@@ -124,6 +127,11 @@ class Metric:
     n: int = 0
     other: str = ""
 
+    def __post_init__(self) -> None:
+        """Take a setting as files have it, too."""
+        if isinstance(self.setting, str):
+            object.__setattr__(self, "setting", Setting.parse(self.setting))
+
     @property
     def name(self) -> str:
         """The metric as files name it."""
@@ -135,10 +143,13 @@ class Metric:
 
     @classmethod
     def from_row(cls, row: Json) -> Self:
-        """What `row` gave, or JSON made of it, where NaN is null."""
+        """The inverse of `row`; also of rows that were saved as JSON, with null for NaN, or read by pandas."""
         values: Json = {key: math.nan if value is None else value for key, value in row.items()}
         metric, _, other = values["metric"].partition(":")
-        return cls(**values | {"setting": Setting.parse(values["setting"]), "metric": metric, "other": other})
+        # An empty text is NaN in a table that pandas has read.
+        texts = {key: value for key in ("model", "task", "setting") if isinstance(value := values[key], str)}
+        texts = {"model": "", "task": "", "setting": "", **texts}
+        return cls(**values | texts | {"setting": Setting.parse(texts["setting"]), "metric": metric, "other": other})
 
 
 COLUMNS = ("suite", "model", "task", "setting", "metric", "value", "ci_low", "ci_high", "n")
@@ -184,8 +195,7 @@ class Results:
         """
         if ":" in metric:
             metric, _, rest["other"] = metric.partition(":")
-        setting = Setting.parse(setting) if isinstance(setting, str) else setting
-        self.metrics.append(Metric(self.suite, model, task, setting, metric, float(value), **rest))
+        self.metrics.append(Metric(self.suite, model, task, setting, metric, float(value), **rest))  # type: ignore[arg-type]
 
     def frame(self) -> pd.DataFrame:
         """The metrics as in `metrics.csv`, one row a metric."""

@@ -75,7 +75,7 @@ def fit(
     """
     run = run or RunOptions()
     if run.snapshots and run.checkpoints is None:
-        raise InputError("snapshots need a folder: pass checkpoints=")
+        raise InputError("snapshots need a folder: pass RunOptions(checkpoints=...)")
     streams = sources.streams(config.batch_size)
     origin: Json = {"store": sources.provenance()}
     if finetuned_from:

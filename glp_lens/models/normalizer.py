@@ -90,8 +90,8 @@ def mean_and_std(store: ActivationStore | ActivationStream, limit: float | None 
     """Mean and standard deviation `(d_in,)` of each dimension of a store, float32.
 
     The standard deviation of a constant dimension is 1; one is constant if its standard deviation is below `CONSTANT`
-    times the median of all. What is left in it is rounding, and scaled to variance 1 the smallest edit of it would be
-    the largest of all.
+    times the median of all. Such a dimension holds rounding errors only, which scaling to variance 1 would
+    blow up.
 
     Args:
         limit: leave out rows with a norm above it, which takes a pass over the store.

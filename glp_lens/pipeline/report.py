@@ -25,7 +25,7 @@ class ReportJob(ResultSettings):
     title: str = "Activation models compared"
     """Headline of the page."""
     focus: str = "glp"
-    """The model whose wins and losses are told."""
+    """The model that the headline and the verdicts are about."""
     out: Path = option(Path("report"), panel="Run")
     """Folder for the output."""
 

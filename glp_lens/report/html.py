@@ -94,6 +94,7 @@ def sections(results: Sequence[Results], focus: str = "glp") -> list[Section]:
         runs = [r for r in results if r.suite == suite.name]
         if runs:
             frame = structured_frame(m for r in runs for m in r.metrics)
+            frame = frame.drop_duplicates(["model", "task", "setting", "metric", "other"])  # of runs that share a part
             made.append(suite.page.section(runs, frame, palette, focus))
     return made
 

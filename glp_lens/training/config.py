@@ -156,6 +156,12 @@ class RunOptions:
     shard_weights: bool = False
     compile: bool | None = None
 
+    def __post_init__(self) -> None:
+        """Take paths as texts, too."""
+        for name in ("state", "checkpoints"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, Path(value))
+
 
 FREE = ("accumulate",)
 """Settings that change the result by rounding only: an interrupted training may continue with others."""

@@ -9,6 +9,7 @@ from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.evals import fidelity
 from glp_lens.evals.entries import Entry
+from glp_lens.evals.fidelity.settings import FidelitySettings
 from glp_lens.interface import Reconstructor
 from glp_lens.models.sae import SAE
 
@@ -231,3 +232,20 @@ def test_labels_must_differ_and_texts_must_not_be_empty(tiny_bridge, texts, mean
         run(tiny_bridge, [entry, entry], texts, HOOK, mean=mean)
     with pytest.raises(InputError, match="no document"):
         run(tiny_bridge, [entry], [""], HOOK, mean=mean)
+
+
+def test_all_documents_are_measured_and_results_are_kept_by_what_they_depend_on(tiny_bridge, mean, texts, tmp_path):
+    many = [f"{text} {word}" for text in texts for word in WORDS[:4]]  # more than a job takes by default
+    assert len(many) > FidelitySettings().documents
+    assert run(tiny_bridge, [Entry("shrunk", Shrink(mean), {"keep": 0.5})], many, mean=mean).config["documents"] == 36
+
+    def measured(keep, documents):
+        data = fidelity.FidelityData(tiny_bridge, HOOK, documents, mean)
+        entries = [Entry("shrunk", Shrink(mean), {"keep": keep})]
+        return pick(fidelity.run(entries, data, folder=tmp_path), "shrunk", "fvu").value
+
+    first = measured(0.5, texts)
+    assert measured(0.9, texts) != first
+    assert measured(0.5, texts[1:]) != first
+    assert measured(0.5, texts) == first
+    assert len(list(tmp_path.iterdir())) == 3

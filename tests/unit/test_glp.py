@@ -352,6 +352,15 @@ def test_the_layer_of_a_multi_layer_prior():
     assert not torch.allclose(glp.encode(x, layer=layer), glp.encode(x, layer=1))
 
 
+def test_the_layers_of_a_prior_without_hook_points_are_told_apart():
+    """By their fingerprint, under which results are kept."""
+    glp = GLP.from_pretrained(GOLDEN / "multi_layer")
+    glp.provenance = {}
+    one, other = glp.at(glp.layers[0]), glp.at(glp.layers[1])
+    assert one.hook is other.hook is None
+    assert one.fingerprint() == glp.at(glp.layers[0]).fingerprint() != other.fingerprint()
+
+
 @pytest.mark.parametrize(
     "layer",
     [torch.tensor([1]), torch.tensor([0, 1, 1]), torch.zeros(200, dtype=torch.long), torch.zeros(7, 1).long(),

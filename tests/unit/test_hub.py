@@ -269,7 +269,7 @@ def test_the_command_publishes(online, server):
     assert written["glp_kwargs"]["tracedict_config"]["layer_prefix"] == "transformer.h"
     code, output = online["bad command"]
     assert code == 2
-    assert "must be one of own, released, got 'onnx'" in " ".join(output.split())
+    assert "'onnx' is not one of 'own', 'released'" in " ".join(output.split())
 
 
 def test_without_going_online_the_cache_is_read(online, server, work):

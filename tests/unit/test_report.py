@@ -180,6 +180,12 @@ def test_one_suite_alone_makes_a_page(tmp_path, make):
     assert text.count("<svg") == (3 if make is probing else 1)
 
 
+@pytest.mark.parametrize("make", [probing, steering, fidelity, density])
+def test_runs_of_one_suite_that_share_a_part_make_a_page(tmp_path, make):
+    text = write_report([make(), make()], tmp_path).read_text()
+    assert Page(text).open == []
+
+
 def test_notes_tell_rounding_losses_and_sizes_only_if_the_results_do(tmp_path):
     bare = write_report([fidelity(), probing()], tmp_path / "bare").read_text()
     for words in ("within its rounding", "FVU, standardised", "cut to"):

@@ -1,5 +1,8 @@
 """A value is made once for equal inputs, and anew for others or when its file is damaged."""
 
+import math
+from operator import itemgetter
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +13,8 @@ from glp_lens.evals.results import Results
 
 def counted(cache, name="a task", inputs="x"):
     made = []
-    value = cache.get(name, lambda: inputs, lambda: made.append(1) or {"numbers": [1, 2.5]})
-    assert value == {"numbers": [1, 2.5]}
+    value = cache.get(name, lambda: inputs, lambda: made.append(1) or {"numbers": (1, math.nan)}, itemgetter("numbers"))
+    assert value == [1, None]  # made now or kept, it is what JSON can hold
     return len(made)
 
 
@@ -23,7 +26,7 @@ def test_equal_inputs_are_read_and_others_made(tmp_path):
     assert counted(ResultCache(tmp_path, lambda: ["model"]), name="a/task") == 1
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"value": 3'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"value": 3', '{"value": null}', '{"value": {"other": 1}}'])
 def test_a_damaged_file_is_made_anew(tmp_path, text):
     counted(ResultCache(tmp_path))
     (path,) = tmp_path.iterdir()
@@ -37,7 +40,7 @@ def test_without_a_folder_nothing_is_hashed_or_kept():
         raise AssertionError("hashed")
 
     cache = ResultCache(None, refused)
-    assert cache.get("a", refused, lambda: 3) == 3
+    assert cache.get("a", refused, lambda: 3, int) == 3
 
 
 def test_arrays_and_tensors_count_by_their_bytes():
@@ -46,6 +49,30 @@ def test_arrays_and_tensors_count_by_their_bytes():
     assert len({digest(y) for y in same}) == 1
     others = [x.double(), x.bfloat16(), x.reshape(2, 3), x + 1, x.numpy().astype(np.int64), torch.tensor(0.0), None]
     assert len({digest(y) for y in [x, *others]}) == 1 + len(others)
+
+
+def test_modules_count_by_their_weights_and_objects_by_their_values():
+    layers = [torch.nn.Linear(2, 3) for _ in range(2)]
+    assert digest(layers[0]) != digest(layers[1])
+    layers[1].load_state_dict(layers[0].state_dict())
+    assert digest(layers[0]) == digest(layers[1])
+    ids = np.array(["a", "b", None], dtype=object)
+    assert digest(ids) == digest(ids.copy()) != digest(ids[::-1])
+
+
+def test_what_cannot_be_told_apart_is_not_kept(tmp_path):
+    """Two functions look alike, and an address is used again: their results would be taken for one another's."""
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="a task: no results are kept, as a function has no hash"):
+            assert counted(ResultCache(tmp_path), inputs=[lambda x: x]) == 1
+    with pytest.warns(UserWarning, match="no results are kept"):
+        assert counted(ResultCache(tmp_path, lambda: [lambda x: x])) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_any_length_and_script_are_files(tmp_path):
+    assert counted(ResultCache(tmp_path), name="語" * 200) == 1
+    assert counted(ResultCache(tmp_path), name="語" * 200) == 0
 
 
 def test_results_come_back_as_they_were(tmp_path):

@@ -54,6 +54,18 @@ def test_files_are_standard_json_and_tidy_csv(results, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "metrics.csv"}
 
 
+def test_a_table_that_pandas_read_gives_the_metrics_back(results, tmp_path):
+    table = pd.read_csv(results.save(tmp_path) / "metrics.csv")
+    again = [Metric.from_row(row) for row in table.to_dict("records")]
+    assert [str(metric) for metric in again] == [str(metric) for metric in results.metrics]
+    assert again[1].setting == Setting()
+
+
+def test_a_setting_is_equal_to_what_its_text_says():
+    assert Setting(between="pca;k=4") == Setting.parse("between=pca;k=4")
+    assert Metric("density", "glp", "heldout", "sigma=all", "flow_loss", 1.0).setting == Setting(sigma="all")
+
+
 def test_saving_again_replaces(results, tmp_path):
     results.save(tmp_path)
     Results("probing").save(tmp_path)

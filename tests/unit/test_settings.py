@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
 from typing import Literal
@@ -102,6 +104,19 @@ def test_settings_take_over_what_a_common_class_declares():
     assert Shared.of(job) == Shared(seed=5)
     assert Another.of(job) == Another(seed=5, rate=7.0)
     assert Another.of(job, rate=3.0) == Another(seed=5, rate=3.0)
+
+
+def test_settings_work_where_no_source_is():
+    code = (
+        "from dataclasses import dataclass\n"
+        "from glp_lens.evals.density.settings import DensitySettings\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(DensitySettings):\n    extra: int = 3\n"
+        "print(Mine(draws=2))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "draws=2" in done.stdout
+    assert "extra=3" in done.stdout
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.__name__)

@@ -1,7 +1,7 @@
 """Comparing reconstructions at equal distortion.
 
-A noise level or a rank is a knob: whoever reconstructs more closely loses less. So a model measured at
-several settings is read off at another model's fraction of variance unexplained (FVU).
+The closer a reconstruction, the less the language model loses, and a noise level or a rank sets how close it is. So the
+loss of a model measured at several settings is interpolated at another model's fraction of variance unexplained (FVU).
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class FidelityData:
     Attributes:
         model: a HookedTransformer or TransformerBridge.
         hook: the hook point, that of the training store.
-        documents: held-out texts, or objects with a `text`; the first `FidelitySettings.documents` are used.
+        documents: held-out texts, or objects with a `text`; all are used.
         mean: `(d_in,)` mean of the training store: the value of the mean ablation and the reference of FVU.
         std: `(d_in,)` standard deviation of the training store, for `fvu_standardised`; dimensions where it is 0
             do not count there. None measures none.
@@ -137,7 +137,7 @@ def run(
                 f"{tuple(data.mean.shape)}: use models and a mean of the same store"
             )
     notes += accepted
-    texts = [d if isinstance(d, str) else d.text for d in data.documents[: settings.documents]]
+    texts = [d if isinstance(d, str) else d.text for d in data.documents]
     return ResultCache(folder).results(
         "fidelity",
         lambda: [settings.to_json(), here, texts, data.mean, data.std, notes, [entry.identity() for entry in entries]],

@@ -171,7 +171,8 @@ def _records(
         for task in tasks:
             start, at_hooks = bar.n, {hook: read(task, activations, hook) for hook in used}
             make = partial(_score_task, entries, at_hooks, options, folder, bar.update)
-            yield Record(**cache.get(task.name, partial(_inputs, task, list(at_hooks.values())), make))
+            inputs = partial(_inputs, task, list(at_hooks.values()))
+            yield cache.get(task.name, inputs, make, lambda value: Record(**value))
             # What was not scored now, since it is finished or cannot be, must not count towards the rate.
             bar.total = (bar.total or 0) - (start + each - bar.n)
             bar.refresh()

@@ -157,7 +157,7 @@ def family(name: str) -> str:
 
 
 def note(name: str) -> str:
-    """What a reader must know of a task of sae-probes that its name does not say; empty if it says it all."""
+    """A warning where the name of a task of sae-probes misleads, else an empty text."""
     if int(name.split("_", 1)[0]) in _BIGRAMS:
         return "class 1 is not_bigram: texts without the bigram"
     return MISNAMED.get(name, "")

@@ -163,12 +163,12 @@ def run(
         failures=notes + accepted,
     )  # fmt: skip
     cache = ResultCache(folder, lambda: here)
-    numbers = cache.get(
+    direction = cache.get(
         f"direction-{concept.name}",
         lambda: [positive, negative],
         lambda: difference_of_means(model, positive, negative, hook).tolist(),
+        lambda values: torch.tensor(values, dtype=torch.float32).reshape(here["d_in"] or -1),
     )
-    direction = torch.tensor(numbers, dtype=torch.float32)
     conditions = _conditions(able, direction, data.act_norm, settings)
     generations = {
         c.label: _generations(model, hook, c, prompts, settings, cache, allow_mismatch=allow_mismatch)
@@ -233,11 +233,16 @@ def _generations(
         )  # fmt: skip
         return [ids.tolist(), _own_nll(model, prompts, ids).tolist()]
 
-    ids, nll_own = cache.get(f"generations-{condition.label}", inputs, make)
+    def read(value: Any) -> tuple[list[list[list[int]]], NDArray[np.float64]]:
+        ids, nll_own = value
+        shape = (len(prompts), len(condition.strengths))
+        return np.reshape(ids, (*shape, settings.new_tokens)).tolist(), np.reshape(nll_own, shape).astype(np.float64)
+
+    ids, nll_own = cache.get(f"generations-{condition.label}", inputs, make, read)
     assert model.tokenizer is not None  # texts were made of ids with it
     special = set(model.tokenizer.all_special_ids)
     texts = [[_decode(model.tokenizer, text, special) for text in row] for row in ids]
-    return _Generations(texts, np.array(nll_own))
+    return _Generations(texts, nll_own)
 
 
 def _decode(tokenizer: Any, ids: Sequence[int], special: set[int]) -> str:
