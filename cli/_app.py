@@ -50,7 +50,7 @@ def _mistakes_told() -> Iterator[None]:
         if type(error).__name__ == "NoArgsIsHelpError":  # a command group alone shows its help
             raise
         hint = f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
-        _fail(error.format_message() + hint)
+        _fail(error.format_message().replace("Value error, ", "") + hint)  # which pydantic puts before
     except OSError as error:
         if error.errno not in _DISK:
             raise
@@ -94,21 +94,29 @@ def _load_config(ctx: typer.Context, value: Path | None) -> Path | None:
         raise InputError(f"config file {value} is not readable YAML: {error}") from None
     if not isinstance(settings, dict):
         raise InputError(f"config file {value} must hold 'option: value' lines, got {type(settings).__name__}")
-    settings = {str(name).replace("-", "_"): item for name, item in settings.items()}
-    known = {p.name: p for p in ctx.command.params if p.name not in ("config", "help")}
+    known = {
+        name: p
+        for p in ctx.command.params
+        if p.name not in ("config", "help")
+        for name in (str(p.name), *(option.lstrip("-").replace("-", "_") for option in p.opts))
+    }
+    settings = {str(name).replace("-", "_"): item for name, item in settings.items() if item is not None}
     unknown = sorted(settings.keys() - known.keys())
     if unknown:
+        flags = sorted({max(p.opts, key=len).lstrip("-") for p in known.values()})
         raise InputError(
             f"config file {value} sets {', '.join(unknown)}, not options of '{ctx.info_name}': "
-            f"known are {', '.join(sorted(known))}"
+            f"known are {', '.join(flags)}"
         )
-    values = {name: _as_option(known[name], item) for name, item in settings.items()}
+    values = {str(known[name].name): _as_option(known[name], item) for name, item in settings.items()}
     ctx.default_map = {**(ctx.default_map or {}), **values}
     return value
 
 
 def _as_option(option: Any, value: Any) -> Any:
     """A value of a YAML file as click takes it: lists for options that may be repeated, else text with commas."""
+    if isinstance(value, dict):
+        raise InputError(f"{option.name} must be a value or a list of values, got a mapping in the config file")
     if getattr(option, "multiple", False) or option.nargs == -1:
         return [str(item) for item in (value if isinstance(value, list) else [value])]
     return ",".join(map(str, value)) if isinstance(value, list) else value

@@ -11,16 +11,16 @@ from glp_lens.settings import Settings, option
 from glp_lens.training.config import DEFAULT_ROWS
 
 
-def massive_rule(text: str) -> float | Literal["gap"] | None:
+def massive_rule(rule: str | float) -> float | Literal["gap"] | None:
     """`gap`, a multiple of the median norm, or None for 0: which rows count as massive activations.
 
     Raises:
         InputError: another text.
     """
     try:
-        return "gap" if text == "gap" else float(text) or None
+        return "gap" if rule == "gap" else float(rule) or None
     except ValueError:
-        raise InputError(f"--massive takes 'gap', a number of median norms, or 0, got {text!r}") from None
+        raise InputError(f"--massive takes 'gap', a number of median norms, or 0, got {rule!r}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,18 @@ class GradientFit(Fit):
     validation: tuple[Path, ...] = option((), panel="GLP: curve and checkpoints")
     """Store of held-out activations, for the training curve of a GLP and the dead latents, L0 and error of an SAE; of
     several layers as in --store."""
+    allow_mismatch: bool = option(False, panel="GLP: curve and checkpoints")
+    """Accept a --validation store, or --finetune a GLP, of another hook point, language model or weight processing."""
+
+    def __post_init__(self) -> None:
+        """Check each setting.
+
+        Raises:
+            InputError: settings that no training can have.
+        """
+        super().__post_init__()
+        if self.lr is not None and not 0 < self.lr < 1:
+            raise InputError(f"lr must be between 0 and 1, got {self.lr}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +95,6 @@ class GLPFit(GradientFit):
     """Compute activations again in the backward pass rather than keep them."""
     shard_weights: bool = option(False, panel="GLP: memory and machines")
     """Under torchrun, spread weights and optimiser states over the processes."""
-    allow_mismatch: bool = False
-    """Accept a --validation store, or --finetune a GLP, of another hook point, language model or weight processing."""
 
 
 @dataclass(frozen=True, kw_only=True)

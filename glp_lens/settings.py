@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import ast
 import inspect
+import numbers
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from math import isfinite
@@ -27,7 +28,7 @@ def option(
     max: float | None = None,
     panel: str | None = None,
     flag: str | None = None,
-    parse: Callable[[str], Any] | None = None,
+    parse: Callable[[Any], Any] | None = None,
 ) -> Any:
     """A field of settings with more than a type and a default.
 
@@ -37,7 +38,7 @@ def option(
         max: most.
         panel: heading of the help that it stands under; by default that of the class, `panel`.
         flag: its name on the command line, where that is not its own with dashes.
-        parse: makes the value of a text, for values that are no plain number, choice or text.
+        parse: makes the value of a text or of a value, where it is no plain number, choice or text.
     """
     return field(default=default, metadata={"min": min, "max": max, "panel": panel, "flag": flag, "parse": parse})
 
@@ -66,7 +67,7 @@ class Option:
     max: float | None
     panel: str
     flag: str
-    parse: Callable[[str], Any] | None
+    parse: Callable[[Any], Any] | None
 
     def check(self, value: Any) -> Any:
         """The value, texts parsed and lists as tuples.
@@ -78,19 +79,19 @@ class Option:
             return None
         if not self.several:
             return self._one(value)
-        values = (value,) if isinstance(value, str) or not isinstance(value, list | tuple | range) else tuple(value)
+        values = value if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
         return tuple(self._one(item) for item in values)
 
     def _one(self, value: Any) -> Any:
+        if isinstance(value, numbers.Real) and not isinstance(value, bool):  # also NumPy's
+            value = int(value) if isinstance(value, numbers.Integral) else float(value)
         if self.parse is not None:
-            value = self.parse(value) if isinstance(value, str) else value
+            value = self.parse(value)
         elif typing.get_origin(self.type) is Literal:
             if value not in (known := typing.get_args(self.type)):
                 raise InputError(f"{self.name} must be one of {', '.join(map(str, known))}, got {value!r}")
-        elif self.type is Path and isinstance(value, str):
-            value = Path(value)
-        elif self.type is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+        elif (self.type, type(value)) in _ALIKE or (self.type is str and isinstance(value, Path)):
+            value = self.type(value)
         elif not isinstance(value, self.type) or (self.type is int and isinstance(value, bool)):
             raise InputError(f"{self.name} must be {_NAMES.get(self.type, self.type.__name__)}, got {value!r}")
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -106,6 +107,8 @@ class Option:
         return value
 
 
+_ALIKE = {(Path, str), (float, int)}
+"""Types of settings, and of values that stand for them."""
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
 
 

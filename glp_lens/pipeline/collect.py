@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from glp_lens.defaults import DEFAULT_DTYPE, Dtype
 from glp_lens.errors import InputError
 from glp_lens.kinds import massive_rule
-from glp_lens.pipeline.inputs import ContextSettings, LanguageModelSettings, RunSettings, TextsSettings
+from glp_lens.pipeline.inputs import ColumnSettings, ContextSettings, LanguageModelSettings, RunSettings
 from glp_lens.settings import option
 
 if TYPE_CHECKING:
@@ -24,21 +24,23 @@ if TYPE_CHECKING:
 STDIN = "-"
 
 
-def parse_keep(text: str) -> int | str:
+def parse_keep(kept: str | int) -> int | str:
     """`all`, `last`, `mean`, `max`, or a number of tokens."""
-    return int(text) if text.isdecimal() else text
+    return int(kept) if str(kept).isdecimal() else str(kept)
 
 
-def parse_shard(text: str) -> tuple[int, int]:
-    """Which part of how many, of `i/N`."""
-    i, slash, n = text.partition("/")
+def parse_shard(part: str | tuple[int, int]) -> tuple[int, int] | None:
+    """Which part of how many, of `i/N` or of the two numbers; an empty text is none."""
+    i, slash, n = part.partition("/") if isinstance(part, str) else (str(part[0]), "/", str(part[1]))
+    if part == "":
+        return None
     if not (slash and i.isdecimal() and n.isdecimal() and int(i) < int(n)):
-        raise InputError(f"--shard must be i/N with i from 0 to N-1, for example 0/16, got {text!r}")
+        raise InputError(f"--shard must be i/N with i from 0 to N-1, for example 0/16, got {part!r}")
     return int(i), int(n)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectJob(LanguageModelSettings, ContextSettings, TextsSettings, RunSettings):
+class CollectJob(LanguageModelSettings, ContextSettings, ColumnSettings, RunSettings):
     """Settings of `collect`."""
 
     panel = "Data"
@@ -116,7 +118,7 @@ class CollectJob(LanguageModelSettings, ContextSettings, TextsSettings, RunSetti
                 "massive": self.massive,
                 "chat": self.chat,
                 "seed": self.seed,
-                "corpus": f"{', '.join(self.texts) or 'sae-probes texts'} ({self.split})",
+                "corpus": f"{','.join(self.texts) or 'sae-probes texts'} ({self.split})",
                 "window": self.window,
             },
             "generate": {"tokens": self.generate, "temperature": self.temperature} if self.generate else None,
@@ -148,6 +150,12 @@ def collect(
     Raises:
         InputError: texts, model or hook point that cannot be used, or a folder that holds something else.
     """
+    if settings.ray and not (model is None and texts is None):
+        raise InputError("ray opens model and texts on each worker: name them in the settings, or collect without ray")
+    if texts is not None and (settings.labels or settings.stream_texts or not settings.dedup):
+        raise InputError(
+            "labels, stream_texts and dedup are of texts that are read, not of those passed: leave them out"
+        )
     command = settings.command()
     if texts is not None and not settings.texts:
         command["options"]["corpus"] = f"own texts ({settings.split})"
@@ -210,6 +218,9 @@ def _run(
         for hook in options["hooks"] or ():
             lm.check_hook(opened, hook)  # a wrong one is refused before texts are read, which takes a while
         about = command["texts"]
-        documents = open_texts() if texts is None else corpus.split_documents(texts, about["split"], seed=about["seed"])
+        if texts is None:
+            documents = open_texts()
+        else:
+            documents = corpus.split_documents(texts, about["split"], seed=about["seed"])[: about["max_documents"]]
         collected = run(opened, documents, out=out, part=part, **options)
     return list(collected.values()) if isinstance(collected, dict) else [collected]

@@ -13,6 +13,7 @@ from glp_lens.evals.probing.settings import Size, parse_size
 from glp_lens.evals.registry import SUITES, Suite
 from glp_lens.pipeline.collect import CollectJob, collect
 from glp_lens.pipeline.inputs import (
+    ColumnSettings,
     ContextSettings,
     LanguageModelSettings,
     RunSettings,
@@ -22,7 +23,7 @@ from glp_lens.pipeline.inputs import (
 from glp_lens.pipeline.report import ReportJob, report
 from glp_lens.pipeline.stages import Stage, run_stages, stage_seconds
 from glp_lens.pipeline.suites import run_suite
-from glp_lens.pipeline.train import TrainJob, train
+from glp_lens.pipeline.train import STATE, TrainJob, train
 from glp_lens.settings import Settings, option, options
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class CompareJob(
 
     panel = "Sizes"
 
+    texts_column: str = option("text", panel="Data")
+    """Column of the text, or of chat messages, in the files of --texts."""
     tokens: int = option(150_000, min=1)
     """Activations collected for training."""
     heldout_tokens: int = option(8_000, min=1)
@@ -56,7 +59,7 @@ class CompareJob(
     """Meta-neurons in each block of the GLP's denoiser."""
     glp_layers: int = option(3, min=1)
     """Blocks of the GLP's denoiser."""
-    glp_lr: float = option(2e-3, min=0)
+    glp_lr: float = option(2e-3, min=0, max=1)
     """Peak learning rate of the GLP."""
     glp_batch: int = option(256, min=1)
     """Rows in each of its steps."""
@@ -64,7 +67,7 @@ class CompareJob(
     """Dictionary size of the SAE."""
     sae_k: int = option(32, min=1)
     """Latents active on a row."""
-    sae_lr: float = option(2e-3, min=0)
+    sae_lr: float = option(2e-3, min=0, max=1)
     """Peak learning rate of the SAE."""
     sae_batch: int = option(512, min=1)
     """Rows in each of its steps."""
@@ -82,6 +85,9 @@ class CompareJob(
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
         super().__post_init__()
+        for name in ("glp_lr", "sae_lr"):
+            if not 0 < getattr(self, name) < 1:
+                raise InputError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         if self.rows < self.glp_batch:
             raise InputError(f"rows must be at least one batch of {self.glp_batch}, got {self.rows}")
         if self.sae_k > self.sae_latents:
@@ -114,10 +120,11 @@ def compare(
     Raises:
         InputError: bad settings, a model or hook point that cannot be used, or a folder that holds another run.
     """
+    files: Json = {}
     for suite in SUITES:  # refused before any work, and not after minutes
-        suite.job.check(settings)
+        files |= suite.job.check(settings)
     run = _Comparison(settings, model, texts, command)
-    shared = settings.to_json() | run.identify()
+    shared = settings.to_json() | files | run.identify()
     run_stages(run.stages(), shared, settings.out, overwrite=settings.overwrite, say=say, defaults=_defaults())
     say(f"report: {settings.out / 'report.html'}")
     say(f"numbers: {settings.out / 'metrics.csv'} and {settings.out / 'results.json'}")
@@ -150,7 +157,7 @@ class _Comparison:
                 # A wrong model or hook point is refused before texts are read, which takes a while.
                 lm.check_hook(self.model, self.settings.hook or lm.default_hook(self.model))
             piece = corpus.CHARACTERS_PER_TOKEN * self.settings.context
-            self.texts = list(corpus.from_files(files, self.settings.text_column, piece=piece))
+            self.texts = list(corpus.from_files(files, self.settings.texts_column, piece=piece))
         if self.texts is not None:
             known["texts"] = f"{len(self.texts)} texts, hash {_hash(self.texts)}"
         return known
@@ -158,7 +165,7 @@ class _Comparison:
     def stages(self) -> list[Stage]:
         """All stages, in order: their jobs, and the settings that these depend on."""
         language_model = (*_names(LanguageModelSettings), "device", "seed")
-        corpus = (*_names(TextsSettings), "tokens", "heldout_tokens", "context")
+        corpus = ("texts", "texts_column", "tokens", "heldout_tokens", "context")
         glp = ("rows", "glp_width", "glp_mlp", "glp_layers", "glp_lr", "glp_batch")
         sae = ("rows", "sae_latents", "sae_k", "sae_lr", "sae_batch")
         fits = ("train-glp", "train-sae", "train-baselines")
@@ -211,7 +218,9 @@ class _Comparison:
         repeatable = self.given_model is None and (self.texts is None or bool(s.texts))
         for split, tokens in (("train", s.tokens), ("heldout", s.heldout_tokens)):
             hook = (s.hook,) if s.hook else ()
-            job = CollectJob.of(s, out=self.acts(split), split=split, tokens=tokens, hook=hook)
+            job = CollectJob.of(
+                s, text_column=s.texts_column, out=self.acts(split), split=split, tokens=tokens, hook=hook
+            )
             collect(job, model=self.model, texts=self.texts, repeatable=repeatable, say=_quiet)
 
     def train(self, *names: str) -> None:
@@ -229,6 +238,10 @@ class _Comparison:
             "pca_raw": {"kind": "pca", "standardize": False},
             "random": {"n_features": s.glp_layers * s.glp_mlp},
         }  # fmt: skip
+        earlier = s.out / "models" / "glp.state"
+        if "glp" in names and earlier.exists():  # where earlier versions kept an interrupted training
+            (s.out / "models" / "glp").mkdir(exist_ok=True)
+            earlier.rename(s.out / "models" / "glp" / STATE)
         for name in names:
             changes: Json = {"kind": name, **own.get(name, {})}
             job = TrainJob(
@@ -242,6 +255,8 @@ class _Comparison:
         out, kind = self.settings.out, suite.settings
         changes: Json = suite.job.in_comparison(out)
         changes["models"] = tuple(f"{name}={out / 'models' / name}" for name in changes["models"])
+        if issubclass(kind, ColumnSettings):
+            changes["text_column"] = self.settings.texts_column
         job = kind.of(self.settings, out=out / "results" / suite.name, overwrite=True, **changes)
         model = self.model if issubclass(kind, LanguageModelSettings) else None
         run_suite(job, model=model, texts=self.texts, page=False, say=_quiet)

@@ -29,7 +29,7 @@ class RunSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResultSettings(RunSettings):
+class ResultSettings(Settings):
     """A job that writes results."""
 
     out: Path
@@ -83,12 +83,18 @@ class TextsSettings(Settings):
     texts: tuple[str, ...] = ()
     """txt, jsonl, json, csv, tsv or parquet files or folders of them, '-' for standard input, or
     hf:NAME[:CONFIG[:SPLIT]] for a dataset of the Hub, separated by commas; by default the packaged corpus."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnSettings(TextsSettings):
+    """The texts, with the column that they are in."""
+
     text_column: str = "text"
     """Column of the text, or of chat messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuiteJob(ResultSettings):
+class SuiteJob(ResultSettings, RunSettings):
     """A job that measures trained models."""
 
     models: tuple[str, ...] = option(panel="Data")
@@ -170,11 +176,22 @@ def check_store(
 def open_training_store(
     folder: Path, trained: Mapping[str, ActivationModel], *, allow_mismatch: bool
 ) -> ActivationStore:
-    """A store of the activations that the models were trained on, whose statistics a suite measures with."""
+    """The store that the models, or some of them, were trained on, whose statistics a suite measures with.
+
+    Raises:
+        InputError: no store, one of other activations, or one that none of the models was trained on.
+    """
+    from glp_lens import provenance
     from glp_lens.activations import ActivationStore
 
     store = ActivationStore.open(folder)
     check_store(store, at_hook(trained, store.hook), "glp-lens collect --out acts", allow_mismatch=allow_mismatch)
+    known = [provenance.trained_on(model).get("manifest_hash") for model in at_hook(trained, store.hook).values()]
+    if any(known) and store.provenance()["manifest_hash"] not in known and not allow_mismatch:
+        raise InputError(
+            f"none of the models was trained on {folder}: pass the store of their training as --store, since its "
+            "statistics are the reference, or --allow-mismatch"
+        )
     return store
 
 
@@ -205,7 +222,7 @@ def open_heldout_store(
 
 
 def heldout_texts(
-    settings: TextsSettings, texts: Sequence[str | Document] | None, most: int, *, seed: int, context: int
+    settings: ColumnSettings, texts: Sequence[str | Document] | None, most: int, *, seed: int, context: int
 ) -> list[Document]:
     """The first documents of the held-out side, in seeded order: of texts in memory, else of those of the settings."""
     from glp_lens import corpus

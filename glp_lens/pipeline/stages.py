@@ -111,8 +111,9 @@ def stage_seconds(folder: Path) -> dict[str, float]:
 
 
 def _made(stage: Stage, folder: Path) -> list[str]:
-    """Those of a stage's outputs that are there."""
-    return [name for name in stage.outputs if (folder / name).exists()]
+    """Those of a stage's outputs that are there, and not empty."""
+    paths = {name: folder / name for name in stage.outputs}
+    return [name for name, path in paths.items() if path.is_file() or (path.is_dir() and any(path.iterdir()))]
 
 
 def _digest(value: Any) -> str:

@@ -197,6 +197,7 @@ def _fit(settings: TrainJob, stores: Sequence[Store], held_out: Sequence[Activat
     given |= {
         name: getattr(settings, name) for name in ("device", "seed") if name in inspect.signature(cls.fit).parameters
     }
+    given.pop("allow_mismatch", None)  # of the stores, which were checked
     if "validation" in given:
         given["validation"] = held_out[0] if held_out else None
     model: ActivationModel = cls.fit(stores[0], **{name: value for name, value in given.items() if value is not None})

@@ -14,7 +14,7 @@ import glp_lens as gl
 from glp_lens.errors import InputError
 from glp_lens.evals import steering
 from glp_lens.evals.steering import suite
-from glp_lens.pipeline import CompareJob, FidelityJob, compare, run_suite
+from glp_lens.pipeline import CollectJob, CompareJob, FidelityJob, collect, compare, run_suite
 from glp_lens.pipeline.stages import Stage, run_stages
 from tests.conftest import tiny_texts
 from tests.integration.test_steering import Words, ordered_texts, toy_concept
@@ -118,6 +118,27 @@ def test_fidelity_is_measured_on_held_out_texts_whoever_names_them(run):
     results = run_suite(settings, texts=texts, say=lambda _line: None)
     heldout = [document.text for document in gl.corpus.split_documents(texts, "heldout")][: settings.documents]
     assert results.data["documents_hash"] == hashlib.sha256("\0".join(heldout).encode()).hexdigest()[:16]
+
+
+def test_a_task_file_that_changes_is_probed_anew(run):
+    said, text = [], (run.root / "mine.csv").read_text()
+    compare(run.settings, say=said.append)
+    assert sum(line.endswith("already done") for line in said) == 9
+    (run.root / "mine.csv").write_text(text.replace(",game", ",peace"))
+    with pytest.raises(InputError, match="probing: tasks"):
+        compare(run.settings, say=said.append)
+    (run.root / "mine.csv").write_text(text)
+
+
+def test_what_is_in_memory_is_never_passed_over(tiny_bridge, tmp_path):
+    """Neither read anew by workers nor filtered by settings of files."""
+    texts = tiny_texts(50)
+    for changes in ({"ray": 2}, {"labels": ("score",)}, {"dedup": False}):
+        with pytest.raises(InputError):
+            collect(CollectJob(out=tmp_path / "acts", **changes), model=tiny_bridge, texts=texts)
+    settings = CollectJob(out=tmp_path / "acts", documents=3, split="all", context=24, tokens=0)
+    (store,) = collect(settings, model=tiny_bridge, texts=texts, say=lambda _line: None)
+    assert len(set(store.column("doc_id").tolist())) == 3
 
 
 def test_a_folder_of_an_earlier_version_with_fewer_settings_goes_on(tmp_path):

@@ -15,6 +15,7 @@ from glp_lens_cli import app
 from glp_lens_cli._app import warnings_told
 from typer.testing import CliRunner
 
+import glp_lens as gl
 import glp_lens.pipeline
 from glp_lens import lm
 from glp_lens.activations import write_store
@@ -108,7 +109,7 @@ def files(tmp_path_factory, tiny_folder):
     }.items():
         (root / name).mkdir(parents=True)
         (root / name / ("collect.json" if "stages" in name else "results.json")).write_text(text)
-    (root / "other_run" / "acts").mkdir()
+    (root / "other_run" / "acts" / "train").mkdir(parents=True)
     return SimpleNamespace(root=root, text=str(root))
 
 
@@ -203,6 +204,10 @@ MISTAKES = [
     ("train glp --store {f}/store --out {new} --width 0", "Invalid value for '--width'"),
     ("train glp --store {f}/store --out {new} --lr -1", "Invalid value for '--lr'"),
     ("train glp --store {f}/store --out {new} --lr nan", "Invalid value for '--lr'"),
+    ("train sae --store {f}/store --out {new} --lr 0", "lr must be between 0 and 1"),
+    (COMPARE + " --glp-lr 0", "glp_lr must be between 0 and 1"),
+    (COMPARE + " --sae-lr 2", "Invalid value for '--sae-lr'"),
+    (COMPARE + " --sigmas 0.1,0.1", "each once"),
     ("train glp --store {f}/store --out {new} --recipe secret", "'secret' is not one of 'paper', 'small'"),
     ("train glp --store {f}/store --out {new} --validation {f}/none", "no activation store at"),
     ("train glp --store {f}/store --out {new} --validation {f}/narrow", "width 24 (here 7): collect"),
@@ -298,6 +303,8 @@ MISTAKES = [
     (DENSITY + " --store {f}/elsewhere", f"model 'pca' was trained at {HOOK} (here blocks.2.hook_resid_post): collect"),
     (DENSITY + " --store {f}/held --out {f}/done", "pass --overwrite"),
     (DENSITY + " --store {f}/held --draws 0", "Invalid value for '--draws'"),
+    (FIDELITY + " --models {f}/pca --store {f}/held", "none of the models was trained on"),
+    (STEER + " --store {f}/held", "none of the models was trained on"),
     # compare and quickstart, which are one
     (COMPARE + " --tokens 0", "Invalid value for '--tokens'"),
     (COMPARE + " --rows 3", "at least one batch"),
@@ -476,6 +483,19 @@ def test_a_sweep_may_stand_in_the_config_file(settings):
     asked = settings(sigmas=[0.1, 0.5], ks=[2, "dense"])
     assert (asked.config.sigmas, asked.config.ks) == ((0.1, 0.5), (2, "dense"))
     assert settings(ks="none").config.ks == ()
+
+
+def test_a_config_file_names_options_as_the_command_line_does(files, tmp_path):
+    (tmp_path / "t.yaml").write_text("components: 3\nkind: pca\n")
+    assert run(f"train --config {tmp_path}/t.yaml --store {files.text}/store --out {tmp_path}/pca").exit_code == 0
+    assert gl.load(tmp_path / "pca").n_features == 3
+    (tmp_path / "bad.yaml").write_text("component: 3\n")
+    assert "components, condition" in told(run(f"train pca --config {tmp_path}/bad.yaml"))
+
+
+def test_what_a_config_file_leaves_empty_is_the_default(settings):
+    asked = settings(tasks=None, texts=None, strengths=None, hook=None)
+    assert asked.config == glp_lens.pipeline.CompareJob()
 
 
 def test_the_version_is_told():

@@ -8,6 +8,7 @@ from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from glp_lens import pipeline
@@ -17,10 +18,10 @@ from glp_lens.settings import Settings, option, options
 JOBS = [getattr(pipeline, name) for name in pipeline.__all__ if name.endswith("Job")]
 
 
-def half(text: str) -> float:
-    if text != "half":
-        raise InputError(f"share must be 'half', got {text!r}")
-    return 0.5
+def half(share: str | float) -> float:
+    if share not in ("half", 0.5, 1.0):
+        raise InputError(f"share must be 'half', got {share!r}")
+    return 0.5 if share == "half" else float(share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,9 @@ def test_every_setting_knows_what_its_option_needs():
 
 
 def test_values_become_what_the_setting_is():
+    kept = Job(models=[Path("a/b")], sizes=np.array([2, 3]), seed=np.int64(4), rate=np.float32(0.5))
+    assert (kept.models, kept.sizes, kept.seed, kept.rate) == (("a/b",), (2, 3), 4, 0.5)
+    assert {type(kept.seed), type(kept.sizes[0])} == {int}
     job = Job(models="a", sizes=[2, 3], rate=2, out="there", share="half")
     assert (job.models, job.sizes, job.rate, job.out, job.share) == (("a",), (2, 3), 2.0, Path("there"), 0.5)
     assert isinstance(job.rate, float)

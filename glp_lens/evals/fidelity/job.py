@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from glp_lens.evals.fidelity.settings import FidelitySettings
 from glp_lens.pipeline.inputs import (
+    ColumnSettings,
     LanguageModelSettings,
     SuiteJob,
-    TextsSettings,
     at_hook,
     heldout_texts,
     hook_point,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FidelityJob(FidelitySettings, LanguageModelSettings, TextsSettings, SuiteJob):
+class FidelityJob(FidelitySettings, LanguageModelSettings, ColumnSettings, SuiteJob):
     """Settings of `fidelity`; of the texts the held-out twentieth is used."""
 
     store: Path = option(Path("acts"), panel="Data")
@@ -42,8 +42,9 @@ def in_comparison(folder: Path) -> Json:
     return {"models": ("glp", "sae", "pca", "pca_raw"), "store": folder / "acts" / "train"}
 
 
-def check(settings: Settings) -> None:
-    """Nothing is refused late."""
+def check(settings: Settings) -> Json:
+    """Nothing is refused late, and no file is among the settings."""
+    return {}
 
 
 def measure(job: FidelityJob, trained: Mapping[str, ActivationModel], inputs: Inputs) -> Results:

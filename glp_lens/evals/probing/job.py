@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,17 +53,20 @@ def in_comparison(folder: Path) -> Json:
     return {"models": ("glp", "sae", "pca", "gaussian", "raw", "random"), "cache": folder / "cache" / "probing"}
 
 
-def check(settings: Settings) -> None:
-    """Refuse names that are no task's, and files that make none."""
+def check(settings: Settings) -> Json:
+    """Refuse names that are no task's, and files that make none; files count by what is in them."""
     from glp_lens.corpus.tables import TABLES, kind_of
     from glp_lens.evals import probing as suite
+    from glp_lens.evals.cache import digest
 
     assert isinstance(settings, TaskSettings)
     assert isinstance(settings, ProbingSettings)
     files = [spec for spec in settings.tasks if kind_of(spec) in TABLES]
     suite.names([spec for spec in settings.tasks if spec not in files] or None)
-    if files:
-        open_tasks(settings, settings.seed, files)
+    if not files:
+        return {}
+    own = [asdict(task) for task in open_tasks(settings, settings.seed, files)]
+    return {"tasks": [*settings.tasks, f"hash {digest(own)}"]}
 
 
 def measure(job: ProbeJob, trained: Mapping[str, ActivationModel], inputs: Inputs) -> Results:

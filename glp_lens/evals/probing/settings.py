@@ -16,15 +16,17 @@ Pooling = Literal["last", "mean", "max", "all"]
 """What of a text is a row: its last token, the mean or maximum over its tokens, or each token by itself."""
 
 
-def parse_size(text: str) -> Size:
-    """The number of features of a k-sparse probe as people write it.
+def parse_size(size: str | int) -> Size:
+    """The number of features of a k-sparse probe, or `dense`.
 
     Raises:
         InputError: neither a whole number from 1 nor `dense`.
     """
-    if text != "dense" and not (text.isdecimal() and int(text)):
-        raise InputError(f"ks must be numbers of features from 1, 'dense', or 'none' alone; got {text!r}")
-    return text if text == "dense" else int(text)  # type: ignore[return-value]
+    if size == "dense":
+        return "dense"
+    if isinstance(size, bool) or not str(size).isdecimal() or not int(size):
+        raise InputError(f"ks must be numbers of features from 1, 'dense', or 'none' alone; got {size!r}")
+    return int(size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,5 @@ class ProbingSettings(SuiteSettings):
         if self.ks in ("none", ("none",), ["none"]):
             object.__setattr__(self, "ks", ())
         super().__post_init__()
-        if not self.sigmas:
-            raise InputError("sigmas must hold at least one noise level")
-        if bad := [k for k in self.ks if k != "dense" and (not isinstance(k, int) or isinstance(k, bool))]:
-            raise InputError(f"ks must be numbers of features from 1, or 'dense', got {bad[0]!r}")
+        if not self.sigmas or len(set(self.sigmas)) < len(self.sigmas):
+            raise InputError(f"sigmas must hold at least one noise level, and each once, got {list(self.sigmas)}")

@@ -34,11 +34,12 @@ def in_comparison(folder: Path) -> Json:
     return {"models": ("glp", "sae", "pca", "gaussian"), "store": folder / "acts" / "train"}
 
 
-def check(settings: Settings) -> None:
+def check(settings: Settings) -> Json:
     """Refuse a machine that lacks the concept judge's sentence model."""
     from glp_lens.evals.steering.judges import SentenceEmbedder
 
     SentenceEmbedder.check()
+    return {}
 
 
 def measure(job: SteerJob, trained: Mapping[str, ActivationModel], inputs: Inputs) -> Results:

@@ -52,7 +52,7 @@ class SteeringSettings(ProjectionSettings):
     texts_per_side: int = option(256, min=1)
     """Texts about the topic, and as many about others, whose mean activations differ by the steering direction."""
     fluency_tokens: int = option(1_500_000, min=1)
-    """Most tokens that the n-gram model of the fluency judge is trained on."""
+    """About how many tokens the n-gram model of the fluency judge is trained on, at most."""
     random_repaired: bool = False
     """Also repair activations moved along the random direction."""
 
