@@ -8,9 +8,9 @@ A suite is a package with these modules:
   gives the results on trained models, `check(settings)` is called before any stage of a comparison starts: it refuses
   settings that `measure` would refuse, and gives those whose files count by their content. `in_comparison(folder)`
   names the models and stores of a comparison;
-- `page`: how its results are shown. `CONDITIONS` are titles and plot styles of labels that are no model's, such as
-  controls; `section(runs, frame, palette, focus)` is its section of the report, `verdicts(frame, focus)` who wins, in
-  sentences, and `text_table(results)` the numbers that matter most, for a terminal.
+- `page`: how its results are shown. `TITLE` is that of its own page; `CONDITIONS` are titles and plot styles of labels
+  that are no model's, such as controls; `section(runs, frame, palette, focus)` is its section of the report,
+  `verdicts(frame, focus)` who wins, in sentences, and `text_table(results)` the main numbers, for a terminal.
 """
 
 from __future__ import annotations

@@ -66,7 +66,8 @@ def run_suite(
     results.save(job.out)
     files = [job.out / "results.json", job.out / "metrics.csv"]
     if page:
-        files.insert(0, write_report([results], job.out, {"command": command, "seed": job.seed}))
+        context = {"title": suite.page.TITLE, "command": command, "seed": job.seed}
+        files.insert(0, write_report([results], job.out, context))
     say(suite.page.text_table(results))
     for sentence in results.failures:
         say(f"note: {sentence}")

@@ -89,7 +89,8 @@ def test_a_command_and_the_comparison_give_equal_numbers(run, suite_name, line):
     said = run.command(f"{line} --out alone/{suite_name}")
     alone, together = (run.root / folder / suite_name for folder in ("alone", "runs/results"))
     assert (alone / "metrics.csv").read_bytes() == (together / "metrics.csv").read_bytes()
-    assert (alone / "report.html").is_file()
+    titles = {"probing": "Sparse probing", "steering": "Steering", "fidelity": "Fidelity", "density": "Density"}
+    assert f"<title>{titles[suite_name]}</title>" in (alone / "report.html").read_text()
     assert f"alone/{suite_name}/report.html" in said
 
 

@@ -22,6 +22,7 @@ from glp_lens.display.labels import DASH, GREY, Palette, Style, count, display, 
 from glp_lens.display.plots import GRID, INK, Plot, render
 from glp_lens.evals.results import Results, Setting, structured_frame
 
+TITLE = "Density"
 CONDITIONS = {
     "predict": Style("predict", GREY, "X"),
     "isotropic": Style("isotropic", GREY, "P"),

@@ -23,6 +23,7 @@ from glp_lens.display.labels import DASH, GREY, Palette, Style, count, display, 
 from glp_lens.display.plots import GRID, INK, Plot, errors, render
 from glp_lens.evals.results import Results, structured_frame
 
+TITLE = "Fidelity"
 CONDITIONS = {
     "clean": Style("clean", GREY, "*"),
     "mean": Style("mean", GREY, "X"),

@@ -53,6 +53,7 @@ __all__ = ["CONDITIONS", "section", "text_table", "verdicts"]
 VIEWS = tuple(Setting(split=split, mode=mode) for mode in ("paper", "all") for split in ("dedup", "official"))
 """Settings of single features, the strictest first, which verdicts speak of."""
 Column = tuple[str, list[Cell]]
+TITLE = "Sparse probing"
 _KEY = ["model", "task", "setting", "metric", "other"]
 _PAIRS = 6
 """Most pairs in one open table; of more, those with the model in focus stand alone."""

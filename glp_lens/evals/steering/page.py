@@ -37,6 +37,7 @@ from glp_lens.evals.results import Results, Setting, structured_frame
 from glp_lens.evals.steering.settings import PLAIN, RANDOM, UNSTEERED
 from glp_lens.types import Json
 
+TITLE = "Steering"
 CONDITIONS = {
     UNSTEERED: Style("not steered", GREY, "*"),
     PLAIN: Style("no repair", "#e69f00", "P"),
