@@ -175,24 +175,27 @@ def check_store(
 
 def open_training_store(
     folder: Path, trained: Mapping[str, ActivationModel], *, allow_mismatch: bool
-) -> ActivationStore:
-    """The store that the models, or some of them, were trained on, whose statistics a suite measures with.
+) -> tuple[ActivationStore, list[str]]:
+    """The store that the models were trained on, whose statistics a suite measures with; a note if none of them was.
 
     Raises:
-        InputError: no store, one of other activations, or one that none of the models was trained on.
+        InputError: no store, one of other activations, or one of held-out texts.
     """
     from glp_lens import provenance
     from glp_lens.activations import ActivationStore
 
     store = ActivationStore.open(folder)
-    check_store(store, at_hook(trained, store.hook), "glp-lens collect --out acts", allow_mismatch=allow_mismatch)
-    known = [provenance.trained_on(model).get("manifest_hash") for model in at_hook(trained, store.hook).values()]
-    if any(known) and store.provenance()["manifest_hash"] not in known and not allow_mismatch:
+    trained = at_hook(trained, store.hook)
+    check_store(store, trained, "glp-lens collect --out acts", allow_mismatch=allow_mismatch)
+    about = store.provenance()
+    if str((about.get("corpus") or {}).get("name")).endswith("(heldout)"):
         raise InputError(
-            f"none of the models was trained on {folder}: pass the store of their training as --store, since its "
-            "statistics are the reference, or --allow-mismatch"
+            f"{folder} is of held-out texts, and the reference is the training store: pass that as --store"
         )
-    return store
+    hashes = [provenance.trained_on(model).get("manifest_hash") for model in trained.values()]
+    if any(hashes) and about["manifest_hash"] not in hashes:
+        return store, [f"none of the models was trained on {folder}, whose statistics are the reference"]
+    return store, []
 
 
 def open_heldout_store(

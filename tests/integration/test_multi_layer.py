@@ -99,6 +99,7 @@ def test_the_command_line_takes_the_layer_of_the_store(glp, tiny_folder, tmp_pat
     done = run(f"{line} results --store {HOOKS[1]}")
     assert done.exit_code == 0, done.output
     assert "delta_nll" in done.output
+    assert f"none of the models was trained on {HOOKS[1]}, whose statistics are the reference" in done.output
     refused = run(f"{line} other --store blocks.2.hook_resid_post")
     assert refused.exit_code != 0
     assert "trained on layers 0, 1, 3" in str(refused.exception) + refused.output

@@ -63,6 +63,8 @@ def files(tmp_path_factory, tiny_folder):
 
     store = write_store(root / "store", rows(300, 24), hook=HOOK, source={"model": {"name": "tiny"}})
     write_store(root / "held", rows(60, 24, seed=1), hook=HOOK)
+    corpus = {"corpus": {"name": "texts.txt (heldout)"}}
+    write_store(root / "heldout_texts", rows(60, 24, seed=2), hook=HOOK, source=corpus)
     write_store(root / "elsewhere", rows(60, 24, seed=1), hook="blocks.2.hook_resid_post")
     narrow = write_store(root / "narrow", rows(50, 7), hook=HOOK)
     PCA.fit(store).save_pretrained(root / "pca")
@@ -303,8 +305,8 @@ MISTAKES = [
     (DENSITY + " --store {f}/elsewhere", f"model 'pca' was trained at {HOOK} (here blocks.2.hook_resid_post): collect"),
     (DENSITY + " --store {f}/held --out {f}/done", "pass --overwrite"),
     (DENSITY + " --store {f}/held --draws 0", "Invalid value for '--draws'"),
-    (FIDELITY + " --models {f}/pca --store {f}/held", "none of the models was trained on"),
-    (STEER + " --store {f}/held", "none of the models was trained on"),
+    (FIDELITY + " --models {f}/pca --store {f}/heldout_texts", "is of held-out texts"),
+    (STEER + " --store {f}/heldout_texts", "is of held-out texts"),
     # compare and quickstart, which are one
     (COMPARE + " --tokens 0", "Invalid value for '--tokens'"),
     (COMPARE + " --rows 3", "at least one batch"),

@@ -52,18 +52,20 @@ def measure(job: FidelityJob, trained: Mapping[str, ActivationModel], inputs: In
     from glp_lens.evals import fidelity as suite
     from glp_lens.pipeline.ranks import matched_ranks
 
-    store = open_training_store(job.store, trained, allow_mismatch=job.allow_mismatch)
+    store, notes = open_training_store(job.store, trained, allow_mismatch=job.allow_mismatch)
     trained = at_hook(trained, store.hook)
     model = inputs.language_model(job, job.device)
     point = hook_point(model, job.hook, trained)
     documents = heldout_texts(job, inputs.texts, job.documents, seed=job.seed, context=job.context)
-    return suite.run(
+    results = suite.run(
         entries(trained, job, matched_ranks(trained, store)),
         suite.FidelityData(model, point, documents, store.stats.mean, store.stats.var.sqrt()),
         FidelitySettings.of(job),
         folder=job.out / "cache",
         allow_mismatch=job.allow_mismatch,
     )
+    results.failures += notes
+    return results
 
 
 def entries(

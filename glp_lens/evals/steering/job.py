@@ -47,16 +47,18 @@ def measure(job: SteerJob, trained: Mapping[str, ActivationModel], inputs: Input
     from glp_lens.evals import steering as suite
     from glp_lens.pipeline.ranks import matched_ranks
 
-    store = open_training_store(job.store, trained, allow_mismatch=job.allow_mismatch)
+    store, notes = open_training_store(job.store, trained, allow_mismatch=job.allow_mismatch)
     trained = at_hook(trained, store.hook)
     model = inputs.language_model(job, job.device)
-    return suite.run(
+    results = suite.run(
         entries(trained, job, matched_ranks(trained, store)),
         suite.SteeringData(model, hook_point(model, job.hook, trained), store.median_norm),
         SteeringSettings.of(job),
         folder=job.out / "cache",
         allow_mismatch=job.allow_mismatch,
     )
+    results.failures += notes
+    return results
 
 
 def entries(
