@@ -142,6 +142,7 @@ class _Comparison:
         command: str | None,
     ) -> None:
         self.settings, self.given_model, self.texts, self.command = settings, model, texts, command
+        self.in_memory = model is not None or texts is not None
 
     def identify(self) -> Json:
         """What stands for a language model or texts in memory, and for files, in the settings of stages."""
@@ -215,13 +216,12 @@ class _Comparison:
     def collect(self) -> None:
         """Activations of training and held-out texts."""
         s = self.settings
-        repeatable = self.given_model is None and (self.texts is None or bool(s.texts))
         for split, tokens in (("train", s.tokens), ("heldout", s.heldout_tokens)):
             hook = (s.hook,) if s.hook else ()
             job = CollectJob.of(
                 s, text_column=s.texts_column, out=self.acts(split), split=split, tokens=tokens, hook=hook
             )
-            collect(job, model=self.model, texts=self.texts, repeatable=repeatable, say=_quiet)
+            collect(job, model=self.model, texts=self.texts, repeatable=not self.in_memory, say=_quiet)
 
     def train(self, *names: str) -> None:
         """Trained models: the GLP, the SAE, or PCA, the Gaussian, raw activations and random features."""
