@@ -125,7 +125,9 @@ def compare(
         files |= suite.job.check(settings)
     run = _Comparison(settings, model, texts, command)
     shared = settings.to_json() | files | run.identify()
-    run_stages(run.stages(), shared, settings.out, overwrite=settings.overwrite, say=say, defaults=_defaults())
+    run_stages(
+        run.stages(), shared, settings.out, overwrite=settings.overwrite, say=say, defaults=CompareJob().to_json()
+    )
     say(f"report: {settings.out / 'report.html'}")
     say(f"numbers: {settings.out / 'metrics.csv'} and {settings.out / 'results.json'}")
     return settings.out / "report.html"
@@ -287,10 +289,6 @@ class _Comparison:
 def _names(settings: type[Settings]) -> tuple[str, ...]:
     """Names of the settings of a class; seed and context are those of the whole run."""
     return tuple(each.name for each in options(settings) if each.name not in ("seed", "context"))
-
-
-def _defaults() -> Json:
-    return CompareJob().to_json()
 
 
 def _quiet(line: str) -> None:

@@ -175,8 +175,11 @@ def check_store(
 
 def open_training_store(
     folder: Path, trained: Mapping[str, ActivationModel], *, allow_mismatch: bool
-) -> tuple[ActivationStore, list[str]]:
-    """The store that the models were trained on, whose statistics a suite measures with; a note if none of them was.
+) -> tuple[ActivationStore, dict[str, ActivationModel], list[str]]:
+    """The store that the models were trained on, whose statistics a suite measures with.
+
+    Returns:
+        The store, the models as they are used at its hook point, and a note if none of them was trained on it.
 
     Raises:
         InputError: no store, one of other activations, or one of held-out texts.
@@ -185,23 +188,26 @@ def open_training_store(
     from glp_lens.activations import ActivationStore
 
     store = ActivationStore.open(folder)
-    trained = at_hook(trained, store.hook)
-    check_store(store, trained, "glp-lens collect --out acts", allow_mismatch=allow_mismatch)
+    bound = at_hook(trained, store.hook)
+    check_store(store, bound, "glp-lens collect --out acts", allow_mismatch=allow_mismatch)
     about = store.provenance()
     if str((about.get("corpus") or {}).get("name")).endswith("(heldout)"):
         raise InputError(
             f"{folder} is of held-out texts, and the reference is the training store: pass that as --store"
         )
-    hashes = [provenance.trained_on(model).get("manifest_hash") for model in trained.values()]
-    if any(hashes) and about["manifest_hash"] not in hashes:
-        return store, [f"none of the models was trained on {folder}, whose statistics are the reference"]
-    return store, []
+    hashes = [provenance.trained_on(model).get("manifest_hash") for model in bound.values()]
+    foreign = any(hashes) and about["manifest_hash"] not in hashes
+    note = f"none of the models was trained on {folder}, whose statistics are the reference"
+    return store, bound, [note] if foreign else []
 
 
 def open_heldout_store(
     folder: Path, trained: Mapping[str, ActivationModel], *, allow_mismatch: bool
-) -> ActivationStore:
+) -> tuple[ActivationStore, dict[str, ActivationModel]]:
     """A store that can stand for unseen activations: of the models' hook point, and not what they were trained on.
+
+    Returns:
+        The store, and the models as they are used at its hook point.
 
     Raises:
         InputError: no store, one of other activations, or one that a model was trained on.
@@ -213,15 +219,16 @@ def open_heldout_store(
     if not folder.exists():
         raise InputError(f"no activation store at {folder}: collect held-out activations with '{collect}'")
     store = ActivationStore.open(folder)
-    check_store(store, at_hook(trained, store.hook), collect, allow_mismatch=allow_mismatch)
+    bound = at_hook(trained, store.hook)
+    check_store(store, bound, collect, allow_mismatch=allow_mismatch)
     manifest = store.provenance()["manifest_hash"]
-    for label, model in trained.items():
+    for label, model in bound.items():
         if provenance.trained_on(model).get("manifest_hash") == manifest:
             raise InputError(
                 f"{folder} is the store that model {label!r} was trained on, expected held-out "
                 f"activations: collect them with '{collect}'"
             )
-    return store
+    return store, bound
 
 
 def heldout_texts(

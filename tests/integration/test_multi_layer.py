@@ -16,6 +16,7 @@ from glp_lens.evals import fidelity, probing
 from glp_lens.evals.entries import Entry
 from glp_lens.evals.probing.tasks import build
 from glp_lens.models.glp import GLP
+from glp_lens.pipeline import DensityJob, run_suite
 from glp_lens.training.config import RunOptions, TrainConfig
 from tests.conftest import tiny_texts
 
@@ -103,6 +104,14 @@ def test_the_command_line_takes_the_layer_of_the_store(glp, tiny_folder, tmp_pat
     refused = run(f"{line} other --store blocks.2.hook_resid_post")
     assert refused.exit_code != 0
     assert "trained on layers 0, 1, 3" in str(refused.exception) + refused.output
+
+
+def test_density_refuses_each_store_that_a_prior_of_many_layers_was_trained_on(glp, stores, tmp_path):
+    glp.save_pretrained(tmp_path / "prior")
+    for hook in HOOKS:
+        job = DensityJob(models=(str(tmp_path / "prior"),), store=stores[hook].path, out=tmp_path / "density")
+        with pytest.raises(InputError, match="is the store that model 'prior' was trained on"):
+            run_suite(job)
 
 
 def test_it_trains_while_the_layers_are_collected(tiny_bridge, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glp_lens.evals.density.settings import DensitySettings
-from glp_lens.pipeline.inputs import SuiteJob, at_hook, open_heldout_store
+from glp_lens.pipeline.inputs import SuiteJob, open_heldout_store
 from glp_lens.settings import Settings, option
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ def measure(job: DensityJob, trained: Mapping[str, ActivationModel], inputs: Inp
     from glp_lens.evals import density as suite
     from glp_lens.evals.entries import Entry
 
-    heldout = open_heldout_store(job.store, trained, allow_mismatch=job.allow_mismatch)
+    heldout, trained = open_heldout_store(job.store, trained, allow_mismatch=job.allow_mismatch)
     results = suite.run(
-        [Entry(label, model) for label, model in at_hook(trained, heldout.hook).items()],
+        [Entry(label, model) for label, model in trained.items()],
         suite.DensityData(heldout.rows(), heldout.column("doc_id"), heldout.provenance()),
         DensitySettings.of(job),
         folder=job.out / "cache",

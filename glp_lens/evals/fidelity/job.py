@@ -12,7 +12,6 @@ from glp_lens.pipeline.inputs import (
     ColumnSettings,
     LanguageModelSettings,
     SuiteJob,
-    at_hook,
     heldout_texts,
     hook_point,
     open_training_store,
@@ -52,8 +51,7 @@ def measure(job: FidelityJob, trained: Mapping[str, ActivationModel], inputs: In
     from glp_lens.evals import fidelity as suite
     from glp_lens.pipeline.ranks import matched_ranks
 
-    store, notes = open_training_store(job.store, trained, allow_mismatch=job.allow_mismatch)
-    trained = at_hook(trained, store.hook)
+    store, trained, notes = open_training_store(job.store, trained, allow_mismatch=job.allow_mismatch)
     model = inputs.language_model(job, job.device)
     point = hook_point(model, job.hook, trained)
     documents = heldout_texts(job, inputs.texts, job.documents, seed=job.seed, context=job.context)

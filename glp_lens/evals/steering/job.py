@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glp_lens.evals.steering.settings import SteeringSettings
-from glp_lens.pipeline.inputs import LanguageModelSettings, SuiteJob, at_hook, hook_point, open_training_store
+from glp_lens.pipeline.inputs import LanguageModelSettings, SuiteJob, hook_point, open_training_store
 from glp_lens.settings import Settings, option
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ def measure(job: SteerJob, trained: Mapping[str, ActivationModel], inputs: Input
     from glp_lens.evals import steering as suite
     from glp_lens.pipeline.ranks import matched_ranks
 
-    store, notes = open_training_store(job.store, trained, allow_mismatch=job.allow_mismatch)
-    trained = at_hook(trained, store.hook)
+    store, trained, notes = open_training_store(job.store, trained, allow_mismatch=job.allow_mismatch)
     model = inputs.language_model(job, job.device)
     results = suite.run(
         entries(trained, job, matched_ranks(trained, store)),
