@@ -7,7 +7,8 @@ import pytest
 from scipy.stats import norm, permutation_test, rankdata
 from sklearn.model_selection import StratifiedKFold
 
-from glp_lens.evals.probing.inference import auc_interval, equal_count, holm, null_best, sign_flip_p, win_rate
+from glp_lens.evals.probing.inference import equal_count, null_best, sign_flip_p, win_rate
+from glp_lens.intervals import auc_interval
 
 
 def brute_auc(scores, y):
@@ -85,12 +86,6 @@ def test_sampled_sign_flips_agree_with_the_exact_ones_and_repeat():
     exact, sampled = sign_flip_p(x), sign_flip_p(x, draws=8000, seed=1)
     assert sampled == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 8000) + 1 / 8000)
     assert sampled == sign_flip_p(x, draws=8000, seed=1)
-
-
-def test_holm_steps_down_and_stays_monotone():
-    found = holm([0.04, 0.01, np.nan, 0.03, 0.9])
-    np.testing.assert_allclose(found, [0.09, 0.04, np.nan, 0.09, 0.9])
-    assert len(holm([])) == 0
 
 
 def cross_validated(x, y):

@@ -5,8 +5,20 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 
-from glp_lens.evals.statistics import bootstrap_mean, bootstrap_ratio
+from glp_lens.evals.statistics import (
+    GroupResampling,
+    bootstrap_mean,
+    bootstrap_ratio,
+    holm,
+    intervals,
+    p_values,
+    resampling,
+    smallest_visible,
+    standard_error,
+)
 
 CLUSTERS, SIZE, RUNS = 40, 7, 500
 
@@ -110,3 +122,96 @@ def test_ratios_that_cannot_be_formed():
     assert math.isnan(one.ci_low)
     some = bootstrap_ratio([0.0, 1.0], [0.0, 2.0], ["a", "b"])  # a resample of "a" alone has no ratio
     assert (some.ci_low, some.ci_high) == (0.5, 0.5)
+
+
+GROUPS, UNITS, DRAWS = 6, 15, 300
+
+
+def two_stages(rng, between, within=1.0):
+    """Draws of the mean over groups of units, whose true value is 0."""
+    values = between * rng.normal(size=(GROUPS, 1)) + within * rng.normal(size=(GROUPS, UNITS))
+    own = [resampling(UNITS, resamples=DRAWS, seed=int(rng.integers(2**31))) @ row for row in values]
+    return GroupResampling(GROUPS, resamples=DRAWS, seed=int(rng.integers(2**31))).mean(np.array(own)), values
+
+
+@pytest.mark.parametrize(
+    ("between", "low", "high"),
+    [
+        (1.0, 0.925, 0.98),  # groups differ as they do in steering, where a concept helps or hurts: as promised
+        (0.0, 0.97, 1.0),  # groups are alike: on the wide side, as documented
+    ],
+)
+def test_two_stage_intervals_cover_the_mean_at_least_as_often_as_they_say(between, low, high):
+    rng = np.random.default_rng(6)
+    hits = wins = 0
+    for _ in range(RUNS):
+        draws, _ = two_stages(rng, between)
+        _, a, b = intervals(draws, GROUPS)
+        hits += a <= 0 <= b
+        wins += p_values(draws, GROUPS) <= 0.05
+    assert low <= hits / RUNS <= high
+    assert wins / RUNS <= 0.075
+
+
+def test_the_plain_percentile_interval_would_be_too_narrow_with_few_groups():
+    rng = np.random.default_rng(7)
+    hits = 0
+    for _ in range(RUNS):
+        draws, _ = two_stages(rng, 1.0)
+        a, b = np.quantile(draws[1:], [0.025, 0.975])
+        hits += a <= 0 <= b
+    assert hits / RUNS < 0.925
+
+
+def test_the_spread_of_two_stages_is_that_of_theory():
+    draws, values = two_stages(np.random.default_rng(8), 1.0)
+    between = values.mean(1).var() / GROUPS  # of the means that are resampled
+    within = values.var(1).mean() / UNITS / GROUPS
+    want = math.sqrt((between + within) * GROUPS / (GROUPS - 1))
+    assert standard_error(draws, GROUPS) == pytest.approx(want, rel=0.12)
+    assert draws[0] == pytest.approx(values.mean())
+
+
+def test_a_group_drawn_twice_has_two_resamples_of_its_units():
+    draws = np.zeros((2, 1 + 5000, 3))
+    draws[0, 1:] = np.random.default_rng(9).normal(size=(5000, 1))
+    found = GroupResampling(2, resamples=5000).mean(draws)
+    # Half of the variance of one normal number: from both slots, one, or none; were both slots alike, it were 3/4.
+    assert found[1:, 1].var() == pytest.approx(2 * 0.5 / 4, rel=0.06)
+    assert (found[:, 0] == found[:, 2]).all()  # statistics stay paired
+
+
+def test_of_one_sample_interval_and_p_are_those_of_the_t_test():
+    values = np.random.default_rng(10).normal(0.4, 1, 9)
+    draws = resampling(9, resamples=40_000) @ values
+    want = stats.ttest_1samp(values, 0)
+    assert p_values(draws, 9) == pytest.approx(want.pvalue, rel=0.05)
+    ends = want.confidence_interval()
+    assert intervals(draws, 9) == pytest.approx([values.mean(), ends.low, ends.high], abs=0.06)
+    assert p_values(np.zeros(11), 9) == 1
+    assert np.isnan(p_values(draws, 1))
+    assert np.isnan(intervals(draws, 1)[1:]).all()
+
+
+@pytest.mark.parametrize(("n", "comparisons"), [(8, 1), (96, 1), (96, 12)])
+def test_the_smallest_visible_difference_is_found_with_the_power_it_says(n, comparisons):
+    draws = resampling(n, resamples=20_000) @ np.random.default_rng(11).normal(size=n)
+    gap = smallest_visible(draws, n, comparisons=comparisons)
+    effect = gap / standard_error(draws, n) / math.sqrt(n)
+    assert TTestPower().power(effect, n, 0.05 / comparisons) == pytest.approx(0.8, abs=0.02)
+
+
+def test_many_units_need_2_8_standard_errors():
+    draws = resampling(5000, resamples=50) @ np.random.default_rng(12).normal(size=5000)
+    assert smallest_visible(draws, 5000) / standard_error(draws, 5000) == pytest.approx(1.96 + 0.84, abs=0.01)
+
+
+def test_holm_steps_down_and_stays_monotone():
+    found = holm([0.04, 0.01, np.nan, 0.03, 0.9])
+    np.testing.assert_allclose(found, [0.09, 0.04, np.nan, 0.09, 0.9])
+    assert len(holm([])) == 0
+
+
+def test_holm_is_that_of_statsmodels():
+    p = np.random.default_rng(13).uniform(0, 0.2, 23)
+    np.testing.assert_allclose(holm(p), multipletests(p, method="holm")[1])

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from glp_lens.evals.statistics import Interval
+from glp_lens.intervals import Interval
 
 
 class Match(NamedTuple):

@@ -10,10 +10,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from glp_lens.evals.probing.inference import holm, sign_flip_p, win_rate
+from glp_lens.evals.probing.inference import sign_flip_p, win_rate
 from glp_lens.evals.probing.settings import MEAN
 from glp_lens.evals.results import Metric, Results, Setting
-from glp_lens.evals.statistics import Interval, bootstrap_mean
+from glp_lens.evals.statistics import bootstrap_mean, holm
+from glp_lens.intervals import Interval
 
 NOT_AVERAGED = ("auc_seed_sd",)
 Table = Mapping[str, Mapping[str, float]]

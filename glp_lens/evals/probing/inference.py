@@ -6,69 +6,12 @@ from itertools import product
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import erf, expit, logit
-from scipy.stats import binomtest, norm, rankdata
+from scipy.special import erf
 
-from glp_lens.evals.statistics import Interval, bootstrap_mean
+from glp_lens.evals.statistics import bootstrap_mean
+from glp_lens.intervals import Interval
 
 Floats = NDArray[np.float64]
-
-
-def auc_interval(
-    scores: ArrayLike, labels: ArrayLike, clusters: ArrayLike | None = None, *, level: float = 0.95
-) -> Interval:
-    """AUC of scores, or the mean AUC of several score vectors on the same rows, with its interval.
-
-    The variance is that of DeLong et al. 1988; averaging the placement values over the vectors first makes
-    it the variance of the mean AUC, with the vectors taken as given. The interval is symmetric on the logit
-    scale (Pepe 2003). At an AUC of 0 or 1 that variance is 0: the end is then Wilson's for a proportion out
-    of the smaller class, which errs on the wide side.
-
-    Args:
-        scores: `(n,)` or `(k, n)`.
-        labels: `(n,)`, 0 or 1, both present.
-        clusters: `(n,)`, of rows that are not independent of each other, such as the tokens of a text: the variance
-            is then that of Obuchowski 1997. By default each row is its own.
-        level: coverage.
-
-    Returns:
-        The AUC, its interval and the number of clusters. Of one cluster of a class nothing is known of the variance:
-        the interval is then 0 to 1.
-    """
-    x = np.atleast_2d(np.asarray(scores, dtype=np.float64))
-    positive = np.asarray(labels) == 1
-    n1, n0 = int(positive.sum()), int((~positive).sum())
-    ranks = rankdata(x, axis=1)
-    # Placement value: the share of the other class that a row lies on the right side of.
-    above = ((ranks[:, positive] - rankdata(x[:, positive], axis=1)) / n0).mean(0)
-    below = (1 - (ranks[:, ~positive] - rankdata(x[:, ~positive], axis=1)) / n1).mean(0)
-    value = float(above.mean())
-    own = np.arange(len(positive)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
-    least = min(len(np.unique(own[positive])), len(np.unique(own[~positive])))
-    if least < 2:
-        low, high = 0.0, 1.0
-    elif 0 < value < 1:
-        variance = _variance(above, below, own[positive], own[~positive])
-        half = norm.ppf((1 + level) / 2) * np.sqrt(variance) / (value * (1 - value))
-        low, high = expit(logit(value) - half), expit(logit(value) + half)
-    else:
-        low, high = binomtest(round(value) * least, least).proportion_ci(level, method="wilson")
-    return Interval(value, float(low), float(high), len(np.unique(own)))
-
-
-def _variance(above: Floats, below: Floats, positive: NDArray[np.int64], negative: NDArray[np.int64]) -> float:
-    """Variance of the AUC from the placement values and the numbers of the clusters, at least two, of both classes."""
-    n = max(positive.max(), negative.max()) + 1
-    sums = [
-        np.bincount(index, weights=values - values.mean(), minlength=n) / len(values)
-        for values, index in ((above, positive), (below, negative))
-    ]
-
-    def scale(clusters: int) -> float:
-        return clusters / (clusters - 1)
-
-    own = [scale(len(np.unique(index))) * part @ part for index, part in zip((positive, negative), sums, strict=True)]
-    return max(float(sum(own) + 2 * scale(n) * sums[0] @ sums[1]), 0.0)
 
 
 def sign_flip_p(values: ArrayLike, clusters: ArrayLike | None = None, *, draws: int = 2**15, seed: int = 0) -> float:
@@ -90,17 +33,6 @@ def sign_flip_p(values: ArrayLike, clusters: ArrayLike | None = None, *, draws: 
         signs = np.concatenate([np.ones((1, len(sums)), dtype=np.int8), signs])
     # The slack counts patterns that equal the observed one but for rounding.
     return float(np.mean(np.abs(signs @ sums) >= abs(sums.sum()) - 1e-12 * np.abs(sums).sum()))
-
-
-def holm(p_values: ArrayLike) -> Floats:
-    """Holm's step-down adjusted p values, in the order given; NaNs stay NaN and are not counted."""
-    p = np.asarray(p_values, dtype=np.float64)
-    result = np.full(len(p), np.nan)
-    known = np.flatnonzero(np.isfinite(p))
-    order = known[np.argsort(p[known], kind="stable")]
-    factors = np.arange(len(order), 0, -1)
-    result[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1.0)
-    return result
 
 
 def null_best(k: int, n0: ArrayLike, n1: ArrayLike) -> float:

@@ -10,11 +10,12 @@ from numpy.typing import ArrayLike
 
 from glp_lens.evals.entries import Entry
 from glp_lens.evals.probing import dense, features, rank
-from glp_lens.evals.probing.inference import auc_interval, null_best
+from glp_lens.evals.probing.inference import null_best
 from glp_lens.evals.probing.scoring import ALL, PAPER, Choice, SplitScores
 from glp_lens.evals.probing.settings import DENSE
 from glp_lens.evals.probing.splits import Rows
 from glp_lens.evals.results import Metric, Setting
+from glp_lens.intervals import auc_interval
 from glp_lens.types import Json
 
 
