@@ -20,12 +20,13 @@ from glp_lens.lm.hook_points import (
     rows_at,
     same_point,
 )
-from glp_lens.lm.opening import cache_folder, check_device, open_model
+from glp_lens.lm.opening import PACKAGED_SECOND, cache_folder, check_device, open_model, packaged
 from glp_lens.lm.protocol import Model, Tokenizer
-from glp_lens.lm.tokens import batches_of_one_length, bos_id, chat_ids, pad, to_ids, tokenizer_of
+from glp_lens.lm.tokens import batches_of_one_length, bos_id, chat_ids, decode, pad, to_ids, tokenizer_of
 
 __all__ = [
     "DEFAULT_MODEL",
+    "PACKAGED_SECOND",
     "RESIDUAL",
     "Backend",
     "Hooks",
@@ -40,6 +41,7 @@ __all__ = [
     "check_device",
     "check_edit",
     "check_hook",
+    "decode",
     "default_hook",
     "describe",
     "generate",
@@ -51,6 +53,7 @@ __all__ = [
     "names_of",
     "off_stream_error",
     "open_model",
+    "packaged",
     "pad",
     "rows_at",
     "same_point",

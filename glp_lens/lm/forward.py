@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from glp_lens.numerics import of_others
 from glp_lens.types import HookFunction
 
 Hooks = Sequence[tuple[str, HookFunction]]
+_PIECE = 2**20
+"""Logits whose loss is taken at once on a CPU."""
 
 
 @of_others()
@@ -56,24 +59,66 @@ def activations(model: Model, tokens: Tensor, mask: Tensor, hooks: Sequence[str]
 
 @of_others()
 @torch.no_grad()
-def token_nll(model: Model, tokens: Tensor, mask: Tensor, hooks: Hooks = ()) -> Tensor:
-    """Negative log-likelihood in nats of each next token, `(batch, pos - 1)` float32; 0 on padding.
+def token_nll(model: Model, tokens: Tensor, mask: Tensor, hooks: Hooks = (), *, wanted: Tensor | None = None) -> Tensor:
+    """Negative log-likelihood in nats of each next token, `(batch, pos - 1)` float32; 0 where it is not wanted.
+
+    Only wanted positions are unembedded: with a vocabulary of 262,144 the logits of a position take a megabyte.
+
+    Args:
+        tokens: right-padded ids `(batch, pos)`.
+        mask: `(batch, pos)`, true on real tokens.
+        hooks: hook points and functions that run in the pass.
+        wanted: `(batch, pos - 1)`, true at the tokens after the first whose loss is needed; by default all real ones.
 
     Raises:
         InputError: a hook point that never runs, or a model that does not predict the next token.
     """
     check_predicts(model)
     device = model_device(model)
-    with must_run(model, hooks) as watched:
+    wanted = mask[:, 1:].bool() if wanted is None else wanted & mask[:, 1:].bool()
+    nll = torch.zeros(wanted.shape, dtype=torch.float32)
+    if not wanted.any():
+        return nll
+    rows = torch.nn.functional.pad(wanted, (0, 1)).to(device)  # nothing follows the last token
+    with must_run(model, hooks) as watched, _unembedding_only(model, rows, hooks):
         logits = model.run_with_hooks(
             tokens.to(device),
             return_type="logits",
             attention_mask=mask.to(device, torch.long),
             fwd_hooks=watched,
         )
-    targets = tokens[:, 1:].to(device)
-    nll = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="none")
-    return nll.reshape(targets.shape).cpu() * mask[:, 1:]
+    logits = logits[rows] if logits.shape[:2] == rows.shape else logits[0]
+    targets = tokens[:, 1:][wanted].to(device)
+    # In float32, by pieces that stay in a processor's cache.
+    step = max(1, _PIECE // logits.shape[-1]) if device.type == "cpu" else len(logits)
+    pieces = zip(logits.split(step), targets.split(step), strict=True)
+    losses = [torch.nn.functional.cross_entropy(a.float(), b, reduction="none") for a, b in pieces]
+    nll[wanted] = torch.cat(losses).cpu()
+    return nll
+
+
+@contextmanager
+def _unembedding_only(model: Model, rows: Tensor, hooks: Hooks) -> Iterator[None]:
+    """Give the unembedding these positions alone, as one row `(1, n, d)`: what follows it works on each by itself.
+
+    A model without a module of that name, or whose unembedding the caller edits, unembeds all.
+    """
+    unembed = getattr(model, "unembed", None)
+    if not isinstance(unembed, torch.nn.Module) or any(name.startswith("unembed.") for name, _ in hooks):
+        yield
+        return
+
+    def choose(_module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        given = args[0] if args else None
+        if isinstance(given, Tensor) and given.ndim == 3 and given.shape[:2] == rows.shape:
+            return (given[rows][None], *args[1:])
+        return None
+
+    handle = unembed.register_forward_pre_hook(choose)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def check_predicts(model: Model) -> None:

@@ -76,6 +76,14 @@ def _encodable(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def decode(model: Model, ids: Sequence[int]) -> str:
+    """The text of generated ids up to the first special token, after which the model believes to be somewhere else."""
+    tokenizer = tokenizer_of(model)
+    special = set(tokenizer.all_special_ids)
+    end = next((i for i, token in enumerate(ids) if token in special), len(ids))
+    return str(tokenizer.decode(list(ids[:end])))
+
+
 def bos_id(model: Model) -> int:
     """The id put in front of every sequence."""
     tokenizer = tokenizer_of(model)

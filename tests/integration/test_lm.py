@@ -37,6 +37,20 @@ def test_activations_and_loss_equal_the_hugging_face_model(tiny_model, tiny_fold
     torch.testing.assert_close(lm.token_nll(tiny_model, tokens, mask), -log_p * mask[:, 1:], rtol=1e-4, atol=1e-4)
 
 
+def test_wanted_losses_are_those_of_all_and_hooks_at_the_unembedding_see_every_position(tiny_model):
+    tokens, mask = lm.pad(lm.to_ids(tiny_model, tiny_texts(4), 20))
+    every = lm.token_nll(tiny_model, tokens, mask)
+    wanted = torch.rand(every.shape, generator=torch.Generator().manual_seed(0)) < 0.4
+    some = lm.token_nll(tiny_model, tokens, mask, wanted=wanted)
+    torch.testing.assert_close(some, every * wanted, rtol=1e-5, atol=1e-5)
+    assert not lm.token_nll(tiny_model, tokens, mask, wanted=torch.zeros_like(wanted)).any()
+    seen = []
+    watch = ("unembed.hook_in", lambda x, *, hook: seen.append(x.shape[:2]) or x)
+    if "unembed.hook_in" in tiny_model.hook_dict:
+        torch.testing.assert_close(lm.token_nll(tiny_model, tokens, mask, [watch]), every, rtol=1e-5, atol=1e-5)
+        assert seen == [tokens.shape]
+
+
 def test_every_text_gets_one_bos_and_the_side_asked_for_is_cut(tiny_bridge):
     right = lm.to_ids(tiny_bridge, ["cat dog bird fish"], 3)[0]
     left = lm.to_ids(tiny_bridge, ["cat dog bird fish"], 3, truncate="left")[0]

@@ -282,8 +282,8 @@ def test_a_partly_cached_model_is_told_and_the_packaged_one_used_instead(tmp_pat
     part.mkdir()
     shutil.copy(tiny_folder / "config.json", part)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(part))
-    monkeypatch.setattr(lm.opening, "_packaged", lambda: tiny_folder)
-    monkeypatch.setattr(lm.opening, "_PACKAGED", ("torch", lm.opening._PACKAGED[1]))
+    monkeypatch.setattr(lm.opening, "_packaged", lambda package: tiny_folder)
+    monkeypatch.setattr(lm.opening, "packaged", lambda name: True)
     assert lm.open_model().cfg.d_model == 24
     with pytest.raises(InputError, match="Hub cache lacks its tokenizer"):
         lm.open_model("someone/model")
