@@ -97,6 +97,8 @@ class Projector(Capability, ABC):
         positions: hooks.Positions = "last",
         noise: hooks.RowNoise | None = None,
         mask: Tensor | None = None,
+        repair: hooks.Repair = "project",
+        direction: Tensor | None = None,
         **options: Any,
     ) -> tuple[str, HookFunction]:
         """`(hook point, hook function)` for `model.hooks(fwd_hooks=[...])`; see `glp_lens.hooks.project`.
@@ -108,10 +110,11 @@ class Projector(Capability, ABC):
             model: the language model it is for. With it, weights and their processing are checked at once;
                 without it, only the hook point and the width, when the hook runs.
             allow_mismatch: work on another hook point or language model than in training.
-            positions, noise, mask, options: see `glp_lens.hooks.project`.
+            positions, noise, mask, repair, direction, options: see `glp_lens.hooks.project`.
 
         Raises:
-            InputError: no hook point is known, or another one, or another language model.
+            InputError: no hook point is known, or another one, or another language model, and what
+                `glp_lens.hooks.project` refuses.
         """
         return hooks.projection(
             self,
@@ -121,6 +124,8 @@ class Projector(Capability, ABC):
             positions=positions,
             noise=noise,
             mask=mask,
+            repair=repair,
+            direction=direction,
             **options,
         )
 

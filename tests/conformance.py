@@ -75,7 +75,7 @@ def check_projector(model: Any, x: Tensor) -> None:
     _check_rowwise(model.project, model, x, width=model.d_in)
     noise = noise_like(x)
     name, hook = model.projection_hook(
-        "blocks.3.hook_resid_post", allow_mismatch=True, noise=lambda call, rows: noise[:rows]
+        "blocks.3.hook_resid_post", allow_mismatch=True, noise=lambda texts, positions, width: noise[: len(texts)]
     )
     assert name == "blocks.3.hook_resid_post"
     stream = torch.stack([x[:4], x[1:5], x[:4]]).bfloat16()

@@ -51,7 +51,7 @@ def test_a_hook_projects_with_its_own_layer(glp, tiny_model, hook):
     record = (hook, lambda tensor, hook: seen.append(tensor.clone()))
     tiny_model.run_with_hooks(TOKENS, fwd_hooks=[record])
     noise = torch.randn(2, 24, generator=torch.Generator().manual_seed(1))
-    projected = glp.projection_hook(hook, sigma=0.3, noise=lambda call, n: noise)
+    projected = glp.projection_hook(hook, sigma=0.3, noise=lambda texts, positions, width: noise)
     tiny_model.run_with_hooks(TOKENS, fwd_hooks=[projected, record])
     want = glp.project(seen[0][:, -1], sigma=0.3, noise=noise, layer=int(hook.split(".")[1]))
     torch.testing.assert_close(seen[1][:, -1], want)

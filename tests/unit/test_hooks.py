@@ -60,19 +60,19 @@ def test_projection_hook_names_its_hook_point_and_passes_massive_rows():
     assert torch.equal(y[2], x[2])
 
 
-def test_noise_is_asked_for_by_call_and_row_count():
+def test_noise_is_asked_for_by_text_and_position():
     model = Halve()
     asked = []
 
-    def noise(call, rows):
-        asked.append((call, rows))
-        return torch.full((rows, 5), float(call))
+    def noise(texts, positions, width):
+        asked.append((texts.tolist(), positions.tolist(), width))
+        return torch.full((len(texts), width), float(len(asked)))
 
-    fn = hooks.project(model, "last", noise)
+    fn = hooks.project(model, "last", noise, torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1]]))
     fn(stream())
     fn(stream(pos=1))
-    assert asked == [(0, 3), (1, 3)]
-    assert float(model.seen[1][0, 0]) == 1.0
+    assert asked == [([0, 1, 2], [2, 1, 3], 5), ([0, 1, 2], [3, 2, 4], 5)]
+    assert float(model.seen[1][0, 0]) == 2.0
 
 
 def test_wrong_width_is_refused_with_both_widths():
@@ -155,6 +155,55 @@ def test_a_text_that_goes_on_keeps_what_it_was_given_before():
     for length in (4, 5):  # with gradients, calls are by themselves
         y = fn(text[:, :length])
     assert (y - text[:, :5])[0, :, 0].round().tolist() == [0, 0, 0, 0, 2]
+
+
+CHOSEN = torch.tensor([[1, 0, 0, 1, 0, 1], [0, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0]]).bool()
+"""Of prompts of four tokens, and of the first two that are generated."""
+
+
+@pytest.mark.parametrize(
+    ("positions", "want"),
+    [
+        ("last", [[0, 0, 0, 1, 1, 1, 1]] * 3),
+        ("all", [[0, 1, 1, 1, 1, 1, 1]] * 3),
+        ("prompt", [[0, 1, 1, 1, 0, 0, 0]] * 3),
+        ("generated", [[0, 0, 0, 0, 1, 1, 1]] * 3),
+        (CHOSEN, [[*row, 0] for row in CHOSEN.int().tolist()]),
+    ],
+    ids=["last", "all", "prompt", "generated", "booleans"],
+)
+def test_positions_are_the_same_with_and_without_a_cache(positions, want):
+    text = torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(0))
+    text[:, 0] = text[0, 0]
+    with torch.no_grad():
+        fn = hooks.edit(lambda rows: rows + 1, positions)
+        cached = [fn(text[:, :4]), *(fn(text[:, i : i + 1]) for i in (4, 5, 6))]
+        fn = hooks.edit(lambda rows: rows + 1, positions)
+        whole = [fn(text[:, :length]) for length in (4, 5, 6, 7)]
+    assert (torch.cat(cached, 1) - text)[..., 0].round().tolist() == want
+    assert torch.equal(torch.cat(cached, 1), whole[-1])
+    again = fn(text[:, :4].flip(0))  # other texts: their prompt
+    assert torch.equal((again - text[:, :4].flip(0))[..., 0].round().int(), torch.tensor(want)[:, :4])
+
+
+def test_booleans_count_columns_and_never_edit_padding():
+    x = stream(batch=2)
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 0]])
+    fn = hooks.edit(lambda rows: -rows, torch.ones(2, 4, dtype=torch.bool), mask)
+    assert torch.equal(fn(x), torch.where(mask.bool()[..., None], -x, x))
+    for wrong in (torch.ones(2, 4), torch.ones(4, dtype=torch.bool), "first"):
+        with pytest.raises(InputError, match="positions must be"):
+            hooks.edit(lambda rows: rows, wrong)
+    with pytest.raises(InputError, match="positions are for a batch of 2, got one of 3"):
+        fn(stream())
+
+
+def test_a_function_that_writes_into_its_rows_leaves_the_stream_alone():
+    for pos in (1, 4):
+        x = stream(pos=pos)
+        y = hooks.edit(lambda rows: rows.mul_(0))(x)
+        assert torch.equal(x, stream(pos=pos))
+        assert float(y[:, -1].abs().sum()) == 0
 
 
 def test_what_may_be_padded_on_the_left_is_warned_of_once():

@@ -208,6 +208,26 @@ def test_provenance_and_description_can_be_written_as_json(tmp_path, x):
     assert found["norm_quantiles"]["0.99"] == pytest.approx(np.quantile(norms, 0.99), rel=1e-6)
 
 
+def test_quantiles_of_the_distance_from_the_mean_see_no_constant_dimension(tmp_path, store, x):
+    rows = store.rows().double()
+    distances = (rows - rows.mean(0)).norm(dim=1).numpy()
+    for q in (0.0, 0.1, 0.99, 1.0):
+        assert store.centred_norm_quantile(q) == pytest.approx(np.quantile(distances, q), rel=1e-5)
+    assert store.median_centred_norm == store.centred_norm_quantile(0.5)
+    assert store.median_norm > 5 * store.median_centred_norm  # the mean is far from 0
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(InputError, match="from 0 to 1"):
+            store.centred_norm_quantile(wrong)
+
+
+def test_of_a_large_store_quantiles_are_those_of_a_fixed_sample(tmp_path):
+    x = torch.randn(40_000, 3, generator=torch.Generator().manual_seed(1)) + 100
+    path = write_store(tmp_path / "large", x, hook="h", dtype="float32").path
+    found = [ActivationStore.open(path).centred_norm_quantile(q) for q in (0.5, 0.95)]
+    assert found == [ActivationStore.open(path).centred_norm_quantile(q) for q in (0.5, 0.95)]
+    assert found == pytest.approx(np.sqrt([2.366, 7.815]), rel=0.03)  # of chi-square with 3 degrees of freedom
+
+
 @pytest.mark.parametrize(
     ("columns", "labels"),
     [({"token_id": [-1]}, {}), ({"position": [2**33]}, {}), ({"y": [0.7]}, {"y": "int64"}), ({"doc_id": [1.5]}, {})],
