@@ -1,15 +1,16 @@
-"""How reports show steering: concept against fluency, at chosen strengths and at all of them, with examples."""
+"""How reports show steering: methods compared over concepts, at chosen strengths and at all of them, with examples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from glp_lens.display import labels
 from glp_lens.display.comparisons import (
+    Difference,
+    Outcome,
     Verdict,
     difference_cells,
     differences,
@@ -22,29 +23,33 @@ from glp_lens.display.comparisons import (
 from glp_lens.display.elements import (
     Cell,
     Example,
+    Part,
     Section,
     Table,
     find_row,
     metric_lines,
-    rows_of,
     table_of,
     value_cell,
     value_cells,
 )
-from glp_lens.display.labels import DASH, GREY, Palette, Style, family, interval, number, signed
-from glp_lens.display.plots import GRID, INK, Plot, render
+from glp_lens.display.labels import DASH, Palette, count, family, interval, number, p_value, signed
 from glp_lens.evals.results import Results, Setting, structured_frame
-from glp_lens.evals.steering.settings import PLAIN, RANDOM, UNSTEERED
+from glp_lens.evals.steering.plots import CONDITIONS, curves, display
+from glp_lens.evals.steering.settings import ALL, PLAIN, RANDOM, SAE, SHRINK, UNSTEERED
 from glp_lens.types import Json
 
+__all__ = ["CONDITIONS", "TITLE", "display", "section", "text_table", "verdicts"]
+
 TITLE = "Steering"
-CONDITIONS = {
-    UNSTEERED: Style("not steered", GREY, "*"),
-    PLAIN: Style("no repair", "#e69f00", "P"),
-    RANDOM: Style("random direction", GREY, "X"),
-}
-display = partial(labels.display, own=CONDITIONS)
 _SCORES = {"concept": "Concept (0–2)", "fluency": "Fluency (0–2)", "harmonic": "Harmonic mean"}
+_WHOLE = {
+    ("concept_at_fluency", "80%"): "Concept at 80% fluency",
+    ("concept_at_fluency", "90%"): "Concept at 90% fluency",
+    ("pareto_area", ""): "Area under Pareto front",
+    ("concept_per_nat", "nll"): "Concept per nat",
+}
+"""Numbers of whole sweeps, by metric and what they are at."""
+_COMPARED = {("harmonic", "chosen"): "Harmonic mean", ("concept_at_fluency", "80%"): "Concept at equal fluency"}
 _SWEPT = {
     **{(metric, ""): title for metric, title in _SCORES.items()},
     ("concept_minus", RANDOM): "Concept over random",
@@ -52,47 +57,77 @@ _SWEPT = {
     ("nll_own", ""): "NLL, own model",
 }
 _CHECKS = {"judge_auroc": "AUROC", "judge_agreement": "agreement"}
+_OUTCOMES: dict[float, Outcome] = {1.0: "ahead", -1.0: "behind", 0.0: "unclear"}
+_WORDS = {"ahead": "ahead", "behind": "behind", "unclear": "not told apart"}
 _EXAMPLES = 3
 
 
-def section(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette, _focus: str) -> Section:
-    """The section of all runs, a group of tables each."""
+class _Numbers:
+    """Metric rows of the main run or of replicates, found by what they say.
+
+    `at` is the strength (`0.4`, `chosen`), the level of fluency (`80%`), `nll`, or nothing.
+    """
+
+    def __init__(self, frame: pd.DataFrame, *, replicates: bool = False) -> None:
+        self._rows: dict[tuple[str, ...], Any] = {}
+        self.runs: list[tuple[str, str]] = []
+        for row in frame.itertuples():
+            run = _run(row.setting)
+            if (run is not None) != replicates:
+                continue
+            if run is not None and run not in self.runs:
+                self.runs.append(run)
+            self._rows.setdefault((*(run or ()), row.model, row.task, row.metric, row.other, _at(row.setting)), row)
+
+    def get(self, model: str, task: str, metric: str, at: str = "", other: str = "", run: Iterable[str] = ()) -> Any:
+        """The row, or None."""
+        return self._rows.get((*run, model, task, metric, other, at))
+
+
+def _run(setting: Setting) -> tuple[str, str] | None:
+    """Noise seed and number format of a replicate; None in the main run."""
+    seed = setting.get("noise_seed")
+    return None if seed is None else (seed, setting.get("lm_dtype") or "")
+
+
+def _at(setting: Setting) -> str:
+    if alpha := setting.get("alpha"):
+        return alpha
+    if level := setting.get("fluency>"):
+        return level.split()[0]
+    return "nll" if setting.get("nll<") else ""
+
+
+def _main(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[np.array([_run(setting) is None for setting in frame.setting], dtype=bool)]
+
+
+def section(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette, focus: str) -> Section:
+    """The section of all runs, a group of tables each, before the plots."""
     tables: list[Table] = []
     for run in runs:
-        own = structured_frame(run.metrics)
-        tables += _tables(own, str(run.config.get("concept", "")), run.extras.get("chosen", {}))
-    judges = frame[frame.metric.isin(_CHECKS)].drop_duplicates(["model", "task", "setting", "metric", "other"])
-    if len(judges):
-        body = [
-            [
-                Cell(f"{r.model.removeprefix('judge:')} {str(r.setting).replace('=', ' ')}".strip()),
-                Cell(f"{_CHECKS[r.metric]}, {r.other.replace('_', ' ')}"),
-                Cell(r.task),
-                Cell(number(r.value)),
-            ]
-            for r in judges.itertuples()
-        ]
-        caption = (
-            "Can the judges be trusted? AUROC on texts that they were not trained on (0.5 is chance), and "
-            "how far two judges agree."
-        )
-        tables.append(Table(caption, ["Judge", "Check", "Concept", "Value"], body))
+        tables += _tables(structured_frame(run.metrics), run, focus)
+    tables += _judges(frame)
+    tables.sort(key=lambda table: table.folded)
+    main = _main(frame)
     notes = [
         "Concept is judged by a sentence-embedding classifier trained on other articles than the direction's, "
-        "of the same source; fluency by an n-gram model, cut for texts that repeat themselves. No person and no "
-        "large model judged.",
-        "The n-gram model knows shuffled words and loops, not nonsense that is plausible word by word. Read the "
-        "examples, and the language model's own loss under “all strengths”, beside it.",
-        "Strength α is in units of the median activation norm. It is chosen on half of the prompts and "
+        "of the same source; fluency by another model than the steered one, cut for texts that repeat themselves. "
+        "The table of judges says how well. No person judged.",
+        "No judge of this kind sees all nonsense. Read the texts, and the language model's own loss under “all "
+        "strengths”, beside it.",
+        "Strength α is in units of the activations' typical length. It is chosen on half of the prompts and "
         "scored on the other half, both ways.",
-        "The random direction has the same norm: what it scores for the concept, any disturbance would.",
+        "A random direction of the same norm shows what any disturbance would score for the concept.",
     ]
-    for d in differences(frame, "harmonic"):
-        if (d.first, d.second) == (PLAIN, RANDOM):
+    for d in differences(main, "harmonic"):
+        if {family(d.first), family(d.second)} == {PLAIN, RANDOM}:
+            gap = facing([d], PLAIN)[0]
             notes.append(
-                f"Control, {d.task}: steering without repair minus a random direction, harmonic mean "
-                f"{signed(d.value)} {interval(d.low, d.high, sign=True)}."
+                f"Control, {_task(d.task)}: steering without repair minus {display(gap.second)}, harmonic mean "
+                f"{shown(gap)}."
             )
+    plots = curves(main, palette, focus)
     return Section(
         "steering",
         "Steering: concept against fluency",
@@ -100,67 +135,231 @@ def section(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette, _foc
         "hard, the text falls apart, because activations leave the region the model knows. A repair puts "
         "each edited activation back among real ones; the question is whether the text then keeps the "
         "topic and stays fluent.",
-        [frontier(frame, palette)] if len(frame[frame.metric == "concept"]) else [],
-        tables,
+        tables=tables,
+        parts=[Part("Concept against fluency at every strength", plots=plots)] if plots else [],
         examples=[example for run in runs for example in _examples(run)],
         notes=notes,
     )
 
 
-def _tables(frame: pd.DataFrame, concept: str, strengths: Json) -> list[Table]:
-    """At chosen strengths, paired differences, and all strengths."""
-    tables = [_at_chosen(frame, concept, strengths)]
+def _task(task: str) -> str:
+    return "mean over concepts" if task == ALL else task
+
+
+def _tables(frame: pd.DataFrame, run: Results, focus: str) -> list[Table]:
+    """Of one run: at chosen strengths, who is ahead, single concepts, pairs, all strengths, replicates."""
+    own = frame[~frame.model.str.startswith("judge:")]
+    main, numbers = _main(own), _Numbers(own)
+    tasks = list(dict.fromkeys(main.task)) or [str(run.config.get("concept", ""))]
+    leading = [ALL] if ALL in tasks else tasks
+    concepts = [task for task in tasks if task != ALL] if ALL in tasks else []
+    tables = [_at_chosen(main, numbers, task, run) for task in leading]
+    references = [label for label in (PLAIN, SHRINK, SAE) if ((main.metric == "verdict") & (main.other == label)).any()]
+    for task in leading:
+        against = [_against(main, numbers, task, other, run) for other in references]
+        tables += [table for table in against if table.rows]
+    for (metric, at), title in _COMPARED.items() if concepts else ():
+        tables.append(_by_concept(main, numbers, concepts, metric, at, title))
+    tables += [_at_chosen(main, numbers, task, run, folded=True) for task in concepts]
+    for task in leading:
+        tables += [_pairs(main, task, focus if references else ""), _all_strengths(main, numbers, task)]
+    tables += [table for task in leading if (table := _replicates(main, _Numbers(own, replicates=True), task)).rows]
+    return tables
+
+
+def _labels(frame: pd.DataFrame, task: str) -> list[str]:
+    """Methods with a chosen strength, in order."""
+    return list(dict.fromkeys(frame[(frame.task == task) & _chosen_rows(frame)].model))
+
+
+def _chosen_rows(frame: pd.DataFrame) -> np.ndarray:
+    """Which rows are at the chosen strength."""
+    return np.array([_at(setting) == "chosen" for setting in frame.setting], dtype=bool)
+
+
+def _units(numbers: _Numbers, task: str) -> str:
+    """How many concepts and prompts are behind a task's numbers, where results say it."""
+    rows = [numbers.get(UNSTEERED, task, "units", other=what) for what in ("concepts", "prompts")]
+    said = [f"{count(row.value)} {row.other}" for row in rows if row is not None]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _chosen(run: Results, task: str) -> Json:
+    """Chosen strengths by method; results of a single concept once had them without its name."""
+    chosen = run.extras.get("chosen", {})
+    if any(isinstance(value, dict) for value in chosen.values()):
+        found: Json = chosen.get(task, {})
+        return found
+    return dict(chosen)
+
+
+def _at_chosen(frame: pd.DataFrame, numbers: _Numbers, task: str, run: Results, *, folded: bool = False) -> Table:
+    models = _labels(frame, task)
+    columns: dict[str, list[Cell]] = {"Condition": [Cell(display(m)) for m in models]}
+    if strengths := _chosen(run, task):
+        columns["α chosen"] = [
+            Cell(", ".join(f"{x:g}" for x in dict.fromkeys(strengths.get(m, []))) or DASH) for m in models
+        ]
+    for metric, title in _SCORES.items():
+        columns[title] = value_cells([numbers.get(m, task, metric, "chosen") for m in models], highest=True)
+    for (metric, at), title in _WHOLE.items():
+        rows = [numbers.get(m, task, metric, at) for m in models]
+        if any(row is not None for row in rows):
+            columns[title] = value_cells(rows, highest=True)
+    still = {title: numbers.get(UNSTEERED, task, metric, "0") for metric, title in _SCORES.items()}
+    if any(row is not None for row in still.values()):
+        for title, column in columns.items():
+            column.append(Cell(display(UNSTEERED)) if title == "Condition" else value_cell(still.get(title)))
+    if folded:  # the first table has explained the columns
+        return table_of(f"{task}: each condition at its chosen strength", columns.items(), folded=True)
+    caption = (
+        f"Steering towards {'all concepts, means' if task == ALL else task}{_units(numbers, task)}, each condition at "
+        "the strength chosen on the other half of the prompts."
+    )
+    if any(title in columns for title in _WHOLE.values()):
+        caption += " Concept at 80% fluency: the most concept reached with at least 80% of the unsteered fluency."
+    if "Concept per nat" in columns:
+        caption += (
+            " Area: the share of the square of concept and fluency that some strength reaches in both. Per nat: "
+            "concept gained while the loss under the unsteered model rises by at most one nat a token."
+        )
+    return table_of(caption, columns.items())
+
+
+def _against(frame: pd.DataFrame, numbers: _Numbers, task: str, other: str, run: Results) -> Table:
+    """Who is ahead of one method, by how much, and how small a difference could have been seen."""
+    reasons = {(v["task"], v["method"], v["other"]): str(v.get("reason", "")) for v in run.extras.get("verdicts", [])}
+    judged = frame[(frame.metric == "verdict") & (frame.task == task) & (frame.other == other)]
+    body = []
+    for row in judged.itertuples():
+        cells = [Cell(display(row.model))]
+        for metric, at in _COMPARED:
+            gap = _difference(numbers, row.model, other, task, metric, at)
+            p = numbers.get(row.model, task, "p_holm", at, other)
+            visible = numbers.get(row.model, task, "smallest_visible", at, other)
+            told = f", p {p_value(p.value)}" if p is not None else ""
+            ends = "" if gap is None else interval(gap.low, gap.high, sign=True)
+            cells.append(Cell(DASH if gap is None else signed(gap.value), f"{ends}{told}"))
+            cells.append(Cell(DASH if visible is None else number(visible.value)))
+        reason = reasons.get((task, row.model, other), "")
+        cells.append(Cell(_WORDS[_OUTCOMES[float(row.value)]], passages=(reason,) if reason else ()))
+        body.append(cells)
+    header = ["Method", "Harmonic mean", "Could see", "Concept at equal fluency", "Could see", "Verdict"]
+    caption = f"Against {display(other)}, {_task(task)}{_units(numbers, task)}: paired differences and verdicts"
+    folded = other != PLAIN
+    if not folded:
+        caption += (
+            ". p is after Holm over the methods of this table. Ahead or behind is only what is so in both measures, in "
+            "every run, with two noise seeds (of repairs with noise) and with the language model in float32 and "
+            "bfloat16. Could see: the smallest true difference that 80% of such runs would find, for one comparison "
+            "alone."
+        )
+    return Table(caption, header, body, folded=folded, prose=("Verdict",))
+
+
+def _difference(numbers: _Numbers, first: str, second: str, task: str, metric: str, at: str) -> Difference | None:
+    """A paired difference, whichever way round the results have it."""
+    row, sign = numbers.get(first, task, f"{metric}_diff", at, second), 1
+    if row is None:
+        row, sign = numbers.get(second, task, f"{metric}_diff", at, first), -1
+    if row is None:
+        return None
+    low, high = sorted([sign * row.ci_low, sign * row.ci_high])
+    return Difference(first, second, task, row.setting, sign * row.value, low, high, int(row.n))
+
+
+def _by_concept(
+    frame: pd.DataFrame, numbers: _Numbers, concepts: Sequence[str], metric: str, at: str, title: str
+) -> Table:
+    """The difference to no repair, a row a method and a column a concept; bold where a verdict is given."""
+    models = [label for label in _labels(frame, concepts[0]) if label != PLAIN]
+    columns = {"Condition": [Cell(display(m)) for m in models]}
+    for concept in concepts:
+        cells = []
+        for label in models:
+            gap = _difference(numbers, label, PLAIN, concept, metric, at)
+            told = numbers.get(label, concept, "verdict", other=PLAIN)
+            cells.append(
+                Cell(DASH)
+                if gap is None
+                else Cell(
+                    signed(gap.value, 2), interval(gap.low, gap.high, 2, sign=True), told is not None and told.value
+                )
+            )
+        columns[concept] = cells
+    caption = (
+        f"{title}, each concept: difference to {display(PLAIN)}. Bold where the verdict is ahead or behind, that is in "
+        "both measures and in every run."
+    )
+    return table_of(caption, columns.items(), folded=metric == "harmonic")
+
+
+def _pairs(frame: pd.DataFrame, task: str, focus: str) -> Table:
+    """Paired differences over the same prompts: all, or those of one family with others."""
     body, seen = [], set()
     for metric, what in (("harmonic", "harmonic mean"), ("concept_at_fluency", "concept at equal fluency")):
-        for d in differences(frame, metric):
+        pairs: Iterable[Difference] = (d for d in differences(frame[frame.task == task], metric))
+        pairs = (d for d in pairs if metric == "harmonic" or _at(d.setting) == "80%")
+        for d in facing(pairs, focus) if focus else pairs:
             if (metric, d.second, d.first) not in seen:
                 seen.add((metric, d.first, d.second))
                 pair, *gap = difference_cells(d, display)
                 body.append([pair, Cell(what), *gap])
     header = ["Pair", "In", "Difference", "95% interval"]
-    tables.append(Table(f"{concept}: paired differences over the same prompts", header, body, folded=True))
+    return Table(f"{_task(task)}: paired differences over the same prompts", header, body, folded=True)
 
-    swept = _with_strengths(frame)
-    keys = swept.drop_duplicates(["model", "setting"])
-    models, settings = list(keys.model), list(keys.setting)
-    columns = {"Condition": [Cell(display(m)) for m in models], "α": [Cell(s.get("alpha")) for s in settings]}
+
+def _all_strengths(frame: pd.DataFrame, numbers: _Numbers, task: str) -> Table:
+    swept = _with_strengths(frame[frame.task == task]).drop_duplicates(["model", "setting"])
+    keys = [(row.model, _at(row.setting)) for row in swept.itertuples()]
+    columns = {"Condition": [Cell(display(m)) for m, _ in keys], "α": [Cell(at) for _, at in keys]}
     for (metric, other), title in _SWEPT.items():
-        rows = [
-            find_row(swept, model=m, setting=s, metric=metric, other=other)
-            for m, s in zip(models, settings, strict=True)
-        ]
-        if any(r is not None for r in rows):
-            columns[title] = [value_cell(r, sign=bool(other)) for r in rows]
-    tables.append(table_of(f"{concept}: all strengths", columns.items(), folded=True))
-    return tables
+        controls = sorted({o for o in frame[frame.metric == metric].other if family(o) == other}) if other else [""]
+        for control in controls:
+            rows = [numbers.get(m, task, metric, at, control) for m, at in keys]
+            if any(r is not None for r in rows):
+                name = title if control in ("", other) else f"{title}, {control.removeprefix(other).strip()}"
+                columns[name] = [value_cell(r, sign=bool(other)) for r in rows]
+    return table_of(f"{_task(task)}: all strengths", columns.items(), folded=True)
 
 
-def _at_chosen(frame: pd.DataFrame, concept: str, strengths: Json) -> Table:
-    chosen = frame[_at(frame, "chosen")]
-    models = list(dict.fromkeys(chosen.model))
-    still = frame[(frame.model == UNSTEERED) & (frame.setting == Setting(alpha=0))]
-    level = frame[frame.metric == "concept_at_fluency"]
-    used = [Cell(", ".join(f"{x:g}" for x in dict.fromkeys(strengths.get(m, []))) or DASH) for m in models]
-    columns = {"Condition": [Cell(display(m)) for m in models], "α chosen": used}
-    for metric, title in _SCORES.items():
-        columns[title] = value_cells(rows_of(chosen, models, metric=metric), highest=True)
-    columns["Concept at equal fluency"] = value_cells(rows_of(level, models), highest=True)
-    if len(still):
-        last = [value_cell(find_row(still, metric=metric)) for metric in _SCORES]
-        for column, cell in zip(
-            columns.values(), [Cell(display(UNSTEERED)), Cell(DASH), *last, Cell(DASH)], strict=True
-        ):
-            column.append(cell)
-    caption = f"Steering towards {concept}, each condition at the strength chosen on the other half of the prompts."
-    if len(level):
-        share = level.setting.iloc[0].get("fluency>")
-        caption += f" Last column: the most concept reached with a fluency of at least {share}."
-    return table_of(caption, columns.items())
+def _replicates(frame: pd.DataFrame, numbers: _Numbers, task: str) -> Table:
+    """Differences to no repair in runs with another noise seed or number format."""
+    body = []
+    for label in _labels(frame, task):
+        for run in numbers.runs:
+            gaps = [numbers.get(label, task, f"{metric}_diff", at, PLAIN, run) for metric, at in _COMPARED]
+            if any(gap is not None for gap in gaps):
+                body.append(
+                    [Cell(display(label)), Cell(run[0]), Cell(run[1]), *(value_cell(g, sign=True) for g in gaps)]
+                )
+    header = ["Method", "Noise seed", "Language model in", *_COMPARED.values()]
+    caption = f"{_task(task)}: replicates, difference to {display(PLAIN)}"
+    return Table(caption, header, body, folded=True)
 
 
-def _at(frame: pd.DataFrame, strength: str) -> pd.Series:
-    """Which rows are at a strength."""
-    return frame.setting.map(lambda setting: setting.get("alpha")) == strength
+def _judges(frame: pd.DataFrame) -> list[Table]:
+    """The judges' own errors, over all concepts."""
+    checks = frame[frame.metric.isin(_CHECKS)].drop_duplicates(["model", "task", "setting", "metric", "other"])
+    body = []
+    for (model, setting, metric, other), rows in checks.groupby(
+        ["model", checks.setting.map(str), "metric", "other"], sort=False
+    ):
+        values = [number(value) for value in (rows.value.min(), rows.value.max())]
+        concepts = list(dict.fromkeys(rows.task))
+        body.append(
+            [
+                Cell(f"{model.removeprefix('judge:')} {setting.replace('=', ' ')}".strip()),
+                Cell(f"{_CHECKS[metric]}, {other.replace('_', ' ')}"),
+                Cell(concepts[0] if len(concepts) == 1 else f"{len(concepts)} concepts"),
+                Cell(" to ".join(dict.fromkeys(values))),
+            ]
+        )
+    caption = (
+        "Can the judges be trusted? AUROC on texts that they were not trained on (0.5 is chance), and "
+        "how far two judges agree."
+    )
+    return [Table(caption, ["Judge", "Check", "Concept", "Value"], body)] if body else []
 
 
 def _with_strengths(frame: pd.DataFrame) -> pd.DataFrame:
@@ -169,13 +368,18 @@ def _with_strengths(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _examples(run: Results) -> list[Example]:
-    """The first prompts' continuations under every condition, by strength."""
+    """The first prompts' continuations under every condition, by strength; of several concepts, one prompt each."""
     texts = pd.DataFrame(run.extras.get("generations") or run.extras.get("examples") or [])
     if texts.empty or not {"model", "alpha", "prompt", "text"} <= set(texts.columns):
         return []
-    examples = []
-    for prompt in list(dict.fromkeys(texts.prompt))[:_EXAMPLES]:
-        own = texts[texts.prompt == prompt]
+    if "task" not in texts:
+        texts["task"] = str(run.config.get("concept", ""))
+    places = texts.drop_duplicates(["task", "prompt"])
+    examples: list[Example] = []
+    for task, prompt in zip(places.task, places.prompt, strict=True):
+        if [e.concept for e in examples].count(task) >= (_EXAMPLES if texts.task.nunique() == 1 else 1):
+            continue
+        own = texts[(texts.task == task) & (texts.prompt == prompt)]
         steered = own[own.model != UNSTEERED]
         alphas = sorted(set(steered.alpha))
         rows = [
@@ -183,15 +387,8 @@ def _examples(run: Results) -> list[Example]:
             for model in dict.fromkeys(steered.model)
         ]
         still = find_row(own, model=UNSTEERED)
-        examples.append(
-            Example(
-                str(run.config.get("concept", "")),
-                prompt,
-                "" if still is None else str(still.text).strip(),
-                [f"α = {alpha:g}" for alpha in alphas],
-                rows,
-            )
-        )
+        unsteered = "" if still is None else str(still.text).strip()
+        examples.append(Example(task, prompt, unsteered, [f"α = {alpha:g}" for alpha in alphas], rows))
     return examples
 
 
@@ -202,79 +399,74 @@ def _generation(row: pd.Series | None) -> Cell:
     return Cell(" ".join(str(row.text).split()), ", ".join(judged))
 
 
-def frontier(frame: pd.DataFrame, palette: Palette) -> Plot:
-    """Concept against fluency as the strength grows, one line a condition, one panel a concept.
-
-    Args:
-        frame: rows `concept` and `fluency` with settings `alpha=<strength>`.
-        palette: colours of the labels.
-    """
-    rows = _with_strengths(frame[frame.metric.isin(["concept", "fluency"])])
-    rows = rows[~rows.model.str.contains("+", regex=False)]
-    starts, rows = rows[rows.model == UNSTEERED], rows[rows.model != UNSTEERED]
-    tasks = list(dict.fromkeys(rows.task))
-
-    def draw(figure: Any) -> None:
-        panels = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
-        for axes, task in zip(panels, tasks, strict=True):
-            axes.grid(**GRID)
-            wide = rows[rows.task == task].pivot_table(
-                index=["model", "strength"], columns="metric", values="value", dropna=False
-            )
-            still = starts[starts.task == task].set_index("metric").value
-            origin = [float(still[m]) for m in ("fluency", "concept") if m in still.index]
-            if len(origin) == 2:
-                axes.plot(
-                    *origin,
-                    marker="*",
-                    color=INK,
-                    markersize=11,
-                    linestyle="",
-                    label=display(UNSTEERED),
-                    zorder=4,
-                )
-            for model in dict.fromkeys(rows[rows.task == task].model):
-                if not {"concept", "fluency"} <= set(wide.columns):
-                    continue
-                line = wide.loc[model].dropna().sort_index()
-                if line.empty:
-                    continue
-                control = family(model) == RANDOM
-                if len(origin) == 2:
-                    first = [origin[0], line.fluency.iloc[0]], [origin[1], line.concept.iloc[0]]
-                    axes.plot(*first, color=palette.color(model), linewidth=1, alpha=0.5, linestyle=":")
-                axes.plot(
-                    line.fluency, line.concept, color=palette.color(model), marker=palette.marker(model),
-                    markerfacecolor=palette.face(model), linestyle=(0, (4, 2)) if control else "-", alpha=0.9,
-                    label=display(model),
-                )  # fmt: skip
-                axes.annotate(
-                    f"α\u202f=\u202f{line.index[-1]:g}", (line.fluency.iloc[-1], line.concept.iloc[-1]),
-                    fontsize=9, xytext=(-5, 5), textcoords="offset points", ha="right",
-                    color=palette.color(model),
-                )  # fmt: skip
-            axes.set_title(task)
-            axes.set_xlabel("fluency, 0 to 2")
-            low, high = axes.get_xlim()
-            axes.set_xlim(low - 0.08 * (high - low), high)  # room for the labels
-        panels[0].set_ylabel("concept, 0 to 2")
-        handles = {
-            label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=4)
-
-    caption = (
-        "Up is more of the concept, right is more fluent: the upper right corner is best. Each line starts "
-        "at the star; along it the strength grows, and the number marks the strongest. A repair is worth "
-        "having only where its line lies above and to the right of “no repair”: otherwise, steering less "
-        "does as well."
-    )
-    return render("steering_frontier", caption, (7.6 if len(tasks) == 1 else 4.2 * len(tasks), 4.9), draw)
-
-
 def verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
-    """Verdicts against the other ways to steer, at chosen strengths, then against steering less."""
-    chosen = frame[_at(frame, "chosen")]
+    """Verdicts against the other ways to steer.
+
+    Where results have verdicts of their own, which need replicates, these are told, over all concepts if there are
+    several. Of older results, by the intervals of one run: at chosen strengths, then against steering less.
+    """
+    frame = _main(frame)
+    judged = frame[frame.metric == "verdict"]
+    older = frame[~frame.task.isin(set(judged.task))]
+    return [*_replicated(frame, judged, focus), *_chosen_verdicts(older, focus), *_fluency_verdicts(older, focus)]
+
+
+def _replicated(frame: pd.DataFrame, judged: pd.DataFrame, focus: str) -> list[Verdict]:
+    numbers = _Numbers(frame)
+    tasks = set(judged.task)
+    made: dict[tuple[str, str, str], Verdict] = {}
+    for row in judged[judged.task == ALL].itertuples() if ALL in tasks else judged.itertuples():
+        pair, sign = (row.model, row.other), 1
+        if family(row.model) != focus and family(row.other) == focus:
+            pair, sign = (row.other, row.model), -1
+        first, second = pair
+        if (family(first) == focus) == (family(second) == focus) or (first, second, row.task) in made:
+            continue
+        outcome = _OUTCOMES[sign * float(row.value)]
+        gaps = [_difference(numbers, first, second, row.task, metric, at) for metric, at in _COMPARED]
+        said = ", ".join(
+            f"{what[0].lower()}{what[1:]} {shown(gap)}"
+            for what, gap in zip(_COMPARED.values(), gaps, strict=True)
+            if gap is not None
+        )
+        met = numbers.get(row.model, row.task, "conditions_met", other=row.other)
+        where = f"over {_n_concepts(numbers, row.task)} concepts" if row.task == ALL else f"towards {row.task}"
+        start = opening(outcome, display(first), display(second), f"in steering {where}")
+        held = "" if met is None else f" {met.value:.0f} of {count(met.n)} conditions hold."
+        detail = []
+        if row.task == ALL:
+            detail.append(_concepts(judged[(judged.model == row.model) & (judged.other == row.other)], sign))
+        if outcome == "unclear":
+            detail.append(_visible(numbers, row))
+        sentence = f"{start}: {said}.{held}"
+        text = " ".join(part for part in detail if part)
+        made[first, second, row.task] = Verdict("steering", outcome, first, second, sentence, text)
+    return list(made.values())
+
+
+def _n_concepts(numbers: _Numbers, task: str) -> str:
+    row = numbers.get(UNSTEERED, task, "units", other="concepts")
+    return "all" if row is None else count(row.value)
+
+
+def _concepts(judged: pd.DataFrame, sign: int) -> str:
+    """For which single concepts a verdict is given."""
+    told: dict[str, list[str]] = {}
+    for row in judged[judged.task != ALL].itertuples():
+        told.setdefault(_WORDS[_OUTCOMES[sign * float(row.value)]], []).append(row.task)
+    parts = [f"{word} in {', '.join(told[word])}" for word in _WORDS.values() if word in told]
+    return f"By concept: {'; '.join(parts)}." if parts else ""
+
+
+def _visible(numbers: _Numbers, row: Any) -> str:
+    """How small a difference could have been seen."""
+    rows = [numbers.get(row.model, row.task, "smallest_visible", at, row.other) for _, at in _COMPARED]
+    values = [number(found.value, 2) for found in rows if found is not None]
+    return f"Differences below {' and '.join(values)} could not have been seen." if values else ""
+
+
+def _chosen_verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
+    chosen = frame[_chosen_rows(frame)]
     made: dict[tuple[str, str, str], Verdict] = {}
     for d in facing(differences(frame, "harmonic"), focus):
         if family(d.second) in (UNSTEERED, RANDOM) or (d.first, d.second, d.task) in made:
@@ -287,6 +479,10 @@ def verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
             f"{shown(d)} over {d.n} prompts."
         )
         made[d.first, d.second, d.task] = Verdict("steering", outcome, d.first, d.second, sentence)
+    return list(made.values())
+
+
+def _fluency_verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
     at_fluency = []
     for d in facing(differences(frame, "concept_at_fluency"), focus):
         outcome = judge(d, higher_is_better=True)
@@ -299,10 +495,11 @@ def verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
         )
         area = "steering at equal fluency"
         at_fluency.append(Verdict("steering", outcome, d.first, d.second, sentence, area=area))
-    return [*made.values(), *at_fluency]
+    return at_fluency
 
 
 def text_table(results: Results) -> str:
-    """The harmonic mean of concept and fluency at the chosen strength, a line a condition."""
-    frame = structured_frame(results.metrics)
-    return metric_lines(frame[(frame.metric == "harmonic") & _at(frame, "chosen")])
+    """The harmonic mean at the chosen strength, a line a condition: over all concepts if there are several."""
+    frame = _main(structured_frame(results.metrics))
+    frame = frame[(frame.metric == "harmonic") & _chosen_rows(frame)]
+    return metric_lines(frame[frame.task == ALL] if ALL in set(frame.task) else frame)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-from glp_lens.evals.statistics import Interval
 
 Floats = NDArray[np.float64]
 
@@ -25,52 +21,41 @@ def halves(n: int, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]
     return np.sort(order[: n // 2]), np.sort(order[n // 2 :])
 
 
-def chosen_elsewhere(harmonic: Floats, parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """For each prompt, the strength with the best mean in the half that the prompt is *not* in (AxBench)."""
-    chosen = np.empty(len(harmonic), dtype=np.int64)
-    first, second = parts
-    chosen[second] = harmonic[first].mean(0).argmax()
-    chosen[first] = harmonic[second].mean(0).argmax()
-    return chosen
+def concept_at_fluency(concept: ArrayLike, fluency: ArrayLike, level: ArrayLike) -> Floats:
+    """The most concept that sweeps over strengths reach while their fluency is at least `level`.
 
+    A sweep is the broken line through the mean scores of each strength, in rising order, the first being no steering.
+    A method that merely acts like a weaker strength moves along the same line, and so gains nothing here.
 
-def concept_at_fluency(concept: ArrayLike, fluency: ArrayLike, level: float) -> float:
-    """The most concept that a sweep over strengths reaches while its fluency is at least `level`.
-
-    The sweep is the broken line through the mean scores of each strength, in rising order, the first being
-    no steering. A method that merely acts like a weaker strength moves along the same line, and so gains
-    nothing here.
+    Args:
+        concept, fluency: `(..., n_strengths)`.
+        level: `(...)`, of each sweep, or one for all.
 
     Returns:
-        NaN if the line never has that fluency.
+        `(...)`; NaN where the line never has that fluency.
     """
     c, f = np.asarray(concept, dtype=np.float64), np.asarray(fluency, dtype=np.float64)
-    reached = list(c[f >= level])
-    for i in np.flatnonzero((f[:-1] >= level) != (f[1:] >= level)):
-        share = (level - f[i]) / (f[i + 1] - f[i])
-        reached.append(c[i] + share * (c[i + 1] - c[i]))
-    return float(max(reached, default=np.nan))
+    over = f >= np.asarray(level)[..., None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = (np.asarray(level)[..., None] - f[..., :-1]) / np.diff(f, axis=-1)
+        crossings = c[..., :-1] + share * np.diff(c, axis=-1)
+    crossed = over[..., :-1] != over[..., 1:]
+    reached = np.concatenate([np.where(over, c, -np.inf), np.where(crossed, crossings, -np.inf)], axis=-1).max(-1)
+    return np.where(np.isneginf(reached), np.nan, reached)
 
 
-class Frontier:
-    """`concept_at_fluency` of several sweeps over the same prompts, with paired bootstrap intervals.
+def pareto_area(concept: ArrayLike, fluency: ArrayLike) -> Floats:
+    """Area under the Pareto front of concept and fluency, each from 0 to 2, as a share of the whole square.
 
-    The level is a share of the unsteered fluency, of each resample's own.
+    The share of pairs (concept, fluency) that some strength reaches in both: the hypervolume of Zitzler & Thiele 1998
+    from the origin. Between strengths nothing is interpolated.
+
+    Args:
+        concept, fluency: `(..., n_strengths)`, none negative.
     """
-
-    def __init__(self, fluency: Floats, *, share: float = 0.8, resamples: int = 1000, seed: int = 0) -> None:
-        """`fluency` `(n_prompts,)` is that of the unsteered texts."""
-        n = len(fluency)
-        draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
-        self._weights = np.concatenate([np.full((1, n), 1 / n), draws / n])
-        self._levels = share * self._weights @ fluency
-
-    def values(self, concept: Floats, fluency: Floats) -> Floats:
-        """Of one sweep `(n_prompts, 1 + n_strengths)`, unsteered first: on all prompts, then by resample."""
-        curves = zip(self._weights @ concept, self._weights @ fluency, self._levels, strict=True)
-        return np.array([concept_at_fluency(c, f, level) for c, f, level in curves])
-
-    def interval(self, values: Floats) -> Interval:
-        """The 95% interval of `values`, or of a difference of two sweeps' values."""
-        low, high = np.nanquantile(values[1:], [0.025, 0.975])
-        return Interval(float(values[0]), float(low), float(high), self._weights.shape[1])
+    c, f = np.asarray(concept, dtype=np.float64), np.asarray(fluency, dtype=np.float64)
+    order = np.argsort(-f, axis=-1)
+    c, f = np.take_along_axis(c, order, -1), np.take_along_axis(f, order, -1)
+    lower = np.concatenate([f[..., 1:], np.zeros_like(f[..., :1])], axis=-1)
+    area: Floats = ((f - lower) * np.maximum.accumulate(c, axis=-1)).sum(-1) / 4
+    return area
