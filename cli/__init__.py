@@ -60,6 +60,8 @@ def _about(function: Callable[..., object]) -> str:
 _add("quickstart", pipeline.CompareJob, "compare", QUICKSTART)
 _add("collect", pipeline.CollectJob, "collect", _about(pipeline.collect))
 _add("train", pipeline.TrainJob, "train", _about(pipeline.train), "kind")
+_add("direction", pipeline.DirectionJob, "direction", _about(pipeline.direction))
+_add("generate", pipeline.GenerateJob, "generate", _about(pipeline.generate))
 for suite in in_report():
     _add(suite.command, suite.settings, "run_suite", _about(suite.job.measure))
 _add("compare", pipeline.CompareJob, "compare", _about(pipeline.compare))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from glp_lens.lazy import exports
 
 if TYPE_CHECKING:
-    from glp_lens import corpus, evals, hooks, lm, models, pipeline, report
+    from glp_lens import corpus, directions, evals, hooks, lm, models, pipeline, report
     from glp_lens.activations import ActivationStore, ActivationStream, StoreDataset
     from glp_lens.activations.collect import Generation, collect
     from glp_lens.activations.merge import merge
@@ -45,6 +45,7 @@ __all__ = [
     "TrainConfig",
     "collect",
     "corpus",
+    "directions",
     "evals",
     "hooks",
     "lm",
@@ -62,6 +63,7 @@ __getattr__, __dir__ = exports(
     {
         "activations": ("ActivationStore", "ActivationStream", "Generation", "StoreDataset", "collect", "merge"),
         "corpus": (),
+        "directions": (),
         "errors": ("InputError",),
         "evals": (),
         "hooks": (),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,6 +69,11 @@ class ResultCache:
         kept = self.get(name, inputs, as_json, Results.from_json)
         return made[0] if made else kept
 
+    def records(self, name: str, inputs: Callable[[], Any]) -> Records:
+        """Values that are kept one by one as they are made, under a name and a hash of inputs as in `get`."""
+        path = self._path(name, inputs)
+        return Records(None if path is None else path.with_suffix(".jsonl"))
+
     def _path(self, name: str, inputs: Callable[[], Any]) -> Path | None:
         if self._folder is None:
             return None
@@ -78,6 +84,42 @@ class ResultCache:
             return None
         safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.+=") else "_" for c in name)[:80]
         return self._folder / f"{safe}-{key}.json"
+
+
+class Records:
+    """JSON-like values by key, appended to one file of JSON lines: an interrupted run loses what it was making.
+
+    A line that is damaged, as the last one of a killed run may be, is left out, and its value is made again.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self.values: dict[str, Any] = {}
+        if path is not None and path.is_file():
+            for line in path.read_bytes().splitlines():
+                try:
+                    key, value = json.loads(line)
+                    self.values[str(key)] = value
+                except (ValueError, TypeError, RecursionError):
+                    continue
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        """Keep values; those of keys that are there are replaced."""
+        self.values.update(values)
+        if self._path is None or not values:
+            return
+        lines = "".join(
+            json.dumps([key, without_nan(value)], separators=(",", ":")) + "\n" for key, value in values.items()
+        )
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # A torn line of a killed run must not take the next one with it: begin on a line of our own.
+        with self._path.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                lines = lines if file.read(1) == b"\n" else "\n" + lines
+            file.write(lines.encode())
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def digest(*inputs: Any) -> str:

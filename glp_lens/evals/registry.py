@@ -56,10 +56,11 @@ class Suite:
 
     @property
     def own_settings(self) -> list[type[Settings]]:
-        """What decides its numbers: the classes of its module `settings`."""
+        """What decides its numbers: the classes of its module `settings` that no other one there extends."""
         module = import_module(f"{__package__}.{self.name}.settings")
         values = [value for value in vars(module).values() if isinstance(value, type)]
-        return [each for each in values if issubclass(each, Settings) and each.__module__ == module.__name__]
+        own = [each for each in values if issubclass(each, Settings) and each.__module__ == module.__name__]
+        return [each for each in own if not any(each in other.__mro__[1:] for other in own)]
 
     @property
     def page(self) -> ModuleType:

@@ -177,6 +177,8 @@ class Results:
         extras: JSON-like material for the report (examples, curves), not metrics.
         seconds: wall-clock time of the suite.
         versions: package versions, filled in when the results are made.
+        tables: what is too large for JSON, such as generated texts, by name, in memory alone: a suite that has some
+            writes them itself.
     """
 
     suite: str
@@ -187,6 +189,7 @@ class Results:
     extras: Json = field(default_factory=dict)
     seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=versions)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False, compare=False)
 
     def add(self, model: str, task: str, setting: Setting | str, metric: str, value: float, **rest: Any) -> None:
         """Append one metric of this suite; `rest` is `ci_low`, `ci_high`, `n`, `other`.
@@ -203,7 +206,7 @@ class Results:
 
     def to_json(self) -> Json:
         """As JSON; NaN, which JSON lacks, becomes null."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tables"}
         return without_nan(values | {"metrics": [metric.row() for metric in self.metrics]})  # type: ignore[no-any-return]
 
     @classmethod
@@ -227,7 +230,7 @@ class Results:
         """
         path = Path(folder) / "results.json"
         value = read_json(path, "results")
-        if value.pop("format", None) != FORMAT or not {f.name for f in fields(cls)} >= set(value):
+        if value.pop("format", None) != FORMAT or not {f.name for f in fields(cls)} - {"tables"} >= set(value):
             raise InputError(f"{path} is not a results file of format {FORMAT}: run the suite again")
         try:
             return cls.from_json(value)

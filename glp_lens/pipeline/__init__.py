@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from glp_lens.evals.registry import SUITES
 from glp_lens.pipeline.collect import CollectJob, collect, collect_again
 from glp_lens.pipeline.compare import CompareJob, compare
+from glp_lens.pipeline.direction import DirectionJob, direction
+from glp_lens.pipeline.generate import GenerateJob, generate
 from glp_lens.pipeline.report import ReportJob, report
 from glp_lens.pipeline.suites import run_suite
 from glp_lens.pipeline.train import TrainJob, train
@@ -24,7 +26,9 @@ __all__ = [
     "CollectJob",
     "CompareJob",
     "DensityJob",
+    "DirectionJob",
     "FidelityJob",
+    "GenerateJob",
     "ProbeJob",
     "ReportJob",
     "SteerJob",
@@ -32,6 +36,8 @@ __all__ = [
     "collect",
     "collect_again",
     "compare",
+    "direction",
+    "generate",
     "report",
     "run_suite",
     "train",

@@ -1,6 +1,5 @@
 """The stages one by one, as commands, on a tiny model folder: what one writes, the next reads."""
 
-import dataclasses
 import json
 import shlex
 from pathlib import Path
@@ -12,11 +11,10 @@ from typer.testing import CliRunner
 
 import glp_lens as gl
 from glp_lens import lm
-from glp_lens.evals import probing, steering
+from glp_lens.evals import probing
 from glp_lens.evals.results import Results
-from glp_lens.evals.steering import suite
 from tests.conftest import tiny_texts
-from tests.integration.test_steering import Words, ordered_texts, toy_concept
+from tests.integration.toy_steering import steer_in_the_toy_language
 
 KINDS = ["glp", "sae", "pca", "gaussian", "raw"]
 SIZES = {
@@ -182,22 +180,21 @@ def test_fidelity_and_density(command, models):
 
 
 def test_steer_with_named_models(command, models, monkeypatch):
-    run, calibrate = steering.run, suite.FluencyJudge.calibrate
-
-    def by_hand(ngrams, tokenize, prompts, unsteered, human, *, seed):
-        return calibrate(ngrams, tokenize, ["the of"] * len(human), [t[20:] for t in human], human, seed=seed)
-
-    def toy(entries, data, settings, **options):
-        own = {"concept": toy_concept(), "embedder": Words(), "fluency_texts": ordered_texts()}
-        return run(entries, dataclasses.replace(data, **own), settings, **options)
-
-    monkeypatch.setattr(steering, "run", toy)
-    monkeypatch.setattr(suite.FluencyJudge, "calibrate", by_hand)
+    steer_in_the_toy_language(monkeypatch)
     said = command(
         "steer LM --models prior=models/glp,models/sae --store acts --strengths 0.5,1 --prompts 4 --new-tokens 5"
     )
     table = pd.read_csv("results/steering/metrics.csv")
-    assert {"prior", "prior sigma=0.2", "sae", "plain", "random", "unsteered"} <= set(table.model)
+    assert {
+        "prior",
+        "prior sigma=0.3",
+        "prior difference",
+        "sae",
+        "plain",
+        "shrink",
+        "random labels",
+        "unsteered",
+    } <= set(table.model)
     assert "harmonic" in said
 
 

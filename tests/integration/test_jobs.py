@@ -1,6 +1,5 @@
 """A job by itself, the same job in a comparison, and its command give the same: stores, models and numbers."""
 
-import dataclasses
 import hashlib
 import shlex
 from types import SimpleNamespace
@@ -12,12 +11,10 @@ from typer.testing import CliRunner
 
 import glp_lens as gl
 from glp_lens.errors import InputError
-from glp_lens.evals import steering
-from glp_lens.evals.steering import suite
 from glp_lens.pipeline import CollectJob, CompareJob, FidelityJob, collect, compare, run_suite
 from glp_lens.pipeline.stages import Stage, run_stages
 from tests.conftest import tiny_texts
-from tests.integration.test_steering import Words, ordered_texts, toy_concept
+from tests.integration.toy_steering import steer_in_the_toy_language
 
 SIZES = {
     "tokens": 3000, "heldout_tokens": 300, "context": 24, "rows": 1280, "glp_width": 12, "glp_mlp": 20,
@@ -34,14 +31,6 @@ def run(tiny_folder, tmp_path_factory):
     (root / "texts.csv").write_text("text\n" + "\n".join(tiny_texts(700)))
     rows = [f"{text},{'game' if i % 2 else 'war'}" for i, text in enumerate(tiny_texts(180, seed=3))]
     (root / "mine.csv").write_text("text,label\n" + "\n".join(rows))
-    real, calibrate = steering.run, suite.FluencyJudge.calibrate
-
-    def toy(entries, data, settings, **options):
-        own = {"concept": toy_concept(), "embedder": Words(), "fluency_texts": ordered_texts()}
-        return real(entries, dataclasses.replace(data, **own), settings, **options)
-
-    def by_hand(ngrams, tokenize, prompts, unsteered, human, *, seed):
-        return calibrate(ngrams, tokenize, ["the of"] * len(human), [t[20:] for t in human], human, seed=seed)
 
     def command(line):
         words = {"LM": f"--model {tiny_folder}", "R": str(root)}
@@ -51,8 +40,7 @@ def run(tiny_folder, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        patch.setattr(steering, "run", toy)
-        patch.setattr(suite.FluencyJudge, "calibrate", by_hand)
+        steer_in_the_toy_language(patch)
         settings = CompareJob(
             model=str(tiny_folder), texts="texts.csv", tasks=("5_hist_fig_ismale", "mine.csv"), out="runs", **SIZES
         )

@@ -13,12 +13,10 @@ import glp_lens as gl
 from glp_lens import lm
 from glp_lens.activations import ActivationStore
 from glp_lens.errors import InputError
-from glp_lens.evals import steering
 from glp_lens.evals.results import Results
-from glp_lens.evals.steering import suite
 from glp_lens.pipeline import CompareJob, compare
 from tests.conftest import tiny_texts
-from tests.integration.test_steering import Words, ordered_texts, toy_concept
+from tests.integration.toy_steering import steer_in_the_toy_language
 
 STAGES = [
     "collect",
@@ -47,18 +45,8 @@ def settings(**changes):
 @pytest.fixture(scope="module", autouse=True)
 def _judges_of_a_toy_language():
     """The tiny model knows a hundred words, so concept, sentence model and fluent text are made of those."""
-    run, calibrate = steering.run, suite.FluencyJudge.calibrate
-
-    def toy(entries, data, settings, **options):
-        own = {"concept": toy_concept(), "embedder": Words(), "fluency_texts": ordered_texts()}
-        return run(entries, dataclasses.replace(data, **own), settings, **options)
-
-    def by_hand(ngrams, tokenize, prompts, unsteered, human, *, seed):
-        return calibrate(ngrams, tokenize, ["the of"] * len(human), [t[20:] for t in human], human, seed=seed)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steering, "run", toy)
-        patch.setattr(suite.FluencyJudge, "calibrate", by_hand)
+        steer_in_the_toy_language(patch)
         yield
 
 
@@ -130,7 +118,9 @@ def test_numbers_are_tidy_and_complete(finished):
     models = table.groupby("suite")["model"].agg(set)
     assert {"glp", "sae", "pca", "gaussian"} <= models["density"]
     assert models["probing"] == {"glp", "sae", "pca", "gaussian", "raw", "random", "dense"}
-    assert {"glp", "glp sigma=0.2", "sae", "pca", "plain", "random", "unsteered"} <= models["steering"]
+    assert {"glp", "glp sigma=0.3", "glp difference", "sae", "pca", "plain", "shrink", "unsteered"} <= models[
+        "steering"
+    ]
     assert {"glp", "sae", "pca", "clean", "mean ablation"} <= models["fidelity"]
     key = ["suite", "model", "task", "setting", "metric"]
     assert not table.duplicated(key).any()
@@ -300,5 +290,5 @@ def test_another_seed_gives_other_numbers(bridge_run, tmp_path):
 
 def test_settings_no_run_can_have_are_refused_before_any_work(tmp_path):
     with pytest.raises(InputError, match="concept"):
-        go(tmp_path / "runs", None, concept="love")
+        go(tmp_path / "runs", None, concepts=("love",))
     assert not (tmp_path / "runs").exists()

@@ -114,7 +114,8 @@ def test_the_example_in_the_readme_runs(own, tmp_path, monkeypatch):
         code, found = re.subn(pattern, new, code, flags=re.M)
         assert found, f"the README's example has no {pattern}: change this test with it"
     monkeypatch.chdir(tmp_path)
-    names = {"model": own.model, "texts": tiny_texts(60)}
+    sides = {"kind_texts": tiny_texts(9, seed=1), "unkind_texts": tiny_texts(9, seed=2)}
+    names = {"model": own.model, "texts": tiny_texts(60), **sides}
     exec(compile(code, str(README), "exec"), names)
     assert len(names["store"]) > 0
     assert gl.load(tmp_path / "models" / "glp").d_in == 24

@@ -1,28 +1,35 @@
+"""The steering suite on tiny models: generation, what is kept, and what is refused."""
+
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from glp_lens import lm
+from glp_lens import hooks, lm
+from glp_lens.activations import write_store
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.evals.entries import Entry
 from glp_lens.evals.results import Results
-from glp_lens.evals.steering import Concept, SteeringData, SteeringSettings, run, suite
-from glp_lens.evals.steering.directions import difference_of_means, last_token_activations
-from glp_lens.evals.steering.generate import generate, prompt_noise
+from glp_lens.evals.steering import SteeringData, SteeringSettings, run, suite
+from glp_lens.evals.steering.experiments import Task
+from glp_lens.evals.steering.generate import Method, generate, own_nll
 from glp_lens.interface import Projector
-from tests.conftest import WORDS, tiny_texts
+from glp_lens.models.glp import GLP
+from glp_lens.report import write_report
+from glp_lens.training.config import TrainConfig
+from tests.integration.toy_steering import Words, any_text_is_fluent, ordered_texts, toy_task
 
 HOOK = "blocks.1.hook_resid_post"
 PROMPTS = ["the cat of", "a team was in", "three birds and", "the old man", "it is"]
-SPORT = ["team", "game", "match", "goal", "player", "coach"]
-MONEY = ["bank", "money", "market", "price", "stock"]
 
 
 class Shaken(ActivationModel, Projector):
     """Adds noise: any change in noise or batching shows."""
 
-    kind = "shaken"
+    kind, stochastic = "shaken", True
 
     def __init__(self, d_in, hook=HOOK):
         self.d_in = d_in
@@ -42,208 +49,265 @@ class Shaken(ActivationModel, Projector):
         raise AssertionError
 
 
-class Words:
-    """Stands in for the sentence model: word identities, which a judge of this toy language needs."""
-
-    vocab = len(WORDS) + 1
-
-    def tokenize(self, texts):
-        return [[WORDS.index(w) if w in WORDS else len(WORDS) for w in text.split()] for text in texts]
-
-    def __call__(self, texts):
-        rows = np.zeros((len(texts), self.vocab), dtype=np.float32)
-        for i, ids in enumerate(self.tokenize(texts)):
-            np.add.at(rows[i], ids, 1 / (1 + len(ids)))
-        return rows
+def ids_of(model, prompts=PROMPTS):
+    return lm.to_ids(model, prompts, 64)
 
 
-def toy_concept():
-    rng = np.random.default_rng(0)
-    labels = [i % 2 for i in range(1300)]
-    texts = [" ".join(rng.choice([*(SPORT if i else MONEY), *WORDS[:30]], 20)) for i in labels]
-    sides = [[" ".join(rng.choice(side, 6)) for _ in range(9)] for side in (SPORT, MONEY)]
-    return Concept("toy", *sides, texts, labels)
+def made(model, method, strengths, *, prompts=PROMPTS, **options):
+    """Ids of every prompt at every strength, by pair."""
+    wanted = [(i, alpha) for i in range(len(prompts)) for alpha in strengths]
+    options = {"hook": HOOK, "keys": prompts, "new_tokens": 6, **options}
+    batches = list(generate(model, method, ids_of(model, prompts), wanted, **options))
+    return {pair: value for batch in batches for pair, value in batch.items()}
 
 
-def ordered_texts(n=300):
-    """Texts in which each word calls for the next, with jumps: word order means something."""
-    rng = np.random.default_rng(0)
-    steps = np.where(rng.random((n, 30)) < 0.7, 1, rng.integers(1, len(WORDS), (n, 30)))
-    starts = rng.integers(len(WORDS), size=(n, 1))
-    return [" ".join(WORDS[i % len(WORDS)] for i in row) for row in starts + steps.cumsum(1)]
-
-
-def test_last_token_activations_are_those_of_single_texts(tiny_model):
-    texts = tiny_texts(7)
-    got = last_token_activations(tiny_model, texts, HOOK, context=12, batch_size=3)
-    for text, row in zip(texts, got, strict=True):
-        ids = lm.to_ids(tiny_model, [text], 12, truncate="left")
-        tokens, mask = lm.pad(ids)
-        alone = lm.activations(tiny_model, tokens, mask, [HOOK])[HOOK][0, -1]
-        torch.testing.assert_close(row, alone, atol=1e-5, rtol=1e-4)
-
-
-def test_difference_of_means_is_a_unit_vector_towards_the_positives(tiny_hooked):
-    positive, negative = tiny_texts(5, seed=1), tiny_texts(8, seed=2)
-    direction = difference_of_means(tiny_hooked, positive, negative, HOOK, batch_size=3)
-    a, b = (last_token_activations(tiny_hooked, t, HOOK).double().mean(0) for t in (positive, negative))
-    torch.testing.assert_close(direction, ((a - b) / (a - b).norm()).float(), atol=1e-5, rtol=1e-4)
-    with pytest.raises(InputError, match="same mean activation"):
-        difference_of_means(tiny_hooked, positive, positive, HOOK)
-    with pytest.raises(InputError, match="at least one positive"):
-        difference_of_means(tiny_hooked, positive, [" "], HOOK)
+def shaken(model, scale=1.0):
+    return Entry("shaken", Shaken(model.cfg.d_model), {"scale": scale})
 
 
 def test_generation_is_greedy_decoding_with_the_edit_at_every_new_position(tiny_model):
     """Against full forward passes without a cache, one sequence at a time."""
-    d = tiny_model.cfg.d_model
+    d, steps, scale = tiny_model.cfg.d_model, 5, 0.3
     direction = torch.randn(d, generator=torch.Generator().manual_seed(0))
-    strengths, steps, scale = [0.5, 2.0], 5, 0.3
-    entry = Entry("shaken", Shaken(d), {"scale": scale})
-    got = generate(
-        tiny_model, PROMPTS, strengths, hook=HOOK, direction=direction, entry=entry, new_tokens=steps, seed=4
-    )
-    for i, ids in enumerate(lm.to_ids(tiny_model, PROMPTS, 64)):
+    method = Method("shaken", (0.5, 2.0), direction, shaken(tiny_model, scale), factor=0.8)
+    got = made(tiny_model, method, (0.5, 2.0), new_tokens=steps, seed=4)
+    for i, ids in enumerate(ids_of(tiny_model)):
         last = len(ids) - 1
-        noise = scale * prompt_noise(4, i, steps, d)
-        for j, alpha in enumerate(strengths):
+        noise = hooks.SeededNoise(4, [PROMPTS[i]])(torch.zeros(steps, dtype=torch.long), last + torch.arange(steps), d)
+        for alpha in (0.5, 2.0):
             row = list(ids)
             for _ in range(steps):
 
-                def edit(tensor, *, hook=None, start=last, alpha=alpha, noise=noise):
+                def edit(tensor, *, hook=None, start=last, alpha=alpha, noise=scale * noise):
                     new = tensor.clone()
-                    new[0, start:] += alpha * direction + noise[: tensor.shape[1] - start]
+                    new[0, start:] += 0.8 * alpha * direction + noise[: tensor.shape[1] - start]
                     return new
 
                 with torch.no_grad():
                     logits = tiny_model.run_with_hooks(torch.tensor([row]), fwd_hooks=[(HOOK, edit)])
                 row.append(int(logits[0, -1].argmax()))
-            assert got[i, j].tolist() == row[len(ids) :]
+            assert got[i, alpha].ids == row[len(ids) :]
 
 
 def test_generation_does_not_depend_on_the_batching(tiny_model):
     d = tiny_model.cfg.d_model
-    options = {
-        "hook": HOOK,
-        "direction": torch.ones(d),
-        "entry": Entry("shaken", Shaken(d)),
-        "new_tokens": 6,
-    }
-    whole = generate(tiny_model, PROMPTS, [0.1, 0.2, 0.3], **options)
-    assert torch.equal(whole, generate(tiny_model, PROMPTS, [0.1, 0.2, 0.3], batch_rows=1, **options))
-    assert torch.equal(whole[:, 1:2], generate(tiny_model, PROMPTS, [0.2], **options))
-    assert not torch.equal(whole, generate(tiny_model, PROMPTS, [0.1, 0.2, 0.3], seed=1, **options))
+    method = Method("shaken", (0.1, 0.2, 0.3), torch.ones(d), shaken(tiny_model))
+    whole = made(tiny_model, method, method.strengths)
+    single = made(tiny_model, method, method.strengths, batch_rows=1)
+    assert {pair: value.ids for pair, value in whole.items()} == {pair: value.ids for pair, value in single.items()}
+    reordered = made(tiny_model, method, (0.2,), prompts=PROMPTS[::-1])
+    assert all(reordered[4 - i, 0.2].ids == whole[i, 0.2].ids for i in range(5))
+    other = made(tiny_model, method, method.strengths, seed=1)
+    assert any(other[pair].ids != whole[pair].ids for pair in whole)
 
 
 def test_no_direction_means_no_steering(tiny_model):
-    got = generate(tiny_model, PROMPTS[:1], [0.0], hook=HOOK, direction=None, new_tokens=7)
-    tokens = torch.tensor(lm.to_ids(tiny_model, PROMPTS[:1], 64))
+    got = made(tiny_model, Method("unsteered", (0.0,)), (0.0,), prompts=PROMPTS[:1], new_tokens=7)
+    tokens = torch.tensor(ids_of(tiny_model, PROMPTS[:1]))
     clean = tiny_model.generate(
         tokens, max_new_tokens=7, do_sample=False, stop_at_eos=False, return_type="tokens", verbose=False
     )
-    assert got[0, 0].tolist() == clean[0, tokens.shape[1] :].tolist()
+    assert got[0, 0.0].ids == clean[0, tokens.shape[1] :].tolist()
 
 
-DATA = ("hook", "act_norm", "prompts")
+def test_own_nll_is_the_models_loss_of_the_generated_tokens(tiny_model):
+    got = made(tiny_model, Method("unsteered", (0.0,)), (0.0,), new_tokens=4)
+    for i, ids in enumerate(ids_of(tiny_model)):
+        tokens = torch.tensor([ids + got[i, 0.0].ids])
+        with torch.no_grad():
+            log_p = tiny_model(tokens).log_softmax(-1)[0]
+        expected = -np.mean([float(log_p[t - 1, tokens[0, t]]) for t in range(len(ids), tokens.shape[1])])
+        assert got[i, 0.0].nll_own == pytest.approx(expected, rel=1e-4)
+        assert float(own_nll(tiny_model, tokens, len(ids))[0]) == pytest.approx(expected, rel=1e-4)
 
 
-def steering(model, entries=None, *, folder=None, allow_mismatch=False, **options):
-    entries = [Entry("shaken", Shaken(model.cfg.d_model), {"scale": 0.3})] if entries is None else entries
-    options = {
-        "hook": HOOK, "act_norm": 5.0, "strengths": [0.5, 1.0, 2.0], "prompts": PROMPTS, "new_tokens": 8, **options
-    }  # fmt: skip
-    own = {key: options.pop(key) for key in DATA if not isinstance(options[key], int)}
-    data = SteeringData(model, **own, concept=toy_concept(), fluency_texts=ordered_texts(), embedder=Words())
-    return run(entries, data, SteeringSettings(**options), folder=folder, allow_mismatch=allow_mismatch)
+def test_the_strength_at_which_fluency_halves_is_read_between_the_strengths_tried():
+    assert suite.halving_strength([1, 2, 4], [1.0, 1.0, 0.0], unsteered=1.0) == pytest.approx(2**1.5)
+    assert suite.halving_strength([1, 2, 4], [0.8, 0.5, 0.0], unsteered=1.0) == pytest.approx(2)
+    assert suite.halving_strength([1, 2, 4], [0.2, 0.1, 0.0], unsteered=1.0) == 1
+    assert suite.halving_strength([1, 2, 4], [1.0, 0.9, 0.8], unsteered=1.0) == 4
+
+
+# -- the suite -------------------------------------------------------------------------------------------------
+
+DATA = ("prompts", "hook", "rows", "tasks", "others")
+
+
+def toy_rows(d):
+    return 5 * torch.randn(200, d, generator=torch.Generator().manual_seed(1)) / d**0.5
+
+
+def steering(
+    model, entries=None, *, folder=None, allow_mismatch=False, hook=HOOK, rows=None, tasks=None, others=None, **options
+):
+    d = model.cfg.d_model
+    entries = [shaken(model, 0.3)] if entries is None else entries
+    options = {"strengths": [0.5, 1.0, 2.0], "prompts": PROMPTS, "new_tokens": 8, **options}
+    own = {key: options.pop(key) for key in DATA if not isinstance(options.get(key, 0), int)}
+    data = SteeringData(
+        model, hook, toy_rows(d) if rows is None else rows, tasks=[toy_task(d)] if tasks is None else tasks,
+        fluency_texts=ordered_texts(), embedder=Words(), others=others or {}, **own,
+    )  # fmt: skip
+    return run(
+        entries, data, SteeringSettings(fluency_judge="ngram", **options), folder=folder, allow_mismatch=allow_mismatch
+    )
 
 
 @pytest.fixture(autouse=True)
 def _any_text_is_fluent(monkeypatch):
-    """A random model writes no ordered text, so the scale of the fluency judge is set by hand."""
-    calibrate = suite.FluencyJudge.calibrate
-
-    def by_hand(ngrams, tokenize, prompts, unsteered, human, *, seed):
-        return calibrate(ngrams, tokenize, ["the of"] * len(human), [t[20:] for t in human], human, seed=seed)
-
-    monkeypatch.setattr(suite.FluencyJudge, "calibrate", by_hand)
+    any_text_is_fluent(monkeypatch)
 
 
 def test_results_are_complete_and_consistent(tiny_model, tmp_path):
-    results = steering(tiny_model, folder=tmp_path / "cache", random_repaired=True)
-    frame = results.frame()
+    results = steering(tiny_model, folder=tmp_path / "cache", controls=["shrink", "norm-preserving", "clipped"])
+    frame, texts = results.frame(), results.tables["generations"]
     assert all("under two tokens" in failure for failure in results.failures)
-    assert set(frame["suite"]) == {"steering"}
-    models = {"unsteered", "plain", "shaken", "random", "random+shaken"}
-    assert set(frame["model"]) == {*models, "judge:minilm", "judge:tfidf", "judge:ngram"}
+    methods = {"unsteered", "plain", "shaken", "shrink", "norm-preserving", "clipped"}
+    assert set(texts.method) == methods
+    assert len(texts) == len(PROMPTS) * (1 + 5 * 3)
 
     def value(model, setting, metric):
         rows = frame[(frame.model == model) & (frame.setting == setting) & (frame.metric == metric)]
         assert len(rows) == 1
         return float(rows["value"].iloc[0])
 
-    for model, suffix in (("plain", ""), ("shaken", ";scale=0.3"), ("random+shaken", ";scale=0.3")):
-        change = value(model, f"alpha=2{suffix}", "concept_minus:unsteered")
-        assert change == pytest.approx(
-            value(model, f"alpha=2{suffix}", "concept") - value("unsteered", "alpha=0", "concept")
-        )
-    difference = value("shaken", "alpha=chosen;scale=0.3", "harmonic_diff:plain")
-    assert difference == pytest.approx(-value("plain", "alpha=chosen", "harmonic_diff:shaken"))
-    assert difference == pytest.approx(
-        value("shaken", "alpha=chosen;scale=0.3", "harmonic") - value("plain", "alpha=chosen", "harmonic")
-    )
-    value("shaken", "fluency>=80% of unsteered;scale=0.3", "concept_at_fluency_diff:plain")
-    scores = frame[frame.metric.isin(["concept", "fluency", "harmonic"])]["value"]
-    assert scores.between(0, 2).all()
-    assert len(results.extras["generations"]) == len(PROMPTS) * (1 + 4 * 3)
-    assert {e["model"] for e in results.extras["examples"]} == models
-    assert set(results.extras["chosen"]["plain"]) <= {0.5, 1.0, 2.0}
+    own = texts[(texts.method == "shaken") & (texts.strength == 2)]
+    assert value("shaken", "alpha=2;scale=0.3", "concept") == pytest.approx(own.score_concept.mean())
+    assert set(own.setting) == {"scale=0.3"}
+    value("shaken", "alpha=chosen;scale=0.3", "harmonic_diff:plain")
+    assert {e["model"] for e in results.extras["examples"]} == methods
     loaded = Results.load(results.save(tmp_path / "results"))
     assert loaded.frame().equals(frame)
 
 
-def test_generations_are_made_again_for_a_model_that_repairs_otherwise(tiny_bridge, tmp_path, monkeypatch):
+def test_the_same_seed_of_noise_gives_the_same_texts_and_another_one_others(tiny_bridge):
+    texts = steering(tiny_bridge, noise_seeds=(0, 1), controls=["none"]).tables["generations"]
+    seeds = {method: sorted(set(own.noise_seed)) for method, own in texts.groupby("method")}
+    assert seeds == {"unsteered": [0], "plain": [0], "shaken": [0, 1]}
+    again = steering(tiny_bridge, noise_seeds=(1,), controls=["none"]).tables["generations"]
+
+    def of(frame, seed):
+        return frame[(frame.method == "shaken") & (frame.noise_seed == seed)].text.tolist()
+
+    assert of(texts, 1) == of(again, 1) != of(texts, 0)
+
+
+def test_other_number_formats_are_opened_and_repeated_without_random_directions(tiny_bridge):
+    opened = []
+
+    def other():
+        opened.append(1)
+        return copy.deepcopy(tiny_bridge).to(torch.bfloat16)
+
+    results = steering(tiny_bridge, dtypes=("float32", "bfloat16"), others={"bfloat16": other},
+                       replicate_prompts=3, controls=["clipped", "random covariance"])  # fmt: skip
+    texts = results.tables["generations"]
+    again = texts[texts.lm_dtype == "bfloat16"]
+    assert opened == [1]
+    assert set(again.method) == {"unsteered", "plain", "shaken", "clipped"}
+    assert set(again.prompt) == set(PROMPTS[:3])
+    assert "random covariance" in set(texts[texts.lm_dtype == "float32"].method)
+    with pytest.raises(InputError, match="cannot be opened again as float16"):
+        steering(tiny_bridge, dtypes=("float16",))
+
+
+def test_an_interrupted_run_goes_on_text_by_text_and_says_the_same(tiny_hooked, tmp_path, monkeypatch):
+    first = steering(tiny_hooked, folder=tmp_path)
+    (kept,) = tmp_path.glob("texts-toy-shaken-*.jsonl")
+    lines = kept.read_bytes().splitlines(keepends=True)
+    kept.write_bytes(b"".join(lines[:4]) + lines[4][:9])  # as if the run had been killed while it wrote
+    wanted = []
+    real = suite.generate
+
+    def counted(model, method, prompts, pairs, **options):
+        wanted.append((method.label, len(pairs)))
+        return real(model, method, prompts, pairs, **options)
+
+    monkeypatch.setattr(suite, "generate", counted)
+    second = steering(tiny_hooked, folder=tmp_path)
+    assert wanted == [("shaken", len(PROMPTS) * 3 - 4)]
+    assert second.frame().equals(first.frame())
+    wanted.clear()
+    steering(tiny_hooked, strengths=[0.5, 1.5], folder=tmp_path)
+    assert dict(wanted) == {"shaken": 5, "plain": 5, "shrink": 5, **dict.fromkeys(suite.CONTROLS, 5)}
+    wanted.clear()
+    steering(tiny_hooked, [shaken(tiny_hooked, 0.4)], folder=tmp_path)
+    assert wanted == [("shaken", len(PROMPTS) * 3)]
+
+
+def test_texts_are_made_again_for_a_model_that_repairs_otherwise(tiny_bridge, tmp_path, monkeypatch):
     made = []
     real = suite.generate
-    monkeypatch.setattr(suite, "generate", lambda *a, **k: made.append(k["desc"]) or real(*a, **k))
+    monkeypatch.setattr(
+        suite, "generate", lambda m, method, *a, **k: made.append(method.label) or real(m, method, *a, **k)
+    )
     model = Shaken(tiny_bridge.cfg.d_model)
     for max_norm in (None, None, 2.0):  # rows over the limit pass unchanged: another repair with the same weights
         model.provenance["store"]["max_norm"] = max_norm
         made.append(max_norm)
         steering(tiny_bridge, [Entry("shaken", model, {"scale": 0.3})], folder=tmp_path / "cache")
     first, second = made.index(None), made.index(None, 1)
-    assert "steer shaken" in made[first:second]
-    assert made[second:] == [None, 2.0, "steer shaken"]
+    assert "shaken" in made[first:second]
+    assert made[second:] == [None, 2.0, "shaken"]
 
 
-def test_own_nll_is_the_models_loss_of_the_generated_tokens(tiny_model):
-    ids = generate(tiny_model, PROMPTS, [1.0, 2.0], hook=HOOK, direction=None, new_tokens=4)
-    got = suite._own_nll(tiny_model, PROMPTS, ids, block=3)
-    before = lm.to_ids(tiny_model, PROMPTS, 64)
-    for i, j in ((0, 1), (1, 0), (4, 1)):
-        tokens = torch.tensor([before[i] + ids[i, j].tolist()])
-        with torch.no_grad():
-            log_p = tiny_model(tokens).log_softmax(-1)[0]
-        start = len(before[i])
-        expected = -np.mean([float(log_p[t - 1, tokens[0, t]]) for t in range(start, tokens.shape[1])])
-        assert float(got[i, j]) == pytest.approx(expected, rel=1e-4)
+def test_several_concepts_share_the_unsteered_texts(tiny_bridge):
+    d = tiny_bridge.cfg.d_model
+    results = steering(tiny_bridge, tasks=[toy_task(d), toy_task(d, name="other")], controls=["none"])
+    texts = results.tables["generations"]
+    still = texts[texts.method == "unsteered"]
+    assert set(still.concept) == {"toy", "other"}
+    assert still.groupby("prompt").text.nunique().eq(1).all()
+    assert "all" in set(results.frame().task)
 
 
-def test_a_second_run_generates_nothing_and_says_the_same(tiny_hooked, tmp_path, monkeypatch):
-    first = steering(tiny_hooked, folder=tmp_path)
-    (interrupted,) = tmp_path.glob("generations-random-*.json")
-    interrupted.unlink()  # as if the run had been interrupted
-    made = []
+def test_seeds_come_in_any_order_and_the_first_is_the_main_run(tiny_bridge):
+    results = steering(tiny_bridge, noise_seeds=(3, 1), controls=["none"])
+    assert results.extras["main_run"]["noise_seed"] == 3
+    assert {run["noise_seed"] for run in results.extras["replicates"]} == {1}
 
-    def counted(*args, **options):
-        made.append(options["desc"])
-        return generate(*args, **options)
 
-    monkeypatch.setattr(suite, "generate", counted)
-    second = steering(tiny_hooked, folder=tmp_path)
-    assert made == ["steer random"]
-    assert second.frame().equals(first.frame())
-    steering(tiny_hooked, [Entry("shaken", Shaken(24), {"scale": 0.4})], folder=tmp_path)
-    assert made == ["steer random", "steer shaken"]
+def test_a_concept_that_cannot_be_judged_is_left_out_unless_it_was_asked_for(tiny_bridge):
+    d = tiny_bridge.cfg.d_model
+    good, odd = toy_task(d), toy_task(d, name="odd")
+    odd = Task(dataclasses.replace(odd.concept, judge_labels=[i % 2 for i in range(650)] * 2), odd.direction)
+    shuffled = np.random.default_rng(0).permutation(odd.concept.judge_labels).tolist()
+    odd = Task(dataclasses.replace(odd.concept, judge_labels=shuffled), odd.direction)
+    results = steering(tiny_bridge, tasks=[good, odd], concepts=("all",), controls=["none"])
+    assert set(results.tables["generations"].concept) == {"toy"}
+    assert any("'odd' cannot be judged" in failure for failure in results.failures)
+    with pytest.raises(InputError, match="'odd' cannot be judged"):
+        steering(tiny_bridge, tasks=[good, odd])
+    with pytest.raises(InputError, match="different names"):
+        steering(tiny_bridge, tasks=[good, good])
+
+
+def test_the_report_shows_several_concepts(tiny_bridge, tmp_path):
+    d = tiny_bridge.cfg.d_model
+    results = steering(
+        tiny_bridge, tasks=[toy_task(d), toy_task(d, name="other")], controls=["shrink", "random labels"]
+    )
+    page = write_report([results], tmp_path, {"title": "Steering", "command": None, "seed": 0}).read_text()
+    assert "toy" in page
+    assert "other" in page
+
+
+def test_guidance_steers_without_a_push(tiny_bridge, tmp_path):
+    store = write_store(tmp_path / "acts", toy_rows(tiny_bridge.cfg.d_model), hook=HOOK)
+    glp = GLP.fit(store, TrainConfig(rows=256, batch_size=64), d_model=12, d_mlp=20, n_layers=1)
+    entry = Entry("glp", glp, {"sigma": 0.5, "steps": 4})
+    results = steering(tiny_bridge, [entry], guidance=(1.0, 1e6), controls=["none"], allow_mismatch=True)
+    texts = results.tables["generations"]
+    guided = texts[texts.method == "glp classifier"]
+    assert sorted(set(guided.strength)) == [1.0, 1e6]
+    weak, strong = (guided[guided.strength == scale].text.tolist() for scale in (1.0, 1e6))
+    assert weak != strong
+
+
+def test_strengths_are_shares_of_the_one_at_which_fluency_halves(tiny_bridge):
+    results = steering(tiny_bridge, strengths=(), controls=["none"])
+    halving = results.config["fluency_halves_at"]
+    assert results.config["strengths"] == [float(f"{share * halving:.2g}") for share in suite.GRID]
 
 
 class NoProjector(ActivationModel):
@@ -254,7 +318,7 @@ class NoProjector(ActivationModel):
 
 
 def test_a_model_that_cannot_project_is_named(tiny_hooked):
-    results = steering(tiny_hooked, [Entry("odd", NoProjector())])
+    results = steering(tiny_hooked, [Entry("odd", NoProjector())], controls=["none"])
     assert "odd cannot project activations: left out of steering" in results.failures
 
 
@@ -265,10 +329,11 @@ def test_a_model_that_cannot_project_is_named(tiny_hooked):
         ({"entries": [Entry("x", Shaken(23))]}, "width 23"),
         ({"entries": [Entry("x", Shaken(24, "blocks.2.hook_resid_post"))]}, "trained at blocks.2"),
         ({"hook": "blocks.9.hook_resid_post"}, "not in this model"),
-        ({"act_norm": float("nan")}, "median_norm"),
+        ({"rows": torch.full((5, 24), float("nan"))}, "finite activations"),
         ({"strengths": [0.4, 0.2]}, "rising"),
-        ({"strengths": []}, "rising"),
-        ({"prompts": 99}, "between 2 and 40"),
+        ({"noise_seeds": [1, 1]}, "different seeds"),
+        ({"controls": ["magic"]}, "controls must be one of shrink"),
+        ({"prompts": 101}, "between 2 and 100"),
         ({"prompts": ["one"]}, "at least two prompts"),
     ],
 )
@@ -293,6 +358,6 @@ def test_a_model_of_other_activations_is_refused_unless_told(tiny_hooked, store,
     with pytest.raises(InputError, match=f"x was trained {words}.*allow_mismatch") as error:
         steering(tiny_hooked, [entry])
     assert "\n" not in str(error.value)
-    results = steering(tiny_hooked, [entry], allow_mismatch=True)
+    results = steering(tiny_hooked, [entry], allow_mismatch=True, controls=["none"])
     assert results.failures[0].startswith("x was trained")
     assert "x" in set(results.frame().model)

@@ -29,6 +29,7 @@ LAYERS = [
     "defaults",
     "files",
     "numerics",
+    "intervals",
     "lm",
     "provenance",
     "hooks",
@@ -41,6 +42,7 @@ LAYERS = [
     "hub",
     "artifacts",
     "models",
+    "directions",
     "display",
     "evals",
     "report",
@@ -60,20 +62,21 @@ HOMES = {
     "yaml": {"models/released.py"},
     "pyarrow": {"corpus/tables.py"},
     "datasets": {"activations/convert/sae_lens.py", "corpus/hub.py"},
+    "httpx": {"evals/steering/hosted.py"},
     "ray": {"activations/cluster.py"},
     "trackio": {"training/loggers.py"},
     "wandb": {"training/loggers.py"},
     "torch.utils.tensorboard": {"training/loggers.py"},
     "sae_probes": set(),  # read as data: importing it is slow
-    "gguf": set(),
+    "gguf": {"directions/files.py"},
     "typer": set(),
     "click": set(),
     "rich": set(),
 }
 """Where each library may be imported, whether at the top of a file or inside a function."""
 
-LATE = ("transformer_lens", "sae_lens", "sklearn.decomposition", "transformers", "matplotlib", "datasets", "ray",
-        "trackio", "wandb", "torch.utils.tensorboard")  # fmt: skip
+LATE = ("transformer_lens", "sae_lens", "sklearn.decomposition", "transformers", "matplotlib", "datasets", "httpx",
+        "ray", "gguf", "trackio", "wandb", "torch.utils.tensorboard")  # fmt: skip
 """Heavy libraries that no module imports before they are needed."""
 
 CREATORS = {"torch." + name for name in "empty eye full linspace normal ones rand randn zeros".split()}

@@ -7,6 +7,7 @@ import warnings
 from importlib import metadata
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -24,8 +25,11 @@ from glp_lens.models.pca import PCA
 from tests.conftest import tiny_texts
 
 HOOK = "blocks.1.hook_resid_post"
-COMMANDS = ["quickstart", "collect", "train", "probe", "steer", "fidelity", "density", "compare", "report", "push",
-            "store info", "store verify", "store repair", "store merge", "store import", "store export"]  # fmt: skip
+COMMANDS = [
+    "quickstart", "collect", "train", "direction", "generate", "probe", "steer", "fidelity",
+    "density", "compare", "report", "push", "store info", "store verify", "store repair", "store merge",
+    "store import", "store export",
+]  # fmt: skip
 runner = CliRunner(env={"COLUMNS": "200"})
 
 
@@ -80,8 +84,10 @@ def files(tmp_path_factory, tiny_folder):
     copy(root / "pca", "misfit", lambda d: d.replace(b'"kind": "pca"', b'"kind": "gaussian"'))
     copy(tiny_folder, "cut_lm", cut, "model.safetensors")
     copy(tiny_folder, "foreign_lm", lambda _: b'{"model_type": "toaster"}')
-    (root / "empty").mkdir()
-    (root / "photos").mkdir()
+    for name, width in {"narrow": 7, "wide": 24}.items():
+        np.save(root / f"{name}.npy", np.ones(width, dtype=np.float32))
+    for name in ("empty", "photos"):
+        (root / name).mkdir()
     (root / "photos" / "cat.jpg").write_bytes(b"\xff\xd8")
     (root / "file").write_text("not a folder")
     (root / "texts.txt").write_text("\n".join(tiny_texts(40)))
@@ -125,6 +131,8 @@ def tiny(monkeypatch, tiny_bridge):
 COLLECT = "collect --model tiny --texts {f}/texts.txt --split all"
 PROBE = "probe --model tiny --tasks 5_hist_fig_ismale --probe-train 20 --probe-test 10 --out {new}"
 STEER = "steer --model tiny --models {f}/pca --store {f}/store --out {new}"
+GENERATE = "generate --model tiny --store {f}/store"
+DIRECTION = "direction --model tiny"
 FIDELITY = "fidelity --model tiny --texts {f}/texts.txt --out {new}"
 DENSITY = "density --models {f}/pca --out {new}"
 COMPARE = "compare --model tiny --texts {f}/texts.txt --out {new}"
@@ -264,18 +272,45 @@ MISTAKES = [
     (STEER + " --models {f}/none", "not found"),
     (STEER + " --models {f}/cut_model", "truncated or no safetensors file"),
     (STEER + " --store {f}/none", "no activation store at"),
-    (STEER + " --concept love", "'love' is not one of 'sports', 'business', 'world'"),
+    (STEER + " --concepts love", "concepts of topics are all, or sports, business"),
+    (STEER + " --experiment persona --concepts sports", "concepts of persona are all, or"),
+    (STEER + " --experiment features --concepts sports", "chooses its latents itself"),
+    (STEER + " --experiment features", "needs a sparse autoencoder"),
+    (STEER + " --noise-seeds 0,0", "different seeds"),
+    (STEER + " --controls magic", "controls must be one of shrink"),
+    (STEER + " --dtypes int8", "dtypes must be one of"),
+    (STEER + " --guidance 1,2 --classes sports", "pairs of a concept and a class"),
+    (STEER + " --classes sports=0", "pass guidance"),
+    (STEER + " --concepts sports,sports", "concepts must be different"),
+    (STEER + " --sweep-checkpoints", "none of the models has checkpoints"),
+    (STEER + " --fluency-judge lm --second-model {f}/none", "does not exist"),
+    (STEER + " --hosted-url ftp://x --hosted-model m", "hosted_url must be an address"),
     (STEER + " --strengths strong", "--strengths takes numbers"),
     (STEER + " --strengths nan", "--strengths takes numbers"),
     (STEER + " --strengths 0.4,0.2", "positive and rising"),
     (STEER + " --strengths=-1,1", "positive and rising"),
     (STEER + " --prompts 1", "Invalid value for '--prompts'"),
-    (STEER + " --prompts 99", "Invalid value for '--prompts'"),
+    (STEER + " --prompts 101", "Invalid value for '--prompts'"),
     (STEER + " --new-tokens 0", "Invalid value for '--new-tokens'"),
     (STEER + " --project-u 1", "Invalid value for '--project-u'"),
     (STEER + " --hook blocks.9.hook_resid_post", "did you mean"),
     (STEER + " --device cuda:77", "device 'cuda:77'"),
     (STEER + " --model {f}/cut_lm", "cannot be opened"),
+    # generate, direction
+    (GENERATE, "--direction FILE or towards --concept NAME"),
+    (GENERATE + " --direction {f}/none.safetensors", "does not exist"),
+    (GENERATE + " --direction {f}/file", "a direction is read from a file of kind"),
+    (GENERATE + " --direction {f}/pca/model.safetensors", "model.safetensors"),
+    (GENERATE + " --direction {f}/narrow.npy", "the direction has width 7"),
+    (GENERATE + " --direction {f}/wide.npy --strength 0", "strengths other than 0"),
+    (GENERATE + " --direction {f}/wide.npy --prompts-file {f}/blank.txt", "holds no prompt"),
+    (GENERATE + " --direction {f}/wide.npy --prompts-file {f}/latin.txt", "prompts cannot be read"),
+    (GENERATE + " --direction {f}/wide.npy --prior {f}/none", "not found"),
+    (GENERATE + " --direction {f}/wide.npy --out {f}/texts.pdf", "--out must be a .csv, .json or .jsonl file"),
+    (DIRECTION, "--positive-texts and --negative-texts, or of --concept"),
+    (DIRECTION + " --positive-texts {f}/none.txt --negative-texts {f}/texts.txt", "texts cannot be read"),
+    (DIRECTION + " --positive-texts {f}/texts.txt --negative-texts {f}/texts.txt", "the same mean activation"),
+    (DIRECTION + " --concept sports --out {f}/a.txt", "--out must be a .safetensors"),
     # fidelity
     (FIDELITY + " --models {f}/none --store {f}/store", "not found"),
     (FIDELITY + " --models {f}/cut_model --store {f}/store", "truncated or no safetensors file"),
@@ -312,9 +347,9 @@ MISTAKES = [
     (COMPARE + " --rows 3", "at least one batch"),
     (COMPARE + " --sae-k 50 --sae-latents 20", "sae_k must be at most"),
     (COMPARE + " --context 99999", "Invalid value for '--context'"),
-    (COMPARE + " --concept love", "'love' is not one of 'sports', 'business', 'world'"),
+    (COMPARE + " --concepts love", "concepts of topics are all, or sports, business"),
     (COMPARE + " --tasks poetry", "no probing task matches 'poetry'"),
-    (COMPARE + " --prompts 99", "Invalid value for '--prompts'"),
+    (COMPARE + " --prompts 101", "Invalid value for '--prompts'"),
     (COMPARE + " --strengths 0.4,0.2", "positive and rising"),
     (COMPARE + " --project-sigma 0", "Invalid value for '--project-sigma'"),
     (COMPARE + " --texts {f}/none.txt", "does not exist"),
@@ -325,7 +360,7 @@ MISTAKES = [
     (COMPARE + " --out {f}/file/below", "Not a directory"),
     (COMPARE + " --out {f}/other_run", "holds a run with other settings (collect:"),
     (COMPARE + " --out {f}/damaged_run", "mark of stage 'collect' cannot be read"),
-    (COMPARE.replace("compare", "quickstart") + " --concept love", "'love' is not one of"),
+    (COMPARE.replace("compare", "quickstart") + " --concepts love", "got 'love'"),
     (COMPARE.replace("compare", "quickstart") + " --out {f}/other_run", "or pass --overwrite"),
     # report
     ("report {f}/none --out {new}", "does not exist"),

@@ -35,6 +35,26 @@ def test_a_damaged_file_is_made_anew(tmp_path, text):
     assert counted(ResultCache(tmp_path)) == 0
 
 
+def test_records_are_kept_one_by_one_and_a_torn_line_costs_itself_alone(tmp_path):
+    def records(inputs="x"):
+        return ResultCache(tmp_path).records("texts", lambda: inputs)
+
+    first = records()
+    first.add({"a": [1, math.nan]})
+    first.add({"b": 2, "c": 3})
+    assert records().values == {"a": [1, None], "b": 2, "c": 3}
+    assert records("y").values == {}
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-3])  # as if the run had been killed while it wrote
+    again = records()
+    assert again.values == {"a": [1, None], "b": 2}
+    again.add({"c": 4, "a": 5})
+    assert records().values == {"a": 5, "b": 2, "c": 4}
+    nowhere = ResultCache(None).records("texts", lambda: "x")
+    nowhere.add({"a": 1})
+    assert nowhere.values == {"a": 1}
+
+
 def test_without_a_folder_nothing_is_hashed_or_kept():
     def refused():
         raise AssertionError("hashed")

@@ -1,106 +1,157 @@
-"""Steered generation: neutral prefixes continued greedily at several strengths in one batch."""
+"""Steered generation: prompts continued greedily at several strengths, kept text by text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from glp_lens import hooks, lm
-from glp_lens.errors import InputError
 from glp_lens.evals.entries import Entry
-from glp_lens.types import HookFunction
+from glp_lens.evals.results import Setting
+from glp_lens.types import HookFunction, Json
+
+BATCH_ROWS = 320
+_OWN_NLL_ROWS = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """One way to steer.
+
+    Attributes:
+        label: what results call it.
+        strengths: how far the direction is followed, or of guidance its scales; 0 alone for no steering.
+        direction: what strength 1 adds, `(d_in,)` in activation units; None for no push.
+        entry: the model that repairs steered activations and its options, among them `repair`; None for no repair.
+        options: of `hooks.steer` besides, such as `renormalize`.
+        factor: each strength is multiplied by it.
+        guide: instead of a push, options of the entry's projection at a strength: a classifier or a condition.
+        identity: what tells one guide from another, as JSON-like values.
+    """
+
+    label: str
+    strengths: tuple[float, ...]
+    direction: Tensor | None = None
+    entry: Entry | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    factor: float = 1.0
+    guide: Callable[[float], Mapping[str, Any]] | None = None
+    identity: Any = None
+
+    @property
+    def setting(self) -> Setting:
+        """Options of the repair, as part of the setting of a metric."""
+        return self.entry.setting if self.entry else Setting()
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether noise is drawn."""
+        return self.entry is not None and bool(getattr(self.entry.model, "stochastic", False))
+
+    def inputs(self) -> Json:
+        """All that its texts depend on besides language model, prompt, strength and seed."""
+        entry = None if self.entry is None else [self.entry.options, self.entry.model.fingerprint()]
+        about = {"direction": self.direction, "entry": entry, "options": dict(self.options), "factor": self.factor}
+        return {**about, "guide": self.identity}
+
+    def edit(
+        self, alphas: Sequence[float], noise: hooks.SeededNoise, model: lm.Model, *, allow_mismatch: bool
+    ) -> HookFunction | None:
+        """The hook for a batch with a strength for each of its texts; None where nothing is edited.
+
+        With a guide all texts of a batch must have one strength.
+        """
+        entry = self.entry
+        about: dict[str, Any] = {"model": model, "allow_mismatch": allow_mismatch}
+        if self.guide is not None:
+            assert entry is not None
+            assert len(set(alphas)) == 1
+            guided, prior = {**entry.options, **self.guide(alphas[0])}, cast(Any, entry.model)
+            return hooks.project(prior, "last", noise, **about, **guided)
+        if self.direction is None:
+            return None
+        options = {**self.options, **(entry.options if entry else {})}
+        projector: Any = entry.model if entry else None
+        strength = self.factor * torch.tensor(alphas, dtype=torch.float32)
+        return hooks.steer(self.direction, strength, projector, "last", noise, **about, **options)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One continuation.
+
+    Attributes:
+        ids: its tokens.
+        nll_own: their mean loss under the unsteered language model, in nats a token.
+    """
+
+    ids: list[int]
+    nll_own: float
+
+
+Wanted = tuple[int, float]
+"""A prompt by its number, and a strength."""
 
 
 def generate(
     model: lm.Model,
-    prompts: Sequence[str],
-    strengths: Sequence[float],
+    method: Method,
+    prompts: Sequence[Sequence[int]],
+    wanted: Sequence[Wanted],
     *,
     hook: str,
-    direction: Tensor | None,
-    entry: Entry | None = None,
+    keys: Sequence[str],
     new_tokens: int = 24,
     seed: int = 0,
-    batch_rows: int = 160,
-    desc: str = "steering",
+    temperature: float = 0.0,
+    batch_rows: int = BATCH_ROWS,
     allow_mismatch: bool = False,
-) -> Tensor:
-    """Greedy continuations of every prompt at every strength, ids `(n_prompts, n_strengths, new_tokens)`.
+) -> Iterator[dict[Wanted, Generation]]:
+    """Continuations of prompts at strengths, batch by batch, greedy unless there is a temperature.
 
-    `alpha * direction` is added at the last position of each call, that is, at the prompt's last token and
-    at each new one, as in the released GLP code; then `entry`'s model repairs the row. EOS does not end a
-    text: all have the same length.
+    The edit is made at the last position of each call, that is, at the prompt's last token and at each new one, as in
+    the released GLP code. EOS does not end a text: all have the same length.
 
-    The noise of a repair depends on seed, prompt and position only. It is the same for every strength and
+    The noise of a repair depends on seed, key of the prompt and position only. It is the same for every strength and
     every model, which pairs their comparisons, and does not depend on the batching.
 
     Args:
         model: a HookedTransformer or TransformerBridge.
-        prompts: texts to continue.
-        strengths: one alpha for each continuation of a prompt.
+        method: how to steer.
+        prompts: token ids of the texts to continue, BOS included.
+        wanted: which of them, at which strengths.
         hook: the hook point to steer at.
-        direction: `(d_in,)` in activation units, or None for no steering at all.
-        entry: the projector and its options, or None to steer without repair.
+        keys: what noise is drawn by, one for each prompt: its text.
         new_tokens: length of a continuation.
-        seed: for the noise of stochastic projectors.
+        seed: for the noise of stochastic projectors, and of sampling.
+        temperature: of sampling; 0 takes the likeliest token. Sampled texts depend on the batch that they are in.
         batch_rows: most sequences generated at once.
-        desc: label of the progress bar.
-        allow_mismatch: repair at another hook point than `entry`'s model was trained at.
+        allow_mismatch: repair at another hook point than the entry's model was trained at.
     """
-    if not prompts or not strengths:
-        raise InputError("steering needs at least one prompt and one strength")
-    ids = lm.to_ids(model, prompts, max_length=1024)
-    device = lm.model_device(model)
-    n_strengths = len(strengths)
-    out = torch.empty((len(prompts), n_strengths, new_tokens), dtype=torch.long)
-    total = len(prompts) * n_strengths * new_tokens
-    with tqdm(total=total, desc=desc, unit="tok", mininterval=2) as bar:
-        for group in lm.batches_of_one_length([len(row) for row in ids], lambda _: batch_rows // n_strengths):
-            tokens = torch.tensor([ids[i] for i in group]).repeat_interleave(n_strengths, 0)
-            edit = None
-            if direction is not None:
-                alpha = torch.tensor(strengths, dtype=torch.float32).repeat(len(group))
-                noise, options = None, {}
-                if entry is not None:
-                    draws = [prompt_noise(seed, i, new_tokens, direction.shape[0]) for i in group]
-                    stacked = torch.stack(draws, dim=1).repeat_interleave(n_strengths, dim=1)
-                    noise = _row_noise(stacked.to(device))
-                    options = entry.options
-                projector: Any = entry.model if entry is not None else None
-                edit = hooks.steer(
-                    direction, alpha, projector, "last", noise, model=model, allow_mismatch=allow_mismatch, **options
-                )
-            text = lm.generate(model, tokens, new_tokens, hooks=[(hook, _counted(edit, bar))])
-            out[group] = text[:, tokens.shape[1] :].reshape(len(group), n_strengths, new_tokens)
-    return out
+    alike: dict[Any, list[Wanted]] = {}  # texts of one batch have prompts of one length, which need no padding
+    for pair in wanted:
+        alike.setdefault((len(prompts[pair[0]]), pair[1] if method.guide else None), []).append(pair)
+    for group in (group for _, group in sorted(alike.items(), key=lambda item: item[0][0])):
+        for start in range(0, len(group), batch_rows):
+            batch = group[start : start + batch_rows]
+            tokens = torch.tensor([list(prompts[i]) for i, _ in batch])
+            noise = hooks.SeededNoise(seed, [keys[i] for i, _ in batch])
+            edit = method.edit([alpha for _, alpha in batch], noise, model, allow_mismatch=allow_mismatch)
+            edits = [] if edit is None else [(hook, edit)]
+            text = lm.generate(model, tokens, new_tokens, temperature=temperature, hooks=edits, seed=seed)
+            nll = own_nll(model, text, tokens.shape[1])
+            rows = text[:, tokens.shape[1] :].tolist()
+            yield {pair: Generation(ids, loss) for pair, ids, loss in zip(batch, rows, nll.tolist(), strict=True)}
 
 
-def prompt_noise(seed: int, prompt: int, positions: int, d_in: int) -> Tensor:
-    """Standard normal `(positions, d_in)` of one prompt; more positions only append rows."""
-    values = np.random.default_rng([seed, prompt]).standard_normal((positions, d_in), dtype=np.float32)
-    return torch.from_numpy(values)
-
-
-def _row_noise(noise: Tensor) -> hooks.RowNoise:
-    """Row `i` of the batch gets `noise[call, i]`; `noise` is `(calls, rows, d_in)`."""
-
-    def row_noise(call: int, rows: int) -> Tensor:
-        assert rows == noise.shape[1]
-        return noise[call]
-
-    return row_noise
-
-
-def _counted(edit: HookFunction | None, bar: tqdm[Any]) -> HookFunction:
-    """`edit` (or nothing), with one tick of the bar for each sequence and call."""
-
-    def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:
-        bar.update(tensor.shape[0])
-        return tensor if edit is None else edit(tensor, hook=hook)
-
-    return hook_fn
+def own_nll(model: lm.Model, tokens: Tensor, start: int) -> Tensor:
+    """Mean loss a token of what follows position `start`, under the unsteered model, `(n,)`."""
+    means = []
+    for block in tokens.split(_OWN_NLL_ROWS):
+        nll = lm.token_nll(model, block, torch.ones_like(block, dtype=torch.bool))
+        means.append(nll[:, start - 1 :].mean(1))
+    return torch.cat(means)

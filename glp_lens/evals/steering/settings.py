@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
+from urllib.parse import urlsplit
 
+from glp_lens.defaults import DEFAULT_DTYPE, Dtype
 from glp_lens.errors import InputError
 from glp_lens.evals.settings import ProjectionSettings
-from glp_lens.settings import option
+from glp_lens.evals.steering.personas import PERSONAS
+from glp_lens.settings import Settings, option
 
-UNSTEERED, PLAIN, RANDOM = "unsteered", "plain", "random"
-"""Labels of generations without steering, of steering without repair, and of steering in a random direction."""
-ConceptName = Literal["sports", "business", "world"]
+UNSTEERED, PLAIN, SHRINK = "unsteered", "plain", "shrink"
+"""Labels of generations without steering, of steering without repair, and of less of it at each strength."""
+NORM, CLIPPED = "norm-preserving", "clipped"
+"""Labels of steered activations scaled back to the norm they had, and to a large quantile of norms at most."""
+ISOTROPIC, COVARIANCE, SHUFFLED = "random isotropic", "random covariance", "random labels"
+"""Labels of steering in directions that mean nothing: uniform on the sphere, drawn from the activations' covariance,
+and a difference of means of the direction's texts under shuffled labels."""
+CONTROLS = (SHRINK, NORM, CLIPPED, ISOTROPIC, COVARIANCE, SHUFFLED)
+RANDOM = "random"
+"""What the last three have in common."""
+CONTROLS_AT_RANDOM = (RANDOM, ISOTROPIC, COVARIANCE, SHUFFLED)
+SAE = "sae"
+"""Label of the sparse autoencoder, which methods are compared with where it is there."""
+ALL = "all"
+"""The task of means over concepts."""
+SHRINK_FACTOR = 0.8
+CLIP_QUANTILE = 0.99
+GRID = (0.3, 0.5, 0.7, 0.9, 1.1)
+"""The default strengths, as shares of the one at which fluency halves."""
+ConceptName = Literal[
+    "sports", "business", "world", "technology", "trump", "obama", "china", "iran", "clickbait", "spam", "python", "hr",
+    "sentiment", "film-sentiment",
+]  # fmt: skip
+Experiment = Literal["topics", "sentiment", "features", "persona"]
+Repair = Literal["paper", "project", "difference", "orthogonal"]
+Control = Literal[
+    "shrink", "norm-preserving", "clipped", "random isotropic", "random covariance", "random labels", "none"
+]
 PROMPTS = (
     "The first thing I noticed", "When she opened the door", "On the way home we",
     "Nobody in the room could", "After a long pause he", "It was clear that the",
@@ -27,37 +57,187 @@ PROMPTS = (
     "The answer to the question", "Last night I thought about", "One of the children asked",
     "We sat down and talked", "The photo on the wall", "If you ask me now",
     "It took them almost an", "Before I could say anything", "The rest of the day",
-    "As far as I know",
+    "As far as I know", "Somebody had left a note", "The woman next to me",
+    "It would be easy to", "Two days later I received", "The only thing left was",
+    "All of them wanted to", "His first words were about", "When I was a child",
+    "The story starts with a", "There was no doubt that", "She looked up and said",
+    "They could not agree on", "In the middle of the", "He began to explain how",
+    "Everyone was talking about the", "I have always believed that", "The room was full of",
+    "Just before we left the", "It has been said that", "A man in the corner",
+    "The second part is about", "Nothing in the world can", "We were told that the",
+    "Her answer was that the", "The last time we met", "On the other side of",
+    "Many years ago there was", "He gave me a list", "I opened the book and",
+    "The problem with this is", "Later that day she found", "What they did next was",
+    "The people who live here", "As soon as he arrived", "It is hard to explain",
+    "You will need to know", "The news came as a", "Between the two of them",
+    "At first I thought that", "She kept asking about the", "There are many ways to",
+    "The whole thing began when", "He was known for his", "I would like to tell",
+    "During the long wait they", "The message on the screen", "Few of us had ever",
+    "To my great surprise the", "They spent the afternoon with", "Over the past few weeks",
+    "A voice behind me said", "The idea came to him", "We should not forget that",
+    "Even now I wonder why", "The strange part is that", "My neighbour wants to know",
+    "In the end it was", "He turned around and saw", "The first question is whether",
+    "What we know so far",
 )  # fmt: skip
 """Prefixes that favour no topic. All are five common words, so most tokenizers give them one length and they
 share a batch without padding."""
 
 
+def _json_object(value: object) -> str:
+    try:
+        read = json.loads(value) if isinstance(value, str) else value
+        if not isinstance(read, dict):
+            raise TypeError
+        return json.dumps(read, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError):
+        raise InputError(f"hosted_options must be a JSON object, got {value!r}") from None
+
+
+def _check_address(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:  # a bracket that is not closed, or a port that is no number
+        raise InputError("hosted_url must be an address such as https://host/v1: its host or port is none") from None
+    if "@" in parts.netloc or "?" in url or "#" in url:
+        raise InputError(
+            "hosted_url must have no user, password, query or fragment: the API key belongs into the environment "
+            "variable that hosted_key names"
+        )
+    if parts.scheme not in ("http", "https") or not host:
+        raise InputError("hosted_url must be an address such as https://host/v1: begin with https:// or http://")
+
+
 @dataclass(frozen=True, kw_only=True)
-class SteeringSettings(ProjectionSettings):
-    """What decides the numbers of `steering.run`, besides models and data, and the noise levels of the repairs."""
+class JudgeSettings(Settings):
+    """Who judges generated texts."""
+
+    panel: ClassVar[str] = "Judges"
+
+    fluency_judge: Literal["auto", "lm", "ngram"] = "auto"
+    """Judge of fluency: a second language model, a trigram model, or the first where one is installed."""
+    fluency_tokens: int = option(1_500_000, min=1)
+    """About how many tokens the trigram model is trained on, at most."""
+    second_model: str | None = None
+    """Name or folder of the second language model; by default a packaged one of another family."""
+    second_dtype: Dtype = DEFAULT_DTYPE
+    """Number format of the second language model."""
+    hosted_url: str | None = None
+    """OpenAI-compatible endpoint of one more judge, such as https://host/v1."""
+    hosted_model: str | None = None
+    """Model that the endpoint is asked for."""
+    hosted_key: str = "OPENAI_API_KEY"
+    """Environment variable that holds the endpoint's API key."""
+    hosted_options: str = option('{"max_tokens": 200, "temperature": 0}', parse=_json_object)
+    """What else is in a request to the endpoint, as a JSON object."""
+    hosted_concurrency: int = option(8, min=1)
+    """Requests at once."""
+    hosted_timeout: float = option(60.0, min=0.001)
+    """Seconds after which a request is given up and sent again."""
+    hosted_retries: int = option(5, min=0)
+    """How often a request is sent again."""
+    hosted_prompt_price: float = option(0.0, min=0)
+    """Price of a million tokens sent."""
+    hosted_completion_price: float = option(0.0, min=0)
+    """Price of a million tokens received."""
+
+    def __post_init__(self) -> None:
+        """Check each setting, and the endpoint's address and key."""
+        super().__post_init__()
+        # Neither message repeats what was given: it may hold the key itself.
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.hosted_key):
+            raise InputError(
+                "hosted_key must be the name of an environment variable, such as OPENAI_API_KEY, which holds the API "
+                "key: what was given is no such name"
+            )
+        if self.hosted_url is not None:
+            _check_address(self.hosted_url)
+            if not self.hosted_model:
+                raise InputError("hosted_url needs hosted_model, the model that the endpoint is asked for")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairSettings(ProjectionSettings):
+    """How models repair steered activations, and what a strength is."""
 
     panel: ClassVar[str] = "Suites"
 
-    concept: ConceptName = "sports"
-    """Topic that generation is steered towards."""
-    strengths: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)
-    """Steering strengths, in median activation norms."""
+    repairs: tuple[Repair, ...] = ("paper", "project", "difference", "orthogonal")
+    """How models repair a steered activation: its projection, of a GLP at the paper's noise level ('paper') and at a
+    milder one; the difference that steering makes to the projection; or, of a GLP, the part of the correction that is
+    orthogonal to the direction."""
+    project_sigma: float = option(0.3, min=0.001, max=0.999)
+    """A GLP's milder noise level for projections, and that of 'orthogonal'."""
+    difference_sigma: float = option(0.6, min=0.001, max=0.999)
+    """A GLP's noise level for 'difference'."""
+    strength_unit: Literal["centred", "norm"] = "centred"
+    """What a strength of 1 adds: the median distance of activations from their mean, or, as in the paper, their
+    median norm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringSettings(JudgeSettings, RepairSettings):
+    """What decides the numbers of `steering.run`, besides models and data."""
+
+    panel: ClassVar[str] = "Suites"
+
+    experiment: Experiment = "topics"
+    """What generation is steered towards: topics of texts; sentiment; 'features', decoder directions of the SAE among
+    the models; or 'persona', traits of an instruction-tuned model."""
+    concepts: tuple[str, ...] = ()
+    """Which of the experiment's concepts, separated by commas; 'all' for those of the experiment that can be judged, of
+    topics eight; by default sports, or all of another experiment."""
+    features: int = option(8, min=1)
+    """Number of SAE latents of the experiment 'features'."""
+    strengths: tuple[float, ...] = ()
+    """Steering strengths; by default shares of the strength at which fluency halves, found by a short search."""
     prompts: int = option(24, min=2, max=len(PROMPTS))
-    """Neutral prompts that generations start from."""
+    """Neutral prompts that generations start from; of 'persona' questions, 40 at most."""
     new_tokens: int = option(24, min=1)
     """Tokens generated after each prompt."""
-    project_sigma: float = option(0.2, min=0.001, max=0.999)
-    """A second, milder noise level of a GLP's projection."""
+    controls: tuple[Control, ...] = (
+        "shrink", "norm-preserving", "clipped", "random isotropic", "random covariance", "random labels",
+    )  # fmt: skip
+    """Other conditions: weaker steering, plain rescaling, and directions that mean nothing; 'none' for none."""
+    noise_seeds: tuple[int, ...] = option((0,), min=0)
+    """Seeds of the noise of GLPs; a verdict needs two at least."""
+    dtypes: tuple[Dtype, ...] = ()
+    """Number formats of the language model in which generations are repeated; a verdict needs bfloat16 and float32."""
+    replicate_prompts: int | None = option(None, min=2)
+    """Prompts that are repeated with other seeds and number formats; by default all."""
     texts_per_side: int = option(256, min=1)
     """Texts about the topic, and as many about others, whose mean activations differ by the steering direction."""
-    fluency_tokens: int = option(1_500_000, min=1)
-    """About how many tokens the n-gram model of the fluency judge is trained on, at most."""
-    random_repaired: bool = False
-    """Also repair activations moved along the random direction."""
+    guidance: tuple[float, ...] = ()
+    """Also steer without a push, by a GLP's projection that a probe's gradient leads, or the condition of 'classes', at
+    these scales."""
+    classes: tuple[str, ...] = ()
+    """Concepts that a conditional GLP knows as classes of its label, such as sports=0,business=1."""
 
     def __post_init__(self) -> None:
         """Check each setting, and that strengths rise."""
         super().__post_init__()
-        if not self.strengths or self.strengths[0] <= 0 or any(b <= a for a, b in pairwise(self.strengths)):
-            raise InputError(f"strengths must be positive and rising, got {list(self.strengths)}")
+        for name in ("strengths", "guidance"):
+            values = getattr(self, name)
+            if values and (values[0] <= 0 or any(b <= a for a, b in pairwise(values))):
+                raise InputError(f"{name} must be positive and rising, got {list(values)}")
+        known = {"topics": get_args(ConceptName), "sentiment": get_args(ConceptName), "persona": tuple(PERSONAS)}
+        if self.experiment == "features" and self.concepts:
+            raise InputError("the experiment 'features' chooses its latents itself: leave out concepts")
+        names = known.get(self.experiment, ())
+        if wrong := [name for name in self.concepts if name not in names and self.concepts != ("all",)]:
+            what = "'all' beside others" if wrong[0] == "all" else repr(wrong[0])
+            raise InputError(f"concepts of {self.experiment} are all, or {', '.join(names)}; got {what}")
+        for several in ("concepts", "dtypes", "controls", "repairs"):
+            values = getattr(self, several)
+            if len(set(values)) < len(values):
+                raise InputError(f"{several} must be different, got {', '.join(values)}")
+        if self.classes and not self.guidance:
+            raise InputError("classes are for guidance by a condition: pass guidance, such as 1,2,4, with them")
+        if "none" in self.controls and len(self.controls) > 1:
+            raise InputError("controls are 'none' or some of the others, not both")
+        for pair in self.classes:
+            name, equals, value = pair.partition("=")
+            if not (name in names and equals and value.lstrip("-").replace(".", "", 1).isdecimal()):
+                raise InputError(f"classes must be pairs of a concept and a class, such as sports=0, got {pair!r}")
+        if len(set(self.noise_seeds)) < max(1, len(self.noise_seeds)):
+            raise InputError(f"noise_seeds must be one or several different seeds, got {list(self.noise_seeds)}")
