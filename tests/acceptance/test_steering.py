@@ -20,7 +20,7 @@ def test_a_sports_direction_makes_smollm2_write_about_sports(tmp_path):
     hook = lm.default_hook(model)
     texts = corpus.read_dataset("97_news_class")["prompt"].tolist()
     store = gl.collect(model, texts[:60], hooks=[hook], out=tmp_path / "acts")
-    data = SteeringData(model, hook, store.sample(2000), fluency_texts=texts)
+    data = SteeringData(model, hook, store.sample(2000, seed=0), fluency_texts=texts)
     settings = SteeringSettings(
         concepts=("sports",), strengths=(0.7,), prompts=10, new_tokens=16, texts_per_side=64, fluency_judge="ngram",
         controls=("shrink", "random covariance"),

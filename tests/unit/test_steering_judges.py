@@ -1,11 +1,9 @@
 import numpy as np
 import pytest
-import torch
 
 from glp_lens.errors import InputError
 from glp_lens.evals.steering import concepts
 from glp_lens.evals.steering.concepts import Concept
-from glp_lens.evals.steering.directions import random_direction
 from glp_lens.evals.steering.judges import first_words, fit_judges
 
 TOPIC = ["goal", "team", "match"]
@@ -101,10 +99,3 @@ def test_first_words():
     cut = first_words([text] * 200, 15, 25)
     assert {len(t.split()) for t in cut} == set(range(15, 26))
     assert all(text.startswith(t) for t in cut)
-
-
-def test_random_direction_is_a_seeded_unit_vector():
-    a, b = random_direction(31, 0), random_direction(31, 1)
-    assert a.norm().item() == pytest.approx(1, abs=1e-6)
-    assert torch.equal(a, random_direction(31, 0))
-    assert abs(float(a @ b)) < 0.9

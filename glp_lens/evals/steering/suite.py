@@ -70,8 +70,8 @@ class SteeringData:
     Attributes:
         model: a HookedTransformer or TransformerBridge.
         hook: the hook point to steer at, the one the entries were trained on.
-        rows: activations there `(n, d_in)`, a few thousand from the training store (`store.sample(8192)`): their spread
-            is the unit of strengths, and the random controls are drawn from them.
+        rows: activations there `(n, d_in)`, a few thousand from the training store (`store.sample(8192, seed=0)`): their
+            spread is the unit of strengths, and the random controls are drawn from them.
         tasks: your own concepts and directions instead of those of the settings.
         prompts: your own prompts, at least two, instead of the packaged ones.
         fluency_texts: texts for the fluency judge, the packaged corpus by default; the last ones validate it.
@@ -96,7 +96,7 @@ class SteeringData:
         if self.rows.ndim != 2 or len(self.rows) < 2 or not torch.isfinite(self.rows).all():
             raise InputError(
                 f"rows must be finite activations (n, d_in), two at least, got shape {tuple(self.rows.shape)}: pass "
-                "store.sample(8192)"
+                "store.sample(8192, seed=0)"
             )
         if self.prompts is not None and (len(self.prompts) < 2 or not all(text.strip() for text in self.prompts)):
             raise InputError("steering needs at least two prompts that are not empty: they are split in halves")
