@@ -70,8 +70,8 @@ class SteeringData:
     Attributes:
         model: a HookedTransformer or TransformerBridge.
         hook: the hook point to steer at, the one the entries were trained on.
-        rows: activations there `(n, d_in)`, a few thousand from the training store (`store.sample(8192, seed=0)`): their
-            spread is the unit of strengths, and the random controls are drawn from them.
+        rows: activations there `(n, d_in)`, a few thousand from the training store (`store.sample(8192, seed=0)`).
+            Their spread is the unit of strengths, and the random controls are drawn from them.
         tasks: your own concepts and directions instead of those of the settings.
         prompts: your own prompts, at least two, instead of the packaged ones.
         fluency_texts: texts for the fluency judge, the packaged corpus by default; the last ones validate it.
