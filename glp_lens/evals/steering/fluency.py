@@ -241,7 +241,7 @@ def _calibrated(
     if reason := judge.failed():
         raise InputError(
             f"the fluency judge ({judge.name}) cannot tell human text from bad text ({reason}): it needs human texts "
-            "in the language of the generations, and a second language model that reads it"
+            "in the language of the generations, texts of 16 tokens at least, or a second language model"
         )
     return judge
 
