@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -24,13 +24,13 @@ from glp_lens.evals.steering import concepts
 from glp_lens.evals.steering.concepts import Concept
 from glp_lens.evals.steering.judges import ADMISSION
 from glp_lens.evals.steering.personas import PERSONAS, QUESTIONS
+from glp_lens.evals.steering.settings import Experiment
 from glp_lens.interface import Featurizer
 from glp_lens.types import Json
 
 if TYPE_CHECKING:
     from glp_lens.models.sae import SAE
 
-Experiment = Literal["topics", "sentiment", "features", "persona"]
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 HELD_OUT = 0.2
 """Share of a direction's texts that its AUROC is measured on."""

@@ -101,6 +101,11 @@ class SteeringData:
         if self.prompts is not None and (len(self.prompts) < 2 or not all(text.strip() for text in self.prompts)):
             raise InputError("steering needs at least two prompts that are not empty: they are split in halves")
 
+    @property
+    def centre(self) -> Tensor:
+        """Mean of the activations, `(d_in,)` float32."""
+        return self.rows.double().mean(0).float()
+
     def unit(self, kind: str) -> float:
         """Length of what a strength of 1 adds: a median `centred` norm of the activations, or a median `norm`."""
         rows = self.rows.double()
@@ -243,7 +248,7 @@ def _tasks(
     """Concepts and directions, which are kept one by one."""
     if data.tasks is not None:
         return list(data.tasks)
-    kind: experiments.Experiment = settings.experiment
+    kind = settings.experiment
     sae: Any = next((entry.model for entry in entries if entry.model.kind == "sae"), None)
     own: dict[str, Json] = {
         "features": {"n_features": settings.features, "texts": data.heldout_texts},
@@ -351,7 +356,7 @@ def _methods(
 ) -> list[Method]:
     """All ways of steering towards a concept, but for none at all."""
     towards = unit * task.direction.vector
-    centre = data.rows.double().mean(0).float()
+    centre = data.centre
     longest = float(torch.quantile((data.rows - centre).norm(dim=1), CLIP_QUANTILE))
     isotropic = directions.random_isotropic(len(towards), data.hook, seed=settings.seed)
     covariance = directions.random_covariance(data.rows, hook=data.hook, seed=settings.seed)
@@ -413,8 +418,7 @@ def _guides(
     By the gradient of the log-probability of a logistic probe of the direction's texts; and of priors that know the
     concept as a class (`settings.classes`), by that condition with classifier-free guidance.
     """
-    concept, centre, sides = task.concept, data.rows.double().mean(0).float(), _sides(task, settings)
-
+    concept, centre, sides = task.concept, data.centre, _sides(task, settings)
     weights = cache.get(
         f"probe-{concept.name}",
         lambda: [*sides, settings.seed, data.hook],
@@ -479,8 +483,8 @@ class _Texts:
             prompts = sets[task.concept.name]
             some = range(min(_SEARCH_PROMPTS, len(prompts.texts)))
             for strengths in ((0.0,), SEARCHED):
-                method = Method(PLAIN if strengths[0] else UNSTEERED, strengths, unit * task.direction.vector)
-                method = method if strengths[0] else Method(UNSTEERED, strengths)
+                label, push = (PLAIN, unit * task.direction.vector) if strengths[0] else (UNSTEERED, None)
+                method = Method(label, strengths, push)
                 wanted = [(i, alpha) for i in some for alpha in strengths]
                 made = self._of(task.concept.name, method, prompts, wanted, self.settings.noise_seeds[0], self.main)
                 texts = [lm.decode(self.data.model, made[pair].ids) for pair in wanted]
