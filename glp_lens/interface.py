@@ -72,6 +72,8 @@ class Reconstructor(Capability, ABC):
 class Projector(Capability, ABC):
     """Moves edited activations towards the manifold of real ones."""
 
+    takes_dtype: ClassVar[bool] = False
+    """Whether `project` has an option `dtype`, the number format of its matrix products."""
     d_in: int
 
     @property

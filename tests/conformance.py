@@ -84,7 +84,8 @@ def check_projector(model: Any, x: Tensor) -> None:
     assert edited.dtype == torch.bfloat16
     assert torch.equal(stream, before), "the hook changed the stream in place"
     assert torch.equal(edited[:, :-1], stream[:, :-1]), "the hook changed positions before the last"
-    expected = model.project(stream[:, -1].float(), noise=noise[:3]).bfloat16()
+    precision = {"dtype": torch.bfloat16} if model.takes_dtype else {}
+    expected = model.project(stream[:, -1].float(), noise=noise[:3], **precision).bfloat16()
     assert torch.equal(edited[:, -1], expected)
 
 

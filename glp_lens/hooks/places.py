@@ -26,19 +26,21 @@ class Places:
         texts: `(n,)`, index in the batch of each row's text.
         columns: `(n,)`, where in this call each row stands.
         positions: `(n,)`, where in its own text each row stands, earlier calls counted and padding not.
+        dtype: number format of the stream that they come from.
     """
 
     batch: int
     texts: Tensor
     columns: Tensor
     positions: Tensor
+    dtype: torch.dtype = torch.float32
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def __getitem__(self, rows: Tensor) -> Places:
         """Those of some rows."""
-        return Places(self.batch, self.texts[rows], self.columns[rows], self.positions[rows])
+        return Places(self.batch, self.texts[rows], self.columns[rows], self.positions[rows], self.dtype)
 
     @property
     def at(self) -> tuple[Tensor, Tensor]:
@@ -116,13 +118,13 @@ class Texts:
         if known is None and not step:
             tokens = _tokens(x, mask)
             self._lengths, self._columns = tokens.sum(1), x.shape[1]
-            return _of_new_texts(tokens, positions), None, True
+            return _of_new_texts(tokens, positions, x.dtype), None, True
         assert self._lengths is not None, "known from the text that goes on"
         lengths = self._lengths.to(x.device)
         chosen = _edits_next(len(x), positions, self._columns).to(x.device).nonzero()[:, 0]
         last = torch.full_like(chosen, x.shape[1] - 1)
         self._lengths, self._columns = lengths + 1, self._columns + 1
-        return Places(len(x), chosen, last, lengths[chosen]), known, False
+        return Places(len(x), chosen, last, lengths[chosen], x.dtype), known, False
 
     def remember(self, x: Tensor, written: Written) -> None:
         """Keep a signature of these texts, and the rows that were written."""
@@ -176,7 +178,7 @@ def _tokens(x: Tensor, mask: Tensor | None) -> Tensor:
     return mask.to(x.device)
 
 
-def _of_new_texts(tokens: Tensor, positions: Positions) -> Places:
+def _of_new_texts(tokens: Tensor, positions: Positions, dtype: torch.dtype) -> Places:
     """The places to edit in texts that are seen for the first time."""
     order, lengths = tokens.cumsum(1) - 1, tokens.sum(1, keepdim=True)
     if isinstance(positions, Tensor):
@@ -190,7 +192,7 @@ def _of_new_texts(tokens: Tensor, positions: Positions) -> Places:
     else:
         chosen = (order > 0) | (lengths == 1)
     texts, columns = (chosen & tokens).nonzero(as_tuple=True)
-    return Places(len(tokens), texts, columns, order[texts, columns])
+    return Places(len(tokens), texts, columns, order[texts, columns], dtype)
 
 
 def _edits_next(batch: int, positions: Positions, column: int) -> Tensor:

@@ -41,6 +41,8 @@ class Repairer:
     """Moves edited rows towards a projector's manifold, but for massive ones.
 
     Without `noise`, noise is drawn from the option `generator`, or from one seeded with 0 that lives as long as this.
+    A stream in bfloat16 is repaired by matrix products in bfloat16 where the projector has a choice: the row that it
+    gives is rounded more coarsely than that.
     """
 
     def __init__(
@@ -107,6 +109,8 @@ class Repairer:
                     f"got {name} of {len(value)} texts for a batch of {places.batch}: give one row for each text"
                 )
         options = {n: v[places.texts.to(v.device)] if _by_row(n, v) else v for n, v in self.options.items()}
+        if places.dtype == torch.bfloat16 and getattr(self.projector, "takes_dtype", False):
+            options.setdefault("dtype", torch.bfloat16)
         if self.noise is not None:
             if isinstance(self.noise, SeededNoise):
                 self.noise.check(places.batch)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Self, cast
@@ -101,13 +102,21 @@ class Block(nn.Module):
         return total
 
     def meta_neurons(self, h: Tensor, modulation: Tensor) -> Tensor:
-        """The hidden units `(n, d_mlp)`, input of `down_proj`."""
-        x = self.ln(h)
+        """The hidden units `(n, d_mlp)`, input of `down_proj`, in the number format of the matrices."""
+        x = self.ln(h).to(self.up_proj.weight.dtype)
         gate: Tensor = self.gate_proj(x)
         if torch.is_grad_enabled():
             hidden: Tensor = silu(gate * modulation) * self.up_proj(x)
             return hidden
         return silu(gate.mul_(modulation), inplace=True).mul_(self.up_proj(x))  # no memory for what is not kept
+
+    def in_format(self, dtype: torch.dtype) -> Block:
+        """The block with its three large matrices in another number format; normalisation and time path are shared."""
+        shared = (self.ln, self.time_proj)
+        block = deepcopy(self, {id(module): module for module in shared})
+        for matrix in (block.up_proj, block.gate_proj, block.down_proj):
+            matrix.to(dtype)
+        return block
 
     def forward(self, h: Tensor, terms: Sequence[Term]) -> Tensor:
         """The residual stream `(n, d_model)` after this block."""
@@ -127,6 +136,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = False
+        self._formats: dict[torch.dtype, tuple[object, list[Block]]] = {}
         d = config.d_model
         self.in_proj = _linear(config.d_input, d)
         self.layers = nn.ModuleList(Block(d, config.d_mlp) for _ in range(config.n_layers))
@@ -187,24 +197,34 @@ class Denoiser(nn.Module):
         return self._output(h)
 
     def along(
-        self, levels: Sequence[float], layer: int | Tensor | None, condition: Tensor | None, device: torch.device
+        self,
+        levels: Sequence[float],
+        layer: int | Tensor | None,
+        condition: Tensor | None,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
     ) -> Callable[[Tensor, float], Tensor]:
         """`velocity(z, sigma)` for the noise levels of a grid, whose modulation is computed here once for all rows.
 
         The weights that compute it are over a quarter of a denoiser's, and would otherwise be read at every step.
+
+        Args:
+            dtype: number format of the products in the blocks, by default that of the weights; the stream between the
+                blocks is in the weights' format in any case.
         """
         order = {level: i for i, level in enumerate(levels)}
         time, *others = self.terms(
             torch.tensor(list(order), dtype=torch.float32), layer, condition, device, distinct=False
         )
-        grids = [block.modulation([time]) for block in self.blocks]
-        rows = [sum(t.spread(linear(t.embedding, b.time_proj.weight)) for t in others) for b in self.blocks]
+        blocks = self.blocks if dtype is None else self._blocks_in(dtype)
+        grids = [block.modulation([time]) for block in blocks]
+        rows = [sum(t.spread(linear(t.embedding, b.time_proj.weight)) for t in others) for b in blocks]
 
         def velocity(z: Tensor, sigma: float) -> Tensor:
             at = order[sigma]
             h = self.in_proj(z)
-            for block, grid, row in zip(self.blocks, grids, rows, strict=True):
-                h = h + block.down_proj(block.meta_neurons(h, grid[at] + row))
+            for block, grid, row in zip(blocks, grids, rows, strict=True):
+                h = h + block.down_proj(block.meta_neurons(h, (grid[at] + row).to(block.up_proj.weight.dtype)))
             return self._output(h)
 
         return velocity
@@ -285,6 +305,18 @@ class Denoiser(nn.Module):
         if condition.ndim not in (1, 2) or condition.shape[-1] != width:
             raise InputError(f"expected a condition of shape ({width},) or (n, {width}), got {tuple(condition.shape)}")
         return condition.to(device).float().reshape(-1, width)
+
+    def _blocks_in(self, dtype: torch.dtype) -> list[Block]:
+        """The blocks with their matrices in a number format, made anew when the weights have changed."""
+        weights = [p for block in self.blocks for p in block.parameters()]
+        if all(p.dtype == dtype for p in weights):
+            return self.blocks
+        seen = None if any(p.is_inference() for p in weights) else [(p.data_ptr(), p._version) for p in weights]
+        known, blocks = self._formats.get(dtype, (None, []))
+        if seen is None or seen != known:
+            blocks = [block.in_format(dtype) for block in self.blocks]
+            self._formats[dtype] = (seen, blocks)
+        return blocks
 
     @property
     def blocks(self) -> list[Block]:

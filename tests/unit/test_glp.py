@@ -1,5 +1,6 @@
 """The generative latent prior: learnt on a Gaussian, whose flow is known in closed form, saved, and loaded."""
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -111,6 +112,28 @@ def test_one_step_of_projection_is_near_the_posterior_mean(glp, truth, sigma):
     noised = glp.normalize(x) + sigma / (1 - sigma) * eps
     want = truth.normalize(truth.project(truth.denormalize(noised), sigma=sigma))
     assert float((got - want).square().mean() / want.square().mean()) < 0.01
+
+
+@pytest.mark.parametrize("options", [{"sigma": 0.3}, {"sigma": 0.6, "fast": True}])
+def test_projections_in_bfloat16_are_within_its_rounding(glp, options):
+    """Each activation is rounded to 8 bits in a few products: a few thousandths of the spread, and not nothing."""
+    x, eps = rows(500, seed=6), torch.randn(500, D, generator=generator(7))
+    exact = glp.normalize(glp.project(x, noise=eps, **options))
+    off = (glp.normalize(glp.project(x, noise=eps, dtype=torch.bfloat16, **options)) - exact).norm(dim=1)
+    assert 0 < off.median() < 0.01
+    assert off.max() < 0.1
+
+
+def test_projections_in_bfloat16_follow_the_weights(glp):
+    x, prior = rows(20), copy.deepcopy(glp)
+    before = prior.project(x, sigma=0.5, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for weight in prior.denoiser.parameters():
+            weight.mul_(0.5)
+    fresh = GLP(copy.deepcopy(prior.denoiser), prior.mean, prior.var)
+    after = prior.project(x, sigma=0.5, dtype=torch.bfloat16)
+    assert torch.equal(after, fresh.project(x, sigma=0.5, dtype=torch.bfloat16))
+    assert not torch.equal(after, before)
 
 
 def test_a_classifier_draws_from_the_tilted_gaussian(glp):

@@ -143,6 +143,22 @@ def test_keys_that_are_not_those_of_the_batch_are_refused():
         hooks.SeededNoise(0, [1.5])
 
 
+@pytest.mark.parametrize(("stream", "given"), [(torch.bfloat16, torch.bfloat16), (torch.float32, None)])
+@pytest.mark.parametrize("repair", ["project", "difference"])
+def test_a_stream_in_bfloat16_is_repaired_in_bfloat16_where_the_projector_can(stream, given, repair):
+    class Either(Noisy):
+        takes_dtype, seen = True, []
+
+        def project(self, x, *, dtype=None, **options):
+            self.seen.append(dtype)
+            return super().project(x, **options)
+
+    projector, x = Either(), normal(BATCH, POS, D).to(stream)
+    hooks.steer(normal(D), 1.0, projector, repair=repair)(x, hook=None)
+    hooks.steer(normal(D), 1.0, projector, repair=repair, dtype=torch.float32)(x, hook=None)
+    assert projector.seen == [given, torch.float32]
+
+
 def test_massive_rows_are_edited_but_not_repaired():
     x = normal(BATCH, POS, D)
     x[1] *= 100

@@ -152,6 +152,7 @@ def own_nll(model: lm.Model, tokens: Tensor, start: int) -> Tensor:
     """Mean loss a token of what follows position `start`, under the unsteered model, `(n,)`."""
     means = []
     for block in tokens.split(_OWN_NLL_ROWS):
-        nll = lm.token_nll(model, block, torch.ones_like(block, dtype=torch.bool))
-        means.append(nll[:, start - 1 :].mean(1))
+        real = torch.ones_like(block, dtype=torch.bool)
+        wanted = (torch.arange(1, block.shape[1]) >= start).expand(len(block), -1)
+        means.append(lm.token_nll(model, block, real, wanted=wanted)[:, start - 1 :].mean(1))
     return torch.cat(means)
