@@ -6,7 +6,7 @@ import torch
 from glp_lens_cli import app
 from typer.testing import CliRunner
 
-from glp_lens import directions, lm
+from glp_lens import corpus, directions, lm
 from glp_lens.directions import Direction, Response
 from glp_lens.errors import InputError
 from glp_lens.evals.steering import concepts, experiments
@@ -75,6 +75,14 @@ def test_latents_are_chosen_on_other_documents_than_they_are_judged_on(tiny_hook
         assert np.array(activity)[labels == 1].min() >= np.array(activity)[labels == 0].max() - 1e-3
     again = experiments.features(tiny_hooked, START, sae, Words(), n=2, texts=texts, seed=1)
     assert [task.concept for task in again] == [task.concept for task in tasks]
+
+
+def test_held_out_documents_fall_into_both_halves():
+    """They were held out by a hash of their beginnings, which must not decide the half too."""
+    texts = [f"document {i}: " + " ".join(str(i * j) for j in range(60)) for i in range(3000)]
+    halves = experiments._halves([d.text for d in corpus.split_documents(texts, "heldout")], 10_000)
+    shares = np.array([len(half) for half in halves]) / sum(map(len, halves))
+    assert shares.min() > 0.3
 
 
 def test_latents_that_no_text_tells_of_are_refused(tiny_hooked, sae):

@@ -305,7 +305,8 @@ def _halves(texts: Sequence[str], most: int) -> tuple[list[str], list[str]]:
     halves: tuple[list[str], list[str]] = ([], [])
     for text in texts:
         words = text.split()
-        half = halves[xxhash.xxh3_64_intdigest(corpus.beginning(text).encode(errors="surrogatepass")) % 2]
+        # Another seed than that of the corpus's held-out part, whose texts would all be in one half.
+        half = halves[xxhash.xxh3_64_intdigest(corpus.beginning(text).encode(errors="surrogatepass"), seed=1) % 2]
         starts = range(0, len(words) - PIECE_WORDS + 1, PIECE_WORDS)
         half.extend(" ".join(words[start : start + PIECE_WORDS]) for start in starts)
     distinct = [list(dict.fromkeys(half)) for half in halves]
