@@ -1,13 +1,16 @@
-"""Training steps in the paper's widths and batch, against the plain way of the same mathematics.
+"""Training steps in the paper's widths, against the plain way of the same mathematics.
 
 The plain way computes the time path for each row, updates with AdamW as it comes, and, where loading counts, takes
-its rows from a DataLoader of one row an item.
+its rows from a DataLoader of one row an item. At small batches, where weights are read more than used, also against
+autocast and torch's fused AdamW, which was our way before.
 """
 
 import copy
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,13 @@ import pytest
 import torch
 from bench_batches import Data, released_loader
 from by_row import CEILING, random_denoiser, velocity_by_row
-from conftest import OURS, Timed
+from conftest import OURS, Sized, Timed
 from torch import Tensor, nn
 
 from glp_lens.activations import write_store
 from glp_lens.models.denoiser import Denoiser
+from glp_lens.training import config as recipes
+from glp_lens.training import optim
 from glp_lens.training.config import RunOptions, TrainConfig
 from glp_lens.training.loop import train
 from glp_lens.training.objective import Batch, draw_noise
@@ -28,7 +33,10 @@ BATCH = 4096
 SHAPES = {576: (6, 2), 2048: (1, 1)}
 """Blocks, and steps a round, of each width. Six blocks of the larger one want 14 GB for weights and optimiser."""
 PLAIN = "the plain way (released recipe)"
+AUTOCAST = "autocast and fused AdamW"
 ROUNDS = 2
+SMALL = (256, 1024)
+"""Rows of small batches: that of the recipe `fast`, and one of four times the size."""
 
 
 def recipe(steps: int, batch: int = BATCH, *, autocast: bool = True) -> TrainConfig:
@@ -171,3 +179,53 @@ def test_training_is_the_same_mathematics() -> None:
     moved = [torch.dist(p, q) for p, q in zip(mine.parameters(), start.parameters(), strict=True)]
     apart = [torch.dist(p, q) for p, q in zip(mine.parameters(), plain.parameters(), strict=True)]
     assert sum(apart) < 0.01 * sum(moved)
+
+
+def steps_of(training: Training, start: Denoiser, x: Tensor, config: TrainConfig) -> tuple[list[float], float]:
+    """Processor time of each step but the first, over all threads, and the mean loss."""
+    began: list[float] = []
+
+    def batches() -> Iterator[Tensor]:
+        while True:
+            began.append(time.process_time())
+            yield x
+
+    loss = training(copy.deepcopy(start), batches(), config)
+    return [after - before for before, after in pairwise(began[1:])], loss
+
+
+@pytest.mark.parametrize("batch", SMALL)
+def test_small_batches(batch: int, sized: Sized, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of the recipe `fast` with a prior of 36M parameters; the ways take turns."""
+    start = random_denoiser(576, blocks=3)
+    x = torch.randn(batch, 576, generator=torch.Generator().manual_seed(1))
+    config = recipes.recipe("fast", rows=8 * batch, batch_size=batch)
+    rows = {name: batch // 4 if "time_" in name else batch for name, _ in start.named_modules()}
+    products = training_products(start, rows)
+    seconds: dict[str, list[float]] = {way: [] for way in (OURS, AUTOCAST, PLAIN, CEILING)}
+    losses: dict[str, float] = {}
+    for _ in range(3):
+        for way, training, mixed in (
+            (OURS, our_training, True),
+            (AUTOCAST, our_training, False),
+            (PLAIN, plain_training, False),
+        ):
+            with monkeypatch.context() as patched:
+                if not mixed:
+                    patched.setattr(optim, "_mixed", lambda *_: False)
+                taken, losses[way] = steps_of(training, start, x, config)
+                seconds[way] += taken
+        for _ in range(4):
+            began = time.process_time()
+            products()
+            seconds[CEILING].append(time.process_time() - began)
+    threads = torch.get_num_threads()
+    for way, taken in seconds.items():
+        sized(
+            f"a training step, batches of {batch}, d = 576, 3 blocks",
+            way,
+            threads * batch / statistics.median(taken),
+            "rows/s",
+        )
+    assert losses[AUTOCAST] == pytest.approx(losses[OURS], rel=1e-2)
+    assert losses[PLAIN] == pytest.approx(losses[OURS], rel=1e-2)

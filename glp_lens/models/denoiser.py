@@ -14,14 +14,15 @@ from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear, silu
+from torch.nn.functional import embedding, silu
 from torch.utils.checkpoint import checkpoint
 
 from glp_lens.errors import InputError
+from glp_lens.training.mixed_precision import Linear
 from glp_lens.types import Acts, Json
 
 _MAX_PERIOD = 10_000.0
-_linear, _norm = partial(nn.Linear, dtype=torch.float32), partial(nn.LayerNorm, dtype=torch.float32)
+_norm = partial(nn.LayerNorm, dtype=torch.float32)
 
 
 @dataclass(frozen=True)
@@ -88,17 +89,17 @@ class Block(nn.Module):
     def __init__(self, d_model: int, d_mlp: int) -> None:
         super().__init__()
         self.ln = _norm(d_model)
-        self.up_proj = _linear(d_model, d_mlp)
-        self.gate_proj = _linear(d_model, d_mlp)
-        self.time_proj = _linear(d_model, d_mlp)
-        self.down_proj = _linear(d_mlp, d_model)
+        self.up_proj = Linear(d_model, d_mlp)
+        self.gate_proj = Linear(d_model, d_mlp)
+        self.time_proj = Linear(d_model, d_mlp)
+        self.down_proj = Linear(d_mlp, d_model)
 
     def modulation(self, terms: Sequence[Term]) -> Tensor:
         """`time(e)` of each row, `(n, d_mlp)`, or `(1, d_mlp)` for all: linear, so each term is projected by itself."""
         first, *others = terms
         total = first.spread(self.time_proj(first.embedding))
         for term in others:
-            total = total + term.spread(linear(term.embedding, self.time_proj.weight))
+            total = total + term.spread(self.time_proj.without_bias(term.embedding))
         return total
 
     def meta_neurons(self, h: Tensor, modulation: Tensor) -> Tensor:
@@ -138,10 +139,10 @@ class Denoiser(nn.Module):
         self.recompute = False
         self._formats: dict[torch.dtype, tuple[object, list[Block]]] = {}
         d = config.d_model
-        self.in_proj = _linear(config.d_input, d)
+        self.in_proj = Linear(config.d_input, d)
         self.layers = nn.ModuleList(Block(d, config.d_mlp) for _ in range(config.n_layers))
         self.ln = _norm(d)
-        self.out_proj = _linear(d, config.d_input)
+        self.out_proj = Linear(d, config.d_input)
         self.time_embed = _embed(d, d)
         if config.multi_layer_n_layers is not None:
             self.layer_embed = _embed(d, d)
@@ -218,7 +219,7 @@ class Denoiser(nn.Module):
         )
         blocks = self.blocks if dtype is None else self._blocks_in(dtype)
         grids = [block.modulation([time]) for block in blocks]
-        rows = [sum(t.spread(linear(t.embedding, b.time_proj.weight)) for t in others) for b in blocks]
+        rows = [sum(t.spread(b.time_proj.without_bias(t.embedding)) for t in others) for b in blocks]
 
         def velocity(z: Tensor, sigma: float) -> Tensor:
             at = order[sigma]
@@ -335,4 +336,4 @@ class Denoiser(nn.Module):
 
 
 def _embed(d_in: int, d_model: int) -> nn.Sequential:
-    return nn.Sequential(_linear(d_in, d_model), nn.SiLU(), _linear(d_model, d_model))
+    return nn.Sequential(Linear(d_in, d_model), nn.SiLU(), Linear(d_model, d_model))

@@ -99,10 +99,10 @@ def load(path: Path, key: Json, parts: Parts) -> Place | None:
                     slots.setdefault(parameter_name, []).append(slot)
             for name, parameter, optimizer in parts.owned():
                 parameter.data.copy_(distributed.like(file.get_tensor(f"weights.{name}"), parameter))
-                optimizer.state[parameter] = {
-                    slot: distributed.like(file.get_tensor(f"optimizer.{slot}.{name}"), parameter)
-                    for slot in slots.get(name, [])
-                }
+                own = optimizer.state[parameter]
+                for slot in slots.get(name, []):
+                    value = distributed.like(file.get_tensor(f"optimizer.{slot}.{name}"), parameter)
+                    own[slot] = own[slot].copy_(value) if slot in own else value
             for name, value in parts.average.items():
                 value.copy_(distributed.like(file.get_tensor(f"average.{name}"), value))
             return Place(**{**place, "pending": tuple(place["pending"])})

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from glp_lens.errors import InputError
 from glp_lens.training import checkpoint, distributed
 from glp_lens.training.config import FREE, RunOptions, TrainConfig
+from glp_lens.training.mixed_precision import MixedAdamW
 from glp_lens.training.objective import Batch, Noise, draw_noise, flow_matching_loss, validation_loss
 from glp_lens.training.optim import Average, optimizers
 from glp_lens.types import Json
@@ -83,7 +84,7 @@ def train(
     settings = {name: value for name, value in asdict(config).items() if name not in FREE}
     key = {"config": settings, "identity": identity or {}}
     place = checkpoint.Place()
-    if run.state and (resumed := checkpoint.load(run.state, key, trainer.parts())):
+    if run.state and (resumed := trainer.load(run.state, key)):
         place = resumed
         on_saved(place.step)
     step, history, (loss_sum, norm_sum, count) = place.step, place.history, place.pending
@@ -183,6 +184,8 @@ class _Trainer:
                 block.compile()
         self.module = distributed.wrap(self.denoiser)
         self.optimizers = optimizers(self.denoiser, config)
+        mixed = [optimizer for optimizer in self.optimizers if isinstance(optimizer, MixedAdamW)]
+        self.mixed = mixed[0] if mixed else None
         self.average = Average(self.denoiser, config.ema) if config.ema else None
         self._rehearsed = not isinstance(self.module, DistributedDataParallel)
 
@@ -206,8 +209,7 @@ class _Trainer:
             last = at + size == self.share
             with nullcontext() if last else distributed.without_sync(self.module):
                 total += self._backward(batch.part(part), noise.part(part)) / self.config.accumulate
-        norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.clip)
-        norm = distributed.whole(norm)
+        norm = self.mixed.clip() if self.mixed else self._clip()
         # Where the check costs nothing, a bad gradient does not reach the weights.
         if not self.always_look or bool(norm.isfinite()):
             for optimizer in self.optimizers:
@@ -221,10 +223,13 @@ class _Trainer:
 
     def _backward(self, batch: Batch, noise: Noise) -> Tensor:
         """Accumulate the gradient of some rows; returns their loss."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.autocast):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.autocast and not self.mixed):
             loss = flow_matching_loss(self.module, batch, noise.eps, noise.sigma).mean()
         (loss / self.config.accumulate).backward()
         return loss.detach()
+
+    def _clip(self) -> Tensor:
+        return distributed.whole(nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.clip))
 
     def _forget_gradients(self) -> None:
         for optimizer in self.optimizers:
@@ -252,6 +257,8 @@ class _Trainer:
         """Put the final weights into the given denoiser, on its device."""
         if self.average:
             self.average.swap(self.denoiser)
+        if self.mixed:
+            self.mixed.release()
         distributed.gather(self.denoiser, into=self.given)
         self.given.to(self.device).eval()
 
@@ -259,12 +266,19 @@ class _Trainer:
         """The parts of the training state."""
         return checkpoint.Parts(self.denoiser, self.optimizers, self.average.values if self.average else {})
 
+    def load(self, state: Path, key: Json) -> checkpoint.Place | None:
+        """Put a saved state into the parts; None if there is none."""
+        place = checkpoint.load(state, key, self.parts())
+        if self.mixed:
+            self.mixed.refresh()
+        return place
+
     def diverged(
         self, step: int, state: Path | None, key: Json, on_snapshot: Callable[[int], None] | None
     ) -> InputError:
         """The error for a loss that is not finite; the last good state is put back first."""
         kept = "nothing was saved before"
-        if state and (place := checkpoint.load(state, key, self.parts())):
+        if state and (place := self.load(state, key)):
             kept = f"the last good state, of step {place.step}, is kept in {state}"
             if on_snapshot:
                 with self.final_weights():

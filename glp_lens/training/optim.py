@@ -12,7 +12,10 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from glp_lens.errors import InputError
+from glp_lens.training import distributed
 from glp_lens.training.config import TrainConfig
+from glp_lens.training.mixed_precision import Linear, MixedAdamW
+from glp_lens.types import Json
 
 
 def optimizers(module: nn.Module, config: TrainConfig) -> list[Optimizer]:
@@ -21,8 +24,11 @@ def optimizers(module: nn.Module, config: TrainConfig) -> list[Optimizer]:
     Raises:
         InputError: the installed torch has no such optimiser.
     """
-    adamw = partial(AdamW, lr=config.lr, betas=(0.9, config.beta2), fused=True)
+    options: Json = {"lr": config.lr, "betas": (0.9, config.beta2)}
+    adamw = partial(AdamW, **options, fused=True)
     if config.optimizer == "adamw":
+        if _mixed(module, config):
+            return [MixedAdamW(module, clip=config.clip, **options)]
         return [adamw(module.parameters())]
     if not hasattr(torch.optim, "Muon"):
         raise InputError(f"optimizer 'muon' needs torch 2.9 or later, this is {torch.__version__}: use 'adamw'")
@@ -32,6 +38,16 @@ def optimizers(module: nn.Module, config: TrainConfig) -> list[Optimizer]:
     # Scaled to the size of AdamW's updates, so that one learning rate serves both.
     muon = torch.optim.Muon(hidden, lr=config.lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
     return [muon, adamw(others)]
+
+
+def _mixed(module: nn.Module, config: TrainConfig) -> bool:
+    """Whether weights are kept in bfloat16 too: on a processor, where casting them costs as much as using them.
+
+    Several processes exchange gradients that they find in the parameters, and parts of a batch are added in float32.
+    """
+    device = next(module.parameters()).device
+    alone = device.type == "cpu" and not distributed.running() and config.accumulate == 1
+    return config.autocast and alone and any(isinstance(layer, Linear) for layer in module.modules())
 
 
 class Average:

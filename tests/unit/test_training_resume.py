@@ -40,7 +40,9 @@ def timeless(history):
     return [{k: v for k, v in entry.items() if k != "seconds"} for entry in history]
 
 
-@pytest.fixture(scope="module", params=[config(), EVERYTHING], ids=["paper", "everything"])
+@pytest.fixture(
+    scope="module", params=[config(), config(autocast=True), EVERYTHING], ids=["float32", "paper", "everything"]
+)
 def whole(request):
     """The settings, and a run that nothing disturbed."""
     model = denoiser()
