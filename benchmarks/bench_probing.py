@@ -1,4 +1,5 @@
-"""One-feature probes of a task, against fitting a logistic regression to every feature; and their peak memory."""
+"""One-feature probes of a task, against fitting a logistic regression to every feature, and their peak memory; and
+k-sparse probes, against scikit-learn's regression."""
 
 import tracemalloc
 import warnings
@@ -13,11 +14,13 @@ from by_row import random_prior
 from conftest import OURS, Sized, Timed
 from joblib import Parallel, delayed
 from scipy.stats import rankdata
-from sklearn.linear_model import LogisticRegressionCV
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
-from glp_lens.evals.probing import rank
+from glp_lens.evals.probing import rank, sparse
+from glp_lens.evals.probing.settings import Solver
 from glp_lens.models.glp import GLP
 
 TRAIN, TEST, FEATURES, FOLDS = 1024, 1024, 512, 5
@@ -160,3 +163,38 @@ def test_peak_memory(tmp_path: Path, sized: Sized) -> None:
             tracemalloc.stop()
         assert len(scores) == factor * FEW
         sized(f"peak memory of scoring {8 * FEW} features from a file", way, peak / 2**20, "MiB")
+
+
+KS = (1, 2, 5, 16, 64, 128)
+
+
+@pytest.fixture(scope="module", params=[1, 30])
+def scaled(request: pytest.FixtureRequest, task: tuple[np.ndarray, np.ndarray]) -> tuple[int, np.ndarray]:
+    """The features of the task, more of them telling the label, each times a power of a number: 1 is equal scales."""
+    x, y = task
+    rng = np.random.default_rng(2)
+    told = x + y[:, None] * rng.normal(0, 0.15, FEATURES).astype(np.float32)
+    return request.param, told * np.float32(request.param) ** rng.uniform(-1, 1, FEATURES).astype(np.float32)
+
+
+@pytest.mark.parametrize("way", [OURS, "scikit-learn's lbfgs, as sae-probes"])
+def test_sparse_probes(
+    way: str, scaled: tuple[int, np.ndarray], task: tuple[np.ndarray, np.ndarray], timed: Timed
+) -> None:
+    (spread, x), y, cut = scaled, task[1], 768
+    solver: Solver = "newton" if way == OURS else "lbfgs"
+    work = f"k-sparse probes, {cut} + {TRAIN - cut} rows, scales {spread} to the powers -1 to 1, all k and C"
+
+    def fit() -> list[sparse.SparseProbe]:
+        return sparse.fit(x[:cut], y[:cut], x[cut:], y[cut:], KS, solver=solver)
+
+    found = timed(work, way, fit, amount=len(KS), unit="probes", rounds=5 if way == OURS else 1)
+    if way != OURS:
+        return
+    for probe in found:
+        # On moved rows, which have the same weights, and with another algorithm than lbfgs.
+        rows = x[:, probe.features].astype(np.float64)
+        rows -= rows[:cut].mean(0)
+        theirs = LogisticRegression(C=probe.c, solver="newton-cholesky", tol=1e-10, max_iter=1000)
+        expected = theirs.fit(rows[:cut], y[:cut]).decision_function(rows[cut:])
+        assert probe.auc == pytest.approx(roc_auc_score(y[cut:], expected), abs=1e-3)

@@ -90,7 +90,7 @@ def ours(data, encode, ks, **options):
     for name, (x, y) in data.items():
         train, test = corpus.official_split(y)
         parts = [torch.cat([encode(part) for part in x[rows].split(BATCH)]).detach().numpy() for rows in (train, test)]
-        for probe in sparse.fit(parts[0], y[train], parts[1], y[test], ks, **options):
+        for probe in sparse.fit(parts[0], y[train], parts[1], y[test], ks, solver="lbfgs", **options):
             found[name, probe.n_features] = {
                 "test_auc": probe.auc,
                 "test_acc": probe.accuracy,
@@ -122,7 +122,7 @@ def test_few_rows_are_fitted_as_sae_probes_fits_them(n):
     rng = np.random.default_rng(n)
     y = np.arange(n + 60) % 2
     x = (rng.standard_normal((n + 60, 5)) + 0.4 * y[:, None]).astype(np.float32)
-    (probe,) = sparse.fit(x[:n], y[:n], x[n:], y[n:], ["dense"])
+    (probe,) = sparse.fit(x[:n], y[:n], x[n:], y[n:], ["dense"], solver="lbfgs")
     rows, labels = torch.from_numpy(x[:, probe.features.copy()]), torch.from_numpy(y)
     theirs = find_best_reg(rows[:n], labels[:n], rows[n:], labels[n:], seed=42).metrics
     assert (theirs.test_auc, theirs.test_acc, theirs.test_f1) == (probe.auc, probe.accuracy, probe.f1)

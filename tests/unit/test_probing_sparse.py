@@ -71,8 +71,9 @@ def test_the_probe_is_the_regression_on_the_top_features_with_the_best_c(n, k):
     assert probe.c in sparse.PENALTIES
     w = optimum(x[:, probe.features], y, probe.c)
     expected = expit(x_test[:, probe.features] @ w[:-1] + w[-1])
-    np.testing.assert_allclose(probe.scores, expected, atol=2e-3)
-    decisions = probe.scores > 0.5
+    np.testing.assert_allclose(probe.probability, expected, atol=1e-6)
+    np.testing.assert_allclose(probe.scores, x_test[:, probe.features] @ w[:-1], atol=1e-5)
+    decisions = expected > 0.5
     assert probe.auc == pytest.approx(roc_auc_score(y_test, probe.scores), abs=1e-12)
     assert probe.accuracy == pytest.approx((decisions == y_test).mean())
     assert probe.f1 == pytest.approx(f1_score(y_test, decisions, average="weighted"))
@@ -87,16 +88,49 @@ def test_c_is_chosen_on_the_last_train_rows(n, held_out):
     for c in sparse.PENALTIES:
         w = optimum(part[:-held_out], y[:-held_out], c)
         found.append(roc_auc_score(y[-held_out:], part[-held_out:] @ w[:-1]))
-    assert probe.auc_validation == pytest.approx(max(found), abs=2e-3)
-    assert max(found) - found[sparse.PENALTIES.index(probe.c)] < 2e-3
+    assert probe.auc_validation == pytest.approx(max(found), abs=1e-9)
+    assert probe.c == sparse.PENALTIES[int(np.argmax(np.round(found, 9)))]
 
 
 def test_all_of_more_features_than_rows_are_the_regression_on_all():
     (x, y), (x_test, y_test) = data(139, features=307), data(71, seed=1, features=307)
     (probe,) = sparse.fit(x, y, x_test, y_test, ["dense"])
     w = optimum(x, y, probe.c)
-    np.testing.assert_allclose(probe.scores, expit(x_test @ w[:-1] + w[-1]), atol=5e-3)
+    np.testing.assert_allclose(probe.probability, expit(x_test @ w[:-1] + w[-1]), atol=1e-5)
     assert probe.n_features == 307
+
+
+@pytest.mark.parametrize("n", [90, 301])
+def test_the_solver_of_sae_probes_gives_the_same_where_it_reaches_the_optimum(n):
+    (x, y), (x_test, y_test) = data(n), data(153, seed=1)
+    ks = (1, 3, "dense")
+    ours, theirs = (sparse.fit(x, y, x_test, y_test, ks, solver=solver) for solver in ("newton", "lbfgs"))
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.k, a.features.tolist()) == (b.k, b.features.tolist())
+        assert a.auc_validation == pytest.approx(b.auc_validation, abs=0.01)
+        if a.c == b.c:
+            np.testing.assert_allclose(a.probability, b.probability, atol=0.02)
+            assert (b.scores == b.probability).all()
+
+
+def test_a_probe_of_one_feature_ranks_as_that_feature_does():
+    """Also where it is so small that the intercept would round all of it away."""
+    (x, y), (x_test, y_test) = data(301), data(153, seed=1)
+    for part in (x, x_test):
+        part[:, 3] = 1e-20 * (part[:, 3] - 0.1)
+    x[np.flatnonzero(y)[:2], 3] = 900
+    (probe,) = sparse.fit(x[:, 3:4], y, x_test[:, 3:4], y_test, [1])
+    assert probe.auc == pytest.approx(roc_auc_score(y_test, x_test[:, 3]), abs=1e-12)
+    assert probe.auc_validation == pytest.approx(roc_auc_score(y[-60:], x[-60:, 3]), abs=1e-12)
+    assert probe.c == sparse.PENALTIES[0]  # all rank alike: the weakest penalty
+
+
+def test_equal_rows_tie():
+    x, y = data(301)
+    x_test = np.repeat(x[:1], 67, axis=0)
+    for probe in sparse.fit(x, y, x_test, np.arange(67) % 2, [5, "dense"]):
+        assert len(np.unique(probe.scores)) == 1
+        assert probe.auc == 0.5
 
 
 def test_test_labels_have_no_say_in_the_probe():
@@ -115,9 +149,10 @@ def test_sizes_without_enough_features_are_left_out():
     assert found[0].features.tolist() == [3]
 
 
-def test_three_rows_are_fitted_without_a_choice():
+@pytest.mark.parametrize("solver", ["newton", "lbfgs"])
+def test_three_rows_are_fitted_without_a_choice(solver):
     x, y = np.array([[0.0], [1], [2]], dtype=np.float32), np.array([0, 1, 1])
-    (probe,) = sparse.fit(x, y, x, y, [1])
+    (probe,) = sparse.fit(x, y, x, y, [1], solver=solver)
     assert np.isnan(probe.c)
     assert probe.auc == probe.auc_validation == 1
 
@@ -130,3 +165,5 @@ def test_refuses_what_cannot_be():
     order = np.argsort(y, kind="stable")
     with pytest.raises(InputError, match="random order"):
         sparse.fit(x[order], y[order], x, y)
+    with pytest.raises(InputError, match="both classes, got 40 of one"):
+        sparse.fit(x[:40], np.ones(40, dtype=int), x, y)

@@ -18,7 +18,7 @@ from glp_lens.evals.entries import Entry
 from glp_lens.evals.probing import features, rank, sparse
 from glp_lens.evals.probing.features import Concatenated, Matrix, NotFinite, Values
 from glp_lens.evals.probing.inference import equal_count
-from glp_lens.evals.probing.settings import Size
+from glp_lens.evals.probing.settings import Size, Solver
 from glp_lens.evals.probing.splits import Rows, SplitRows
 from glp_lens.evals.probing.tasks import Indices
 from glp_lens.evals.results import Setting
@@ -36,6 +36,7 @@ class Options:
 
     seeds: tuple[int, ...]
     ks: tuple[Size, ...]
+    sparse_solver: Solver
     max_features: int
     sizes: tuple[int, ...]
     smallest: int
@@ -189,10 +190,17 @@ def _add_sparse(
     if not ks:
         return
     some = tuple(k for k in ks if k != "dense")  # of all features, the order does not matter
+    if not large:
+        parts = [matrix[:, :][part] for part in (train, test)]
     for setting, normalize, sizes in ((SPARSE, True, ks), (SPARSE | Setting(rank="difference"), False, some)):
-        x = _shortlist(matrix, train, y, max(some), normalize) if large and some else matrix[:, :]
+        if large:
+            x = _shortlist(matrix, train, y, max(some), normalize)
+            parts = [x[part] for part in (train, test)]
+        x_train, x_test = parts
         try:
-            own.sparse[setting] = sparse.fit(x[train], y[train], x[test], y[test], sizes, normalize=normalize)
+            own.sparse[setting] = sparse.fit(
+                x_train, y[train], x_test, y[test], sizes, normalize=normalize, solver=options.sparse_solver
+            )
         except InputError as error:
             yield f"{where}: no k-sparse probes, {error}"
             return

@@ -12,6 +12,7 @@ from glp_lens.settings import Settings, option
 DENSE, MEAN = "dense", "all"
 """Label of the logistic regression on all raw dimensions, an upper reference, and the `task` of means over tasks."""
 Size = int | Literal["dense"]
+Solver = Literal["newton", "lbfgs"]
 Pooling = Literal["last", "mean", "max", "all"]
 """What of a text is a row: its last token, the mean or maximum over its tokens, or each token by itself."""
 
@@ -68,6 +69,9 @@ class ProbingSettings(SuiteSettings):
     by side as one set of features."""
     ks: tuple[Size, ...] = option((1, 2, 5, 16, 64, 128), min=1, parse=parse_size)
     """Numbers of features of the k-sparse probes, 'dense' for all of them; or 'none'."""
+    sparse_solver: Solver = "newton"
+    """How a k-sparse probe is fitted: newton to its optimum; lbfgs, far slower, as sae-probes does, whose solver may
+    stop short of it."""
     seeds: int = option(3, min=1)
     """Noise seeds of models with randomness, each of which chooses its own features."""
     max_features: int = option(512, min=1)

@@ -112,7 +112,13 @@ def run(
     main = [entry for entry in placed if entry.main]
     smallest = min((features.count(entry) for entry in main or placed), default=1)
     options = Options(
-        tuple(range(settings.seeds)), settings.ks, settings.max_features, settings.sizes, smallest, data.device
+        tuple(range(settings.seeds)),
+        settings.ks,
+        settings.sparse_solver,
+        settings.max_features,
+        settings.sizes,
+        smallest,
+        data.device,
     )
     results = _begin(placed, tasks, activations, options)
     results.config |= {"resamples": settings.resamples, "seed": settings.seed}
