@@ -1,6 +1,8 @@
-"""Collecting activations into a store, against nothing but the forward pass that makes them."""
+"""Collecting activations into a store, against the way before and nothing but the forward pass that makes them."""
 
 import importlib.util
+import re
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -8,16 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import OURS, Timed
+from conftest import OURS, Sized, turns
 from torch import Tensor
 
 from glp_lens import lm
-from glp_lens.activations import collect
-from glp_lens.activations.collect import SHARD_TOKENS
+from glp_lens.activations import ActivationStore, collect, forward
+from glp_lens.activations.collect import CALIBRATION, SHARD_TOKENS
 from glp_lens.activations.forward import pack
 from glp_lens.corpus import read_dataset
 
 CONTEXT, TEXTS = 128, 32
+OPTIONS: dict[str, Any] = {"context": CONTEXT, "massive": 1e9}
+"""The norm limit is made as always, and leaves nothing out."""
 WORDS = [f"w{i}" for i in range(997)]
 Forwarded = list[tuple[list[int], Tensor]]
 """Indices of a batch's texts, and its activations `(batch, pos, d)`."""
@@ -30,7 +34,7 @@ class Subject:
         self.work, self.model, self.texts = work, model, texts
         self.ids = lm.to_ids(model, texts, CONTEXT)
         self.lengths = [len(row) for row in self.ids]
-        self.expected = rows_of(forward(model, self.ids, in_order(self.lengths)), self.lengths)
+        self.expected = rows_of(through_the_model(model, self.ids, in_order(self.lengths)), self.lengths)
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +79,12 @@ def smollm2() -> Subject:
     return Subject("collecting, SmolLM2-135M", lm.open_model(dtype="bfloat16"), texts)
 
 
-def forward(model: lm.Model, ids: list[list[int]], batches: list[list[int]]) -> Forwarded:
-    """Activations of ready batches of token ids; the forward pass ends at the hook point."""
-    forwarded: Forwarded = []
+def through_the_model(model: lm.Model, ids: list[list[int]], batches: list[list[int]]) -> Forwarded:
+    """Activations of ready batches of token ids, by the model's own forward pass, which ends after the hook point."""
     hook = lm.default_hook(model)
-    for batch in batches:
-        tokens, mask = lm.pad([ids[i] for i in batch])
-        forwarded.append((batch, lm.activations(model, tokens, mask, [hook])[hook]))
-    return forwarded
+    return [
+        (batch, lm.activations(model, *lm.pad([ids[i] for i in batch]), [hook], "model")[hook]) for batch in batches
+    ]
 
 
 def in_order(lengths: list[int]) -> list[list[int]]:
@@ -90,42 +92,83 @@ def in_order(lengths: list[int]) -> list[list[int]]:
 
 
 def by_length(lengths: list[int]) -> list[list[int]]:
-    """The batches that `collect` makes."""
-    group = SHARD_TOKENS // CONTEXT
+    """The batches that `collect` makes: the first texts by themselves, then those of each shard by length."""
+    size = SHARD_TOKENS // CONTEXT
+    starts = sorted({0, CALIBRATION, *range(size, len(lengths), size)})
     return [
         [start + i for i in batch]
-        for start in range(0, len(lengths), group)
-        for batch in pack(lengths[start : start + group], TEXTS * CONTEXT)
+        for start, end in zip(starts, [*starts[1:], len(lengths)], strict=True)
+        for batch in pack(lengths[start:end], TEXTS * CONTEXT)
     ]
 
 
-BATCHING = {
-    "forward pass alone, 32 texts in order": in_order,
-    "forward pass alone, our batches (ceiling)": by_length,
-}
+def full_batches(lengths: list[int], budget: int) -> list[list[int]]:
+    """Batches as they were made before: as many texts as fit, the longest first."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > budget:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
 
 
-@pytest.mark.parametrize("way", [OURS, *BATCHING])
+def collect_as_before(model: lm.Model, texts: list[str], out: Path) -> Any:
+    """As at commit 825a307: through the model's own forward pass, and the first texts twice for the norm limit."""
+    hook = lm.default_hook(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forward, "pack", full_batches)
+        patch.setattr(lm, "way_of_reading", lambda *_: "model")
+        list(forward.read(model, lm.to_ids(model, texts[:CALIBRATION], CONTEXT), [hook], TEXTS * CONTEXT, "model"))
+        return collect(model, texts, out=out, **OPTIONS)
+
+
+class Bare:
+    """The modules of transformers up to a layer, with its scaled-dot-product attention and no hook points."""
+
+    def __init__(self, model: lm.Model) -> None:
+        from transformers import AutoModelForCausalLM
+
+        original: Any = model.original_model  # type: ignore[attr-defined]
+        settings = {name: value for name, value in original.config.to_dict().items() if not name.startswith("output_")}
+        config = type(original.config)(**settings)
+        whole = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+        weights = {re.sub(r"\.?_?original_component", "", name): value for name, value in original.state_dict().items()}
+        missing = whole.load_state_dict(weights, strict=False).missing_keys
+        assert not missing, missing
+        self.stream = whole.model.to(next(iter(model.parameters())).dtype)
+        self.stream.layers = self.stream.layers[: model.cfg.n_layers // 2]
+        self.stream.norm = torch.nn.Identity()
+
+    @torch.no_grad()
+    def __call__(self, ids: list[list[int]], batches: list[list[int]]) -> Forwarded:
+        padded = [lm.pad([ids[i] for i in batch])[0] for batch in batches]
+        passes = (self.stream(tokens, use_cache=False).last_hidden_state for tokens in padded)
+        return list(zip(batches, passes, strict=True))
+
+
 @pytest.mark.parametrize("which", ["tiny", "smollm2"])
-def test_collect(which: str, way: str, request: pytest.FixtureRequest, tmp_path: Path, timed: Timed) -> None:
+def test_collect(which: str, request: pytest.FixtureRequest, tmp_path: Path, sized: Sized) -> None:
     subject: Subject = request.getfixturevalue(which)
-    expected = subject.expected
-    if way == OURS:
-        folders = (tmp_path / str(i) for i in count())
-
-        def setup() -> tuple[tuple[Any, ...], dict[str, Any]]:
-            return (subject.model, subject.texts), {"out": next(folders), "context": CONTEXT, "massive": None}
-
-        store = timed(subject.work, way, collect, setup=setup, amount=len(expected), unit="tokens", rounds=2)
-        rows = store.rows()
-    else:
-        arguments = subject.model, subject.ids, BATCHING[way](subject.lengths)
-        batches = timed(subject.work, way, forward, *arguments, amount=len(expected), unit="tokens", rounds=2)
-        rows = rows_of(batches, subject.lengths)
-    assert rows.shape == expected.shape
-    # Padding changes the order of sums, and rows are rounded to bfloat16.
-    error = (rows - expected).norm(dim=1) / expected.norm(dim=1)
-    assert float(error.max()) < 0.05
+    model, ids, lengths = subject.model, subject.ids, subject.lengths
+    bare, folders = Bare(model), (tmp_path / str(i) for i in count())
+    ways: dict[str, Callable[[], Any]] = {
+        OURS: lambda: collect(model, subject.texts, out=next(folders), **OPTIONS),
+        "the bridge's forward pass, fuller batches, the first 32 texts twice (before)": lambda: collect_as_before(
+            model, subject.texts, next(folders)
+        ),
+        "the bridge's forward pass alone, 32 texts in order": lambda: through_the_model(model, ids, in_order(lengths)),
+        "scaled-dot-product forward pass alone, our batches (ceiling)": lambda: bare(ids, by_length(lengths)),
+    }
+    ways[OURS]()  # compares the ways of reading, once for a model
+    seconds, results = turns(ways, rounds=3)
+    for way, value in seconds.items():
+        sized(subject.work, way, torch.get_num_threads() * len(subject.expected) / value, "tokens/s")
+        given = results[way]
+        rows = given.rows() if isinstance(given, ActivationStore) else rows_of(given, lengths)
+        assert rows.shape == subject.expected.shape
+        # Padding changes the order of sums, and rows are rounded to bfloat16.
+        error = (rows - subject.expected).norm(dim=1) / subject.expected.norm(dim=1)
+        assert float(error.median()) < 0.02
 
 
 def rows_of(batches: Forwarded, lengths: list[int]) -> Tensor:

@@ -5,8 +5,7 @@ The ways take turns, so that a machine that gets slower slows all of them.
 
 import importlib.util
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from by_row import random_prior
-from conftest import OURS, Sized
+from conftest import OURS, Sized, turns
 from torch import Tensor
 
 from glp_lens import hooks, lm
@@ -86,21 +85,6 @@ def prompts_of(model: lm.Model, n: int) -> Tensor:
     usual = statistics.mode(map(len, ids))
     distinct = [row for row in ids if len(row) == usual]
     return torch.tensor([distinct[i % min(len(distinct), max(1, n // 5))] for i in range(n)])
-
-
-def turns(functions: Mapping[Way, Callable[..., Tensor]], rounds: int) -> tuple[dict[Way, float], dict[Way, Tensor]]:
-    """Median processor time of functions that take turns, and what each gave.
-
-    Processor time, of all threads, does not count what other processes take.
-    """
-    seconds: dict[Way, list[float]] = {name: [] for name in functions}
-    results = {}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            start = time.process_time()
-            results[name] = function()
-            seconds[name].append(time.process_time() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}, results
 
 
 @pytest.mark.parametrize("n", SEQUENCES)

@@ -1,16 +1,19 @@
 """Times the ways of doing one piece of work side by side, and prints the ratios at the end of the run."""
 
 import os
+import statistics
+import time
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pytest
 import torch
 
+Key = TypeVar("Key")
 OURS = "glp-lens"
 
 
@@ -85,6 +88,21 @@ def timed(benchmark: Any, request: pytest.FixtureRequest) -> Timed:
         return result
 
     return run
+
+
+def turns(functions: Mapping[Key, Callable[[], Any]], rounds: int) -> tuple[dict[Key, float], dict[Key, Any]]:
+    """Median processor time of functions that take turns, and what each gave.
+
+    Processor time, of all threads, does not count what other processes take.
+    """
+    seconds: dict[Key, list[float]] = {name: [] for name in functions}
+    results = {}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            start = time.process_time()
+            results[name] = function()
+            seconds[name].append(time.process_time() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}, results
 
 
 @pytest.fixture

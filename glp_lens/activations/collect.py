@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from pathlib import Path
@@ -45,6 +45,8 @@ CALIBRATION = 32
 PARTS = "parts"
 _NEW = ("hook_names.", "model.blocks")
 """Facts of the language model that stores of earlier versions do not record."""
+_EARLIER: Json = {"settings.truncate": "right", "settings.forward": "model"}
+"""Settings that stores of earlier versions do not record, since there was no other."""
 Part = tuple[int, int] | None
 Truncate = Literal["left", "right"]
 Labels = Callable[[Document, list[int]], Mapping[str, Any]]
@@ -156,6 +158,8 @@ def collect(
         in_mlp = any(".mlp." in name for name in names)
         width = max(int(model.cfg.d_model), int(getattr(model.cfg, "d_mlp", None) or 0) if in_mlp else 0)
         shard_tokens = min(small, SHARD_BYTES // (width * DTYPES[dtype].itemsize))
+    folders = _folders(Path(out), names, part)
+    manifests = {name: Manifest.read(f) for name, f in folders.items() if (f / MANIFEST).is_file()}
     source: Json = {
         **(identity or lm.identity(model)),
         "tokenizer": _describe_tokenizer(model),
@@ -173,10 +177,9 @@ def collect(
             "chat": chat,
             "generate": None if generate is None else {"tokens": generate.tokens, "temperature": generate.temperature},
             "shard_documents": max(1, shard_tokens // longest),
+            "forward": _way(model, names, longest, list(manifests.values())),
         },
     }
-    folders = _folders(Path(out), names, part)
-    manifests = {name: Manifest.read(f) for name, f in folders.items() if (f / MANIFEST).is_file()}
     for name, manifest in manifests.items():
         _check_same(folders[name], manifest, name, {**source, "dtype": dtype, "window": window})
     if not all(name in manifests and manifests[name].complete for name in names):
@@ -187,9 +190,7 @@ def collect(
     if not first:
         raise InputError("no texts to collect from: pass at least one")
     reader = _Reader(model, names, how, DTYPES[dtype], source["settings"], generate, labels)
-    was_training = model.training
-    model.eval()  # dropout would make activations random
-    try:
+    with _evaluating(model):
         if len(manifests) < len(names):
             begun = reader.begin(first[:CALIBRATION], source, dtype)
             manifests = {
@@ -198,12 +199,31 @@ def collect(
         reader.limits = {name: m.max_norm for name, m in manifests.items() if m.max_norm is not None}
         reader.label_types = manifests[names[0]].labels
         _run(reader, chain(first, documents), {folders[name]: manifests[name] for name in names}, max_tokens, progress)
-    finally:
-        model.train(was_training)
     if window is not None or (part is not None and not Manifest.read(folders[names[0]]).rows):
         return {}
     stores = {name: ActivationStore.open(folder, partial=part is not None) for name, folder in folders.items()}
     return stores if len(names) > 1 else stores[names[0]]
+
+
+@contextmanager
+def _evaluating(model: lm.Model) -> Iterator[None]:
+    """The model out of training mode: dropout would make activations random."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _way(model: lm.Model, names: list[str], longest: int, begun: list[Manifest]) -> str:
+    """How texts are read, all those of a store in one way: the two differ by rounding."""
+    if begun:
+        recorded = str(begun[0].source.get("settings", {}).get("forward", "model"))
+        if recorded == "model" or all(manifest.complete and not manifest.dropped for manifest in begun):
+            return recorded
+    with _evaluating(model):
+        return lm.way_of_reading(model, names, longest)
 
 
 class _Reader:
@@ -223,13 +243,16 @@ class _Reader:
         self.settings, self.generate, self.labels = settings, generate, labels
         self.limits: dict[str, float] = {}
         self.label_types: Mapping[str, str] = {}
+        self._first: list[forward.Forwarded] = []
+        """Forward passes of the first `CALIBRATION` documents, until the shard of them is made."""
 
     def begin(self, documents: list[Document], source: Json, dtype: str) -> dict[str, Manifest]:
         """The manifest of a new store at each hook point; norm limit and label dtypes come from the first documents."""
         ids = [self._cut(row) for row in self._ids(documents)]
         kept: dict[str, list[Tensor]] = {name: [] for name in self.names}
         massive = self.settings["massive"]
-        for batch in self._forward(ids if massive is not None else ids[:1], documents):
+        self._first = list(self._forward(ids, documents))
+        for batch in self._first:
             usable, _ = tokens.usable_tokens(batch, self.how)
             for name in self.names:
                 tokens.norms(batch, usable, name, documents)  # checks them
@@ -256,7 +279,7 @@ class _Reader:
         }
 
     def shard(
-        self, documents: list[Document], progress: Callable[[int, int], Any]
+        self, index: int, documents: list[Document], progress: Callable[[int, int], Any]
     ) -> tuple[dict[str, Tensor], dict[str, np.ndarray], dict[str, int]]:
         """Rows at each hook point and columns, in document order, and what was left out.
 
@@ -269,7 +292,7 @@ class _Reader:
         excluded: Counter[str] = Counter()
         if cut := sum(map(len, whole)) - sum(map(len, ids)):
             excluded["over_context"] = cut
-        for batch in self._forward(ids, documents):
+        for batch in self._batches(index, ids, documents):
             part = tokens.select(batch, self.how, self.limits, documents, self.dtype)
             kept.append(part)
             excluded.update(part.excluded)
@@ -287,13 +310,23 @@ class _Reader:
             tokens.check_labels(one, self.label_types)
         for name, dtype in self.label_types.items():
             columns[name] = np.array([labels[i][name][p] for i, p in zip(text, position, strict=True)], dtype)
-        index = torch.from_numpy(order)
-        rows = {name: torch.cat([part.rows[name] for part in kept])[index] for name in self.names}
+        in_order = torch.from_numpy(order)
+        rows = {name: torch.cat([part.rows[name] for part in kept])[in_order] for name in self.names}
         return rows, columns, dict(excluded)
 
     def empty_shard(self) -> tuple[dict[str, Tensor], dict[str, np.ndarray], dict[str, int]]:
         """A shard without documents."""
         return {name: torch.empty(0, 0) for name in self.names}, {"doc_id": np.empty(0)}, {}
+
+    def _batches(self, index: int, ids: list[list[int]], documents: list[Document]) -> Iterator[forward.Forwarded]:
+        """Forward passes of a shard: of the first one, those of `begin` by themselves, once run."""
+        first, self._first = self._first, []
+        if index:
+            yield from self._forward(ids, documents)
+            return
+        yield from first or self._forward(ids[:CALIBRATION], documents[:CALIBRATION])
+        for batch in self._forward(ids[CALIBRATION:], documents[CALIBRATION:]):
+            yield replace(batch, texts=[CALIBRATION + i for i in batch.texts])
 
     @property
     def _budget(self) -> int:
@@ -301,7 +334,7 @@ class _Reader:
 
     def _forward(self, ids: list[list[int]], documents: list[Document]) -> Iterator[forward.Forwarded]:
         if self.generate is None:
-            return forward.read(self.model, ids, self.names, self._budget)
+            return forward.read(self.model, ids, self.names, self._budget, self.settings["forward"])
         seeds = [xxhash.xxh3_64_intdigest(np.uint64(d.id).tobytes(), self.how.seed) for d in documents]
         return forward.generate(
             self.model,
@@ -311,6 +344,7 @@ class _Reader:
             new_tokens=self.generate.tokens,
             temperature=self.generate.temperature,
             seeds=seeds,
+            way=self.settings["forward"],
         )
 
     def _ids(self, documents: list[Document]) -> list[list[int]]:
@@ -366,7 +400,7 @@ def _run(
         saving: Future[None] | None = None
         for index, chunk in _missing(documents, manifests, reader.settings["shard_documents"], budget):
             at = bar.n
-            rows, columns, excluded = reader.shard(chunk, advance) if chunk else reader.empty_shard()
+            rows, columns, excluded = reader.shard(index, chunk, advance) if chunk else reader.empty_shard()
             n = budget.spend(len(columns["doc_id"]))
             if over := len(columns["doc_id"]) - n:
                 excluded["over_budget"] = over
@@ -532,19 +566,18 @@ def _check_same(folder: Path, manifest: Manifest, hook: str, asked: Json) -> Non
     """Refuse to continue a store that was collected with other arguments."""
     wanted = flat(json.loads(json.dumps({**asked, "hook": hook})))
     have = flat({**manifest.source, "dtype": manifest.dtype, "window": manifest.window, "hook": manifest.hook})
-    have.setdefault("settings.truncate", "right")  # earlier versions had no other
     for key, value in wanted.items():
         if differs(key, have, wanted):
+            before = have.get(key, _EARLIER.get(key))
             raise InputError(
-                f"the store at {folder} was collected with {key} = {have.get(key)!r}, not {value!r}: "
-                "choose another folder"
+                f"the store at {folder} was collected with {key} = {before!r}, not {value!r}: choose another folder"
             )
 
 
 def differs(key: str, one: Json, other: Json) -> bool:
     """Whether two flat sources differ in a key; what earlier versions do not record of a model is not a difference."""
     silent = key.startswith(_NEW) and not (key in one and key in other)
-    return not silent and one.get(key) != other.get(key)
+    return not silent and one.get(key, _EARLIER.get(key)) != other.get(key, _EARLIER.get(key))
 
 
 def flat(value: Json, prefix: str = "") -> Json:

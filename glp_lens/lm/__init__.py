@@ -6,7 +6,7 @@ works too.
 
 from glp_lens.defaults import DEFAULT_MODEL, Backend
 from glp_lens.lm.description import describe, identity, model_device, name_of, weight_processing, weights_hash
-from glp_lens.lm.forward import Hooks, activations, token_nll
+from glp_lens.lm.forward import Hooks, Way, activations, divergence, next_logits, nll, token_nll, way_of_reading
 from glp_lens.lm.generating import caches_keys_and_values, generate
 from glp_lens.lm.hook_points import (
     RESIDUAL,
@@ -32,6 +32,7 @@ __all__ = [
     "Hooks",
     "Model",
     "Tokenizer",
+    "Way",
     "activations",
     "batches_of_one_length",
     "bos_id",
@@ -44,6 +45,7 @@ __all__ = [
     "decode",
     "default_hook",
     "describe",
+    "divergence",
     "generate",
     "identity",
     "is_mid_stream",
@@ -51,6 +53,8 @@ __all__ = [
     "model_device",
     "name_of",
     "names_of",
+    "next_logits",
+    "nll",
     "off_stream_error",
     "open_model",
     "packaged",
@@ -60,6 +64,7 @@ __all__ = [
     "to_ids",
     "token_nll",
     "tokenizer_of",
+    "way_of_reading",
     "weight_processing",
     "weights_hash",
 ]

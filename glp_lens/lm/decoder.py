@@ -1,22 +1,25 @@
-"""A decoder's cached steps without the layers between: the modules of its weights, called one after the other.
+"""A decoder without the layers between: the modules of its weights, called one after the other.
 
-A TransformerBridge calls hundreds of hook points, masks and wrappers at each step, and runs every prompt of a batch to
-the end. Here the same modules of transformers compute the same numbers, only hook points that have hooks are called,
-what prompts have in common is computed once, and only the last position is unembedded. It is for decoders of the usual
-shape (pre-norm, rotary positions, gated MLP: Llama, Mistral, Qwen, Gemma 3); `generating` uses it only where it was
-found to agree with a whole forward pass.
+A TransformerBridge calls hundreds of hook points, masks and wrappers in each pass, and runs every prompt of a batch to
+the end. Here the same modules of transformers compute the same numbers, and only hook points that have hooks are
+called. Texts are read with torch's own attention, no further than the last hook point. In generating, what prompts have
+in common is computed once, and only the last position is unembedded. It is for decoders of the usual shape (pre-norm,
+rotary positions, gated MLP: Llama, Mistral, Qwen, Gemma 3), and used only where `trial` found it to agree with a whole
+forward pass.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+_SHORT = 256
+"""Tokens of a text up to which plain products are faster on a CPU than torch's own attention, twice at 128."""
 _Rotary = tuple[Tensor, Tensor]
 """Cosines and sines `(pos, 1, d_head)`, the sines of the first half negated."""
 
@@ -115,20 +118,58 @@ class Decoder:
         windows += [block.window for block in whole]
         return cls(embed, rotary, whole, ln_final, unembed, min((w for w in windows if w), default=float("inf")))
 
+    @property
+    def points(self) -> set[nn.Module]:
+        """The hook points that are called here: those of the residual stream around each block."""
+        return {point for block in self.blocks for point in (block.hook_in, block.hook_out)}
+
     def calls_all_hooks_of(self, model: Any) -> bool:
         """Whether every hook that is set on the model, by TransformerLens or torch, stands where one is called here."""
-        points = {id(point) for block in self.blocks for point in (block.hook_in, block.hook_out)}
+        points = self.points
         general = torch.nn.modules.module
         if general._global_forward_hooks or general._global_forward_pre_hooks:
             return False
         # Bridges and transformers set some of their own, to be ready for values that nobody asks for here.
         after, before = ("transformers.",), ("transformers.", "transformer_lens.")
         for module in model.modules():
-            if id(module) not in points and not _all_of(module._forward_hooks, after):
+            if module not in points and not _all_of(module._forward_hooks, after):
                 return False
             if not _all_of(module._forward_pre_hooks, before):
                 return False
         return True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the residual stream."""
+        return self.unembed.weight.dtype
+
+    def read(self, tokens: Tensor, known: tuple[nn.Module, Tensor] | None = None) -> Iterator[tuple[nn.Module, Tensor]]:
+        """The residual stream `(batch, pos, d)` of right-padded texts at each hook point, after its hooks.
+
+        Padding needs no mask: no real token attends to a later one.
+
+        Args:
+            known: one of these hook points and the stream there: what comes before is left out.
+        """
+        rotary = self._rotary(tokens, tokens.shape[1])
+        x: Tensor = self.embed(tokens) if known is None else known[1]
+        begun = known is None
+        for block in self.blocks:
+            for point in (block.hook_in, block.hook_out):
+                if begun:
+                    x = _called(point, _advance(block, x, rotary[block.kind]) if point is block.hook_out else x)
+                elif known is not None and point is known[0]:
+                    begun = True
+                else:
+                    continue
+                yield point, x
+
+    def logits(self, stream: Iterator[tuple[nn.Module, Tensor]], rows: Tensor) -> Tensor:
+        """Logits `(n, d_vocab)` at positions `(batch, pos)`, from what `read` gives."""
+        for _, x in stream:
+            last = x
+        logits: Tensor = self.unembed(self.ln_final(last[rows]))
+        return logits
 
     def generate(self, tokens: Tensor, new_tokens: int, choose: Callable[[Tensor], Tensor]) -> Tensor:
         """Prompts `(batch, pos)` and the tokens that `choose` takes by the logits `(batch, d_vocab)` of each step."""
@@ -234,8 +275,8 @@ def _empty(block: _Block, like: Tensor, total: int) -> _Cache:
     return _Cache(like.new_empty(shape), like.new_empty(shape))
 
 
-def _advance(block: _Block, x: Tensor, rotary: _Rotary, cache: _Cache, start: int) -> Tensor:
-    """The stream `(rows, n, d)` of the positions from `start` after a block, which writes their keys and values."""
+def _advance(block: _Block, x: Tensor, rotary: _Rotary, cache: _Cache | None = None, start: int = 0) -> Tensor:
+    """The stream `(rows, n, d)` after a block: of whole texts, or of positions after those in a cache."""
     change = _attend(block, block.ln1(x), rotary, cache, start)
     x = x + (change if block.ln1_post is None else block.ln1_post(change))
     h = block.ln2(x)
@@ -244,7 +285,7 @@ def _advance(block: _Block, x: Tensor, rotary: _Rotary, cache: _Cache, start: in
     return new
 
 
-def _attend(block: _Block, h: Tensor, rotary: _Rotary, cache: _Cache, start: int) -> Tensor:
+def _attend(block: _Block, h: Tensor, rotary: _Rotary, cache: _Cache | None, start: int) -> Tensor:
     rows, n, _ = h.shape
     end, d_head = start + n, block.d_head
     cos, sin = rotary[0][start:end], rotary[1][start:end]
@@ -254,6 +295,8 @@ def _attend(block: _Block, h: Tensor, rotary: _Rotary, cache: _Cache, start: int
     if block.k_norm is not None:
         k = block.k_norm(k)
     q, k = _rotated(q, cos, sin), _rotated(k, cos, sin)
+    if cache is None:
+        return _attend_to_all(block, q, k, block.v(h).view(rows, n, -1, d_head))
     cache.keys[:, :, start:end] = k.transpose(1, 2)
     cache.values[:, :, start:end] = block.v(h).view(rows, n, -1, d_head).transpose(1, 2)
     keys, values = cache.keys[:, :, :end], cache.values[:, :, :end]
@@ -266,6 +309,26 @@ def _attend(block: _Block, h: Tensor, rotary: _Rotary, cache: _Cache, start: int
         scores.view(rows, heads, -1, n, end).masked_fill_(later, float("-inf"))
     pattern = scores.softmax(-1, dtype=torch.float32).to(h.dtype)
     mixed = (pattern @ values).view(rows, heads, -1, n, d_head).permute(0, 3, 1, 2, 4)
+    out: Tensor = block.o(mixed.reshape(rows, n, -1))
+    return out
+
+
+def _attend_to_all(block: _Block, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention over whole texts `(rows, pos, d)`, from queries, keys and values `(rows, pos, heads, d_head)`."""
+    rows, n, heads, d_head = k.shape
+    if q.device.type == "cpu" and n <= _SHORT:
+        # Queries that share a head of keys stand below one another, so that nothing is repeated.
+        q = q.view(rows, n, heads, -1, d_head).permute(0, 2, 3, 1, 4).reshape(rows * heads, -1, d_head)
+        k = k.permute(0, 2, 3, 1).reshape(rows * heads, d_head, n)
+        later = q.new_full((n, n), float("-inf")).triu_(1).repeat(q.shape[1] // n, 1)
+        pattern = torch.baddbmm(later, q, k, alpha=block.scale).softmax(-1)
+        mixed = pattern @ v.transpose(1, 2).reshape(rows * heads, n, d_head)
+        mixed = mixed.view(rows, heads, -1, n, d_head).permute(0, 3, 1, 2, 4)
+    else:
+        k, v = (x.repeat_interleave(q.shape[2] // heads, dim=2) for x in (k, v))
+        mixed = nn.functional.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, scale=block.scale
+        ).transpose(1, 2)
     out: Tensor = block.o(mixed.reshape(rows, n, -1))
     return out
 

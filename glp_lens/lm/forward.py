@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from glp_lens.errors import InputError
+from glp_lens.lm.decoder import Decoder
 from glp_lens.lm.description import model_device, refuse_encoder_decoder
-from glp_lens.lm.hook_points import must_run, rows_at, stop_layer
+from glp_lens.lm.hook_points import check_hook, must_run, rows_at, stop_layer
 from glp_lens.lm.protocol import Model
+from glp_lens.lm.trial import usable_decoder
 from glp_lens.numerics import of_others
 from glp_lens.types import HookFunction
 
 Hooks = Sequence[tuple[str, HookFunction]]
+Way = Literal["modules", "model"]
+"""Whether texts are read by the modules of the weights alone (`decoder`), or by the model's own forward pass."""
 _PIECE = 2**20
 """Logits whose loss is taken at once on a CPU."""
 
 
 @of_others()
 @torch.no_grad()
-def activations(model: Model, tokens: Tensor, mask: Tensor, hooks: Sequence[str]) -> dict[str, Tensor]:
+def activations(
+    model: Model, tokens: Tensor, mask: Tensor, hooks: Sequence[str], way: Way | None = None
+) -> dict[str, Tensor]:
     """Activations `(batch, pos, d)` at several hook points from one forward pass, stopped after the last.
 
     At hook points of the attention heads, `d` is the heads' outputs side by side.
@@ -31,10 +37,18 @@ def activations(model: Model, tokens: Tensor, mask: Tensor, hooks: Sequence[str]
     Args:
         tokens: right-padded ids `(batch, pos)`.
         mask: `(batch, pos)`, true on real tokens.
+        way: `"model"` asks for the model's own forward pass, also where its modules alone compute the same.
 
     Raises:
         InputError: a hook point that never runs, or gives no activations of each token.
     """
+    refuse_encoder_decoder(model)
+    device = model_device(model)
+    tokens, mask = tokens.to(device), mask.to(device)
+    points = _points(model, hooks)
+    decoder = None if way == "model" else _decoder(model, mask, points)
+    if decoder is not None:
+        return _read(decoder, tokens, points)
     rows: dict[str, Tensor] = {}
 
     def grab(name: str) -> HookFunction:
@@ -44,17 +58,51 @@ def activations(model: Model, tokens: Tensor, mask: Tensor, hooks: Sequence[str]
 
         return hook_fn
 
-    refuse_encoder_decoder(model)
-    device = model_device(model)
     with must_run(model, [(name, grab(name)) for name in hooks]) as watched:
         model.run_with_hooks(
-            tokens.to(device),
+            tokens,
             return_type=None,
-            attention_mask=mask.to(device, torch.long),
+            attention_mask=mask.long(),
             fwd_hooks=watched,
             stop_at_layer=stop_layer(hooks),
         )
     return rows
+
+
+def _points(model: Model, hooks: Sequence[str]) -> dict[str, torch.nn.Module | None]:
+    """Each name's hook point, which several may share; None for a name that the model does not have."""
+    points = model.hook_dict  # a bridge makes it anew each time, in milliseconds
+    return {name: points.get(name) for name in hooks}
+
+
+def _read(decoder: Decoder, tokens: Tensor, points: Mapping[str, torch.nn.Module | None]) -> dict[str, Tensor]:
+    """Activations at hook points of the residual stream, no further than the last of them."""
+    rows: dict[str, Tensor] = {}
+    for point, stream in decoder.read(tokens):
+        rows |= {name: rows_at(name, stream, tokens.shape) for name, its in points.items() if its is point}
+        if len(rows) == len(points):
+            break
+    return rows
+
+
+@of_others()
+def way_of_reading(model: Model, hooks: Sequence[str], length: int) -> Way:
+    """How `activations` reads texts of up to `length` tokens at these hook points."""
+    decoder = _decoder(model, torch.ones(1, length, dtype=torch.bool), _points(model, hooks))
+    return "model" if decoder is None else "modules"
+
+
+def _decoder(model: Model, mask: Tensor, points: Mapping[str, torch.nn.Module | None]) -> Decoder | None:
+    """The model's modules, if they compute what its forward pass does on texts of this mask, and call all hooks.
+
+    Args:
+        points: hook points that are to be read.
+    """
+    if bool((mask[:, 1:] > mask[:, :-1]).any()):
+        return None  # padding on the left, or within
+    decoder = usable_decoder(model, mask.shape[1])
+    usable = decoder is not None and set(points.values()) <= decoder.points and decoder.calls_all_hooks_of(model)
+    return decoder if usable else None
 
 
 @of_others()
@@ -62,39 +110,92 @@ def activations(model: Model, tokens: Tensor, mask: Tensor, hooks: Sequence[str]
 def token_nll(model: Model, tokens: Tensor, mask: Tensor, hooks: Hooks = (), *, wanted: Tensor | None = None) -> Tensor:
     """Negative log-likelihood in nats of each next token, `(batch, pos - 1)` float32; 0 where it is not wanted.
 
+    Args:
+        tokens, mask, hooks, wanted: see `next_logits`.
+
+    Raises:
+        InputError: as `next_logits`.
+    """
+    wanted = mask[:, 1:].bool() if wanted is None else wanted & mask[:, 1:].bool()
+    losses = torch.zeros(wanted.shape, dtype=torch.float32)
+    if wanted.any():
+        losses[wanted] = nll(next_logits(model, tokens, mask, hooks, wanted=wanted), tokens[:, 1:][wanted])
+    return losses
+
+
+@of_others()
+@torch.no_grad()
+def next_logits(
+    model: Model,
+    tokens: Tensor,
+    mask: Tensor,
+    hooks: Hooks = (),
+    *,
+    wanted: Tensor,
+    known: tuple[str, Tensor] | None = None,
+) -> Tensor:
+    """Logits `(n, d_vocab)` of next tokens, on the model's device and in its number format.
+
     Only wanted positions are unembedded: with a vocabulary of 262,144 the logits of a position take a megabyte.
 
     Args:
         tokens: right-padded ids `(batch, pos)`.
         mask: `(batch, pos)`, true on real tokens.
         hooks: hook points and functions that run in the pass.
-        wanted: `(batch, pos - 1)`, true at the tokens after the first whose loss is needed; by default all real ones.
+        wanted: `(batch, pos - 1)`, true at the tokens after the first that are to be predicted, n of them.
+        known: a hook point of the residual stream and what it holds after these hooks, `(batch, pos, d)`: the pass
+            begins there, without the blocks before and without the hooks, where the modules can run alone.
 
     Raises:
         InputError: a hook point that never runs, or a model that does not predict the next token.
     """
     check_predicts(model)
     device = model_device(model)
-    wanted = mask[:, 1:].bool() if wanted is None else wanted & mask[:, 1:].bool()
-    nll = torch.zeros(wanted.shape, dtype=torch.float32)
-    if not wanted.any():
-        return nll
     rows = torch.nn.functional.pad(wanted, (0, 1)).to(device)  # nothing follows the last token
-    with must_run(model, hooks) as watched, _unembedding_only(model, rows, hooks):
-        logits = model.run_with_hooks(
-            tokens.to(device),
-            return_type="logits",
-            attention_mask=mask.to(device, torch.long),
-            fwd_hooks=watched,
-        )
-    logits = logits[rows] if logits.shape[:2] == rows.shape else logits[0]
-    targets = tokens[:, 1:][wanted].to(device)
-    # In float32, by pieces that stay in a processor's cache.
-    step = max(1, _PIECE // logits.shape[-1]) if device.type == "cpu" else len(logits)
-    pieces = zip(logits.split(step), targets.split(step), strict=True)
-    losses = [torch.nn.functional.cross_entropy(a.float(), b, reduction="none") for a, b in pieces]
-    nll[wanted] = torch.cat(losses).cpu()
-    return nll
+    tokens, mask = tokens.to(device), mask.to(device)
+    if known is not None:
+        check_hook(model, known[0])
+        points = _points(model, [known[0]])
+        decoder, point = _decoder(model, mask, points), points[known[0]]
+        if decoder is not None and point is not None:
+            return decoder.logits(decoder.read(tokens, (point, known[1].to(device, decoder.dtype))), rows)
+    with must_run(model, hooks) as watched:
+        decoder = usable_decoder(model, tokens.shape[1])  # before hooks are set, which a trial suspends
+        if decoder is not None:
+            with model.hooks(fwd_hooks=list(watched)):
+                if _decoder(model, mask, {}) is not None:
+                    return decoder.logits(decoder.read(tokens), rows)
+        with _unembedding_only(model, rows, hooks):
+            logits = model.run_with_hooks(tokens, return_type="logits", attention_mask=mask.long(), fwd_hooks=watched)
+        found: Tensor = logits[rows] if logits.shape[:2] == rows.shape else logits[0]
+        return found
+
+
+def nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood `(n,)` in nats of token ids `(n,)`, float32 on the CPU, from logits `(n, d_vocab)`."""
+    pairs = zip(_pieces(logits), _pieces(logits, targets.to(logits.device)), strict=True)
+    return torch.cat([torch.nn.functional.cross_entropy(a.float(), b, reduction="none") for a, b in pairs]).cpu()
+
+
+def divergence(logits: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """How predictions `(n, d_vocab)` differ: KL divergence of the others from the first, and equal likeliest tokens.
+
+    Returns:
+        `(n,)` float32 in nats, and `(n,)` booleans, on the CPU.
+    """
+    kl, equal = [], []
+    for a, b in zip(_pieces(logits), _pieces(logits, others), strict=True):
+        p, q = a.float().log_softmax(1), b.float().log_softmax(1)
+        kl.append((p.exp() * (p - q)).sum(1))
+        equal.append(a.argmax(1) == b.argmax(1))
+    return torch.cat(kl).cpu(), torch.cat(equal).cpu()
+
+
+def _pieces(logits: Tensor, values: Tensor | None = None) -> tuple[Tensor, ...]:
+    """`values`, or the logits, in pieces of rows whose logits in float32 stay in a processor's cache."""
+    step = max(1, _PIECE // logits.shape[-1]) if logits.device.type == "cpu" else max(1, len(logits))
+    pieces: tuple[Tensor, ...] = (logits if values is None else values).split(step)
+    return pieces
 
 
 @contextmanager

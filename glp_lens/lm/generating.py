@@ -16,20 +16,17 @@ import torch
 from torch import Tensor
 
 from glp_lens.errors import InputError
-from glp_lens.lm.decoder import Decoder
 from glp_lens.lm.description import model_device
 from glp_lens.lm.forward import Hooks, check_predicts
-from glp_lens.lm.hook_points import default_hook, must_run, outputs_of_blocks, without_hooks
+from glp_lens.lm.hook_points import must_run, outputs_of_blocks, without_hooks
 from glp_lens.lm.protocol import Model
+from glp_lens.lm.trial import TOLERANCE, state, usable_decoder
 from glp_lens.numerics import of_others
 from glp_lens.types import HookFunction
 
 _PROMPT, _STEPS = 12, 3
 """Tokens of the prompt, and steps after it, that the cached path is tried on."""
-_TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-2, torch.float16: 0.1}
-"""Relative difference that rounding may make; bfloat16 may make 0.2. A lost cache makes one of 0.5 to 1."""
 _known: WeakKeyDictionary[Any, dict[tuple[object, ...], bool]] = WeakKeyDictionary()
-_known_decoders: WeakKeyDictionary[Any, dict[tuple[object, ...], bool]] = WeakKeyDictionary()
 
 
 @of_others()
@@ -70,7 +67,7 @@ def generate(
     with torch.no_grad(), torch.random.fork_rng(devices), must_run(model, hooks) as fns:
         if seed is not None:
             torch.manual_seed(seed % 2**32)  # torch's CPU generator looks at no more bits
-        decoder = _decoder(model, tokens, new_tokens) if cached else None
+        decoder = usable_decoder(model, tokens.shape[1] + new_tokens) if cached else None
         with model.hooks(fwd_hooks=fns):
             if decoder is not None and decoder.calls_all_hooks_of(model):
                 return decoder.generate(tokens, new_tokens, _choice(temperature)).cpu()
@@ -118,7 +115,7 @@ def caches_keys_and_values(model: Model, prompt: Tensor) -> bool:
         InputError: a model that cannot generate.
     """
     check_predicts(model)
-    known, key = _known.setdefault(model, {}), _state(model)
+    known, key = _known.setdefault(model, {}), state(model)
     if key not in known:
         with without_hooks(model):
             known[key] = _agrees(model, _beginning(model, prompt))
@@ -132,62 +129,8 @@ def caches_keys_and_values(model: Model, prompt: Tensor) -> bool:
     return known[key]
 
 
-def _state(model: Model) -> tuple[object, ...]:
-    """What a trial's result depends on."""
-    dtype = next(iter(model.parameters())).dtype
-    return dtype, model_device(model), getattr(model, "compatibility_mode", None)
-
-
 def _beginning(model: Model, prompt: Tensor) -> Tensor:
     return prompt[:, : max(1, min(_PROMPT, int(model.cfg.n_ctx) - _STEPS))]
-
-
-def _decoder(model: Model, tokens: Tensor, new_tokens: int) -> Decoder | None:
-    """The model's modules in their order, if they compute what its forward passes do, also with a hook."""
-    decoder = Decoder.of(model)
-    if decoder is None or tokens.shape[1] + new_tokens > decoder.longest:
-        return None
-    known, key = _known_decoders.setdefault(model, {}), _state(model)
-    if key not in known:
-        with without_hooks(model):
-            known[key] = _decoder_agrees(model, decoder, _beginning(model, tokens[:1]))
-    return decoder if known[key] else None
-
-
-@torch.no_grad()
-def _decoder_agrees(model: Model, decoder: Decoder, prompt: Tensor) -> bool:
-    """Whether logits, with an edit at the middle layer, are those of a forward pass over the whole text."""
-    start = prompt.shape[1] - 1
-    prompts = torch.cat([prompt, prompt.flip(1), prompt])
-    logits: list[Tensor] = []
-    steps = 0
-
-    def choose(given: Tensor) -> Tensor:
-        logits.append(given.double())
-        return given.argmax(-1)
-
-    def edit_last(tensor: Tensor, *, hook: Any = None) -> Tensor:
-        return torch.cat([tensor[:, :-1], 2 * tensor[:, -1:]], dim=1)
-
-    def edit_after(tensor: Tensor, *, hook: Any = None) -> Tensor:
-        nonlocal steps
-        steps += 1
-        return torch.cat([tensor[:, :start], 2 * tensor[:, start:]], dim=1)
-
-    point = default_hook(model)
-    try:
-        with model.hooks(fwd_hooks=[(point, edit_last)]):
-            text = decoder.generate(prompts, _STEPS, choose)[:, :-1]
-    except Exception:  # modules of other shapes, which may fail in any way where they are put together as usual
-        return False
-    whole = model.run_with_hooks(
-        text, return_type="logits", attention_mask=torch.ones_like(text), fwd_hooks=[(point, edit_after)]
-    )[:, start:]
-    exact, whole = whole.dtype in (torch.float32, torch.float64), whole.double()
-    spread = (whole - whole.mean((0, 1))).norm(dim=-1).mean()
-    off = (torch.stack(logits, 1) - whole).norm(dim=-1).max()
-    # The order of operations is the same, so that little more than the shape of a batch makes a difference.
-    return steps == 1 and bool(off <= (1e-3 if exact else 0.03) * spread)
 
 
 @torch.no_grad()
@@ -210,7 +153,7 @@ def _agrees(model: Model, prompt: Tensor) -> bool:
     # Distances between rows, not norms: a few dimensions that are nearly constant may be most of the norm.
     spread = (whole[1:] - whole[1:].mean(0)).norm(dim=1).mean()
     off = (cached - whole[-len(cached) :]).norm(dim=1).max()
-    return bool(off <= _TOLERANCE.get(next(iter(model.parameters())).dtype, 0.2) * spread)
+    return bool(off <= TOLERANCE.get(next(iter(model.parameters())).dtype, 0.2) * spread)
 
 
 def _run(model: Model, tokens: Tensor, new_tokens: int, *, cached: bool, temperature: float) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 
 from glp_lens import lm
 from glp_lens.activations import ActivationStore, collect
+from glp_lens.activations.collect import differs
 from glp_lens.activations.forward import pack
 from glp_lens.activations.manifest import MANIFEST
 from glp_lens.activations.writer import StoreWriter
@@ -274,6 +275,73 @@ def test_packing_covers_all_and_keeps_to_the_budget():
     assert sorted(itertools.chain(*batches)) == list(range(101))
     assert all(len(batch) * max(lengths[i] for i in batch) <= 96 for batch in batches)
     assert pack([30], budget=10) == [[0]]
+
+
+@pytest.mark.parametrize("budget", [30, 300, 10_000])
+def test_packing_cuts_where_it_costs_least(budget):
+    lengths = torch.randint(1, 90, (11,), generator=torch.Generator().manual_seed(1)).tolist()
+    per_batch = 128
+
+    def cost(batches):
+        return sum(len(batch) * max(batch) + per_batch for batch in batches)
+
+    got = [[lengths[i] for i in batch] for batch in pack(lengths, budget)]
+    assert sorted(itertools.chain(*got)) == sorted(lengths)
+    descending = sorted(lengths, reverse=True)
+    cuts = itertools.chain.from_iterable(itertools.combinations(range(1, 11), n) for n in range(11))
+    ways = ([descending[a:b] for a, b in itertools.pairwise([0, *cut, 11])] for cut in cuts)
+    allowed = [way for way in ways if all(len(batch) == 1 or len(batch) * batch[0] <= budget for batch in way)]
+    assert cost(got) == min(map(cost, allowed))
+
+
+def test_every_text_is_run_once(tiny_model, tmp_path, monkeypatch):
+    real, read = lm.activations, []
+    monkeypatch.setattr(lm, "activations", lambda *a: read.append(int(a[2].sum())) or real(*a))
+    texts = tiny_texts(50)
+    store = collect(tiny_model, texts, HOOK, tmp_path / "s", context=64, shard_tokens=64 * 45)
+    assert len(store.manifest.shards) == 2
+    assert sum(read) == sum(map(len, lm.to_ids(tiny_model, texts, 64)))
+
+
+def test_how_texts_are_read_stays_the_same_within_a_store(tiny_bridge, tiny_hooked, tmp_path, monkeypatch):
+    texts, real = tiny_texts(30), lm.activations
+
+    def way(store):
+        return store.manifest.source["settings"]["forward"]
+
+    def interrupted(out):
+        calls = []
+
+        def stop(*arguments):
+            calls.append(1)
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(lm, "activations", stop)
+            with pytest.raises(KeyboardInterrupt):
+                collect(tiny_bridge, texts, HOOK, out, **SMALL)
+
+    elsewhere = [("blocks.0.mlp.hook_out", lambda tensor, hook: tensor)]
+    assert way(collect(tiny_hooked, texts, HOOK, tmp_path / "hooked", **SMALL)) == "model"
+    whole = collect(tiny_bridge, texts, HOOK, tmp_path / "modules", **SMALL)
+    assert way(whole) == "modules"
+    with tiny_bridge.hooks(fwd_hooks=elsewhere):
+        usual = collect(tiny_bridge, texts, HOOK, tmp_path / "model", **SMALL)
+        interrupted(tmp_path / "begun")
+    assert way(usual) == "model"
+    torch.testing.assert_close(usual.rows(), whole.rows(), rtol=1e-4, atol=1e-4)
+    collect(tiny_bridge, texts, HOOK, tmp_path / "begun", **SMALL)
+    assert files(tmp_path / "begun") == files(tmp_path / "model")
+    # Earlier versions had the model's own forward pass only, and do not record it.
+    assert not differs("settings.forward", {}, {"settings.forward": "model"})
+    assert differs("settings.forward", {}, {"settings.forward": "modules"})
+    interrupted(tmp_path / "other")
+    with tiny_bridge.hooks(fwd_hooks=elsewhere):
+        assert len(collect(tiny_bridge, texts, HOOK, tmp_path / "modules", **SMALL)) == len(whole)
+        with pytest.raises(InputError, match=r"settings\.forward = 'modules', not 'model'"):
+            collect(tiny_bridge, texts, HOOK, tmp_path / "other", **SMALL)
 
 
 @pytest.mark.parametrize(("mode", "dtype"), [(torch.float16, "bfloat16"), (torch.bfloat16, "float16")])

@@ -8,7 +8,7 @@ import torch
 
 from glp_lens import hooks, lm
 from glp_lens.errors import InputError
-from glp_lens.lm import generating
+from glp_lens.lm import generating, trial
 from glp_lens.lm.decoder import Decoder
 from tests import architectures
 
@@ -186,7 +186,7 @@ def test_local_and_global_layers_within_the_window(opened, no_usual_way, monkeyp
 def test_modules_that_do_not_fit_together_go_the_usual_way(opened, monkeypatch):
     model = opened("Qwen2")
     want = lm.generate(model, prompts(), NEW)
-    monkeypatch.setattr(generating, "_known_decoders", WeakKeyDictionary())
+    monkeypatch.setattr(trial, "_known", WeakKeyDictionary())
     monkeypatch.setattr(Decoder, "generate", lambda *_: torch.ones(2).unsqueeze(5))  # IndexError
     assert torch.equal(lm.generate(model, prompts(), NEW), want)
 
@@ -196,7 +196,7 @@ def test_modules_that_do_not_fit_together_go_the_usual_way(opened, monkeypatch):
 def test_no_token_is_sampled_from_what_is_not_finite(opened, monkeypatch, way, value):
     model = opened("Qwen2")
     if way != "modules":
-        monkeypatch.setattr(generating, "_decoder", lambda *_: None)
+        monkeypatch.setattr(generating, "usable_decoder", lambda *_: None)
     if way == "whole":
         monkeypatch.setattr(generating, "caches_keys_and_values", lambda *_: False)
     hook = ("blocks.1.hook_resid_post", lambda tensor, hook: torch.full_like(tensor, value))
