@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from glp_lens import lm, provenance
 from glp_lens.directions.direction import Direction
@@ -64,12 +65,15 @@ def respond(
     ids = [_prompt_ids(model, system, question) for system, question in asked]
     special = set(lm.tokenizer_of(model).all_special_ids)
     texts = [""] * len(asked)
-    for number, batch in enumerate(lm.batches_of_one_length([len(row) for row in ids], lambda _: _BATCH)):
-        tokens = torch.tensor([ids[i] for i in batch])
-        found = lm.generate(model, tokens, new_tokens, temperature=temperature, seed=seed + number)
-        for i, row in zip(batch, found[:, tokens.shape[1] :].tolist(), strict=True):
-            end = next((at for at, token in enumerate(row) if token in special), len(row))
-            texts[i] = str(lm.tokenizer_of(model).decode(row[:end])).strip()
+    batches = lm.batches_of_one_length([len(row) for row in ids], lambda _: _BATCH)
+    with tqdm(total=len(asked), desc="answers", unit="answer", mininterval=2, delay=2) as bar:
+        for number, batch in enumerate(batches):
+            tokens = torch.tensor([ids[i] for i in batch])
+            found = lm.generate(model, tokens, new_tokens, temperature=temperature, seed=seed + number)
+            for i, row in zip(batch, found[:, tokens.shape[1] :].tolist(), strict=True):
+                end = next((at for at, token in enumerate(row) if token in special), len(row))
+                texts[i] = str(lm.tokenizer_of(model).decode(row[:end])).strip()
+            bar.update(len(batch))
     return [Response(*turn, text) for turn, text in zip(asked, texts, strict=True) if text]
 
 

@@ -17,7 +17,7 @@ from glp_lens import numerics
 from glp_lens.activations.store import ActivationStore
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
-from glp_lens.interface import Featurizer, Projector, Sampler, Scorer, VelocityField
+from glp_lens.interface import Featurizer, Projector, Reconstructor, Sampler, Scorer, VelocityField
 from glp_lens.models.normalizer import mean_and_std
 from glp_lens.models.row_checks import check_rows, draw_noise
 from glp_lens.types import Acts, Features, Json, PerRow
@@ -27,7 +27,7 @@ _VARIANCE_FLOOR = 1e-6
 _BLOCK = 4096
 
 
-class Gaussian(ActivationModel, Featurizer, Projector, Sampler, Scorer, VelocityField):
+class Gaussian(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer, VelocityField):
     """A Gaussian over standardised activations, with full or diagonal covariance `V diag(eigenvalues) V^T`.
 
     Attributes:
@@ -124,6 +124,12 @@ class Gaussian(ActivationModel, Featurizer, Projector, Sampler, Scorer, Velocity
             return check_rows(x, self.d_in).clone()
         signal = (1 - sigma) ** 2 * self.eigenvalues
         return self.denormalize(self._scale(self._standardize(x), signal / (signal + sigma**2))).to(x.device)
+
+    def reconstruct(
+        self, x: Acts, *, sigma: float = 0.5, noise: Acts | None = None, generator: Generator | None = None
+    ) -> Acts:
+        """The same as `project`."""
+        return self.project(x, sigma=sigma)
 
     def sample(self, n: int, *, noise: Acts | None = None, generator: Generator | None = None) -> Acts:
         """`n` draws: noise times the symmetric square root of the covariance.

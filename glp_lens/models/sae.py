@@ -257,10 +257,27 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
         return latents.to(x.device)
 
     @torch.no_grad()
-    def reconstruct(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Acts:
-        """The rows decoded from their latents."""
+    def reconstruct(
+        self, x: Acts, *, k: int | None = None, noise: Acts | None = None, generator: Generator | None = None
+    ) -> Acts:
+        """The rows decoded from their latents.
+
+        Args:
+            x: `(n, d_in)`.
+            k: keep only the k latents of each row with the largest activations; by default all that are active.
+            noise, generator: not used.
+
+        Raises:
+            InputError: rows of another width, or a k that is no number of latents.
+        """
         # Not by its __call__, which with sae-lens's use_error_term returns the input unchanged.
-        decoded: Tensor = self.sae.decode(self.sae.encode(check_rows(x, self.d_in).to(self.sae.W_dec.device)))
+        latents: Tensor = self.sae.encode(check_rows(x, self.d_in).to(self.sae.W_dec.device))
+        if k is not None:
+            if not 1 <= k <= self.n_features:
+                raise InputError(f"k must be a number of latents, from 1 to {self.n_features}, got {k}")
+            largest = latents.topk(k, dim=1)
+            latents = torch.zeros_like(latents).scatter(1, largest.indices, largest.values)
+        decoded: Tensor = self.sae.decode(latents)
         return decoded.to(x.device)
 
     def project(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> Acts:

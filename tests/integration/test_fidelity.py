@@ -64,7 +64,14 @@ def pick(results, model, metric):
 
 def by_hand(model, texts, function, context, hook=HOOK):
     """Token-weighted NLL with every row but BOS passed through `function`, one document at a time."""
-    nll = []
+    log_p = predictions(model, texts, function, context, hook)
+    targets = [t for text in texts for t in lm.to_ids(model, [text], context)[0][2:]]
+    return float(-log_p[torch.arange(len(targets)), torch.tensor(targets)].mean()), len(targets)
+
+
+def predictions(model, texts, function, context, hook=HOOK):
+    """Log-probabilities `(t, d_vocab)` of next tokens, float64, predicted from all positions but BOS and the last."""
+    found = []
     for text in texts:
         tokens = torch.tensor(lm.to_ids(model, [text], context))
 
@@ -72,9 +79,8 @@ def by_hand(model, texts, function, context, hook=HOOK):
             return torch.cat([tensor[:, :1], function(tensor[:, 1:])], 1)
 
         logits = model.run_with_hooks(tokens, return_type="logits", fwd_hooks=[(hook, hook_fn)])
-        log_p = logits[0, :-1].double().log_softmax(-1)
-        nll += (-log_p[torch.arange(tokens.shape[1] - 1), tokens[0, 1:]])[1:].tolist()
-    return np.mean(nll), len(nll)
+        found.append(logits[0, 1:-1].double().log_softmax(-1))
+    return torch.cat(found)
 
 
 def test_numbers_equal_a_loop_over_documents(tiny_model, texts, mean):
@@ -94,6 +100,61 @@ def test_numbers_equal_a_loop_over_documents(tiny_model, texts, mean):
     assert pick(results, "whole", "loss_recovered").value == pytest.approx(1, abs=1e-4)
     assert pick(results, "half", "loss_recovered").value == pytest.approx((floor - half) / (floor - clean), abs=1e-3)
     assert pick(results, "half", "delta_nll").n == len(texts)
+
+
+def test_predictions_are_compared_with_those_of_the_untouched_model(tiny_model, texts, mean):
+    """KL divergence and equal likeliest tokens; and the ablation to zero, by which loss recovered is measured too."""
+    results = run(tiny_model, [Entry("half", Shrink(mean), {"keep": 0.3})], texts, mean=mean, context=17)
+    log_p = predictions(tiny_model, texts, lambda x: x, 17)
+    log_q = predictions(tiny_model, texts, lambda x: mean + 0.3 * (x - mean), 17)
+    kl = (log_p.exp() * (log_p - log_q)).sum(1).mean()
+    assert pick(results, "half", "kl").value == pytest.approx(float(kl), rel=1e-3, abs=1e-6)
+    equal = (log_p.argmax(1) == log_q.argmax(1)).double().mean()
+    assert pick(results, "half", "top1").value == pytest.approx(float(equal), abs=1e-9)
+    clean, zero, half = (
+        by_hand(tiny_model, texts, function, 17)[0]
+        for function in (lambda x: x, torch.zeros_like, lambda x: mean + 0.3 * (x - mean))
+    )
+    assert pick(results, "zero ablation", "delta_nll").value == pytest.approx(zero - clean, abs=1e-4)
+    recovered = pick(results, "half", "loss_recovered_zero").value
+    assert recovered == pytest.approx((zero - half) / (zero - clean), abs=2e-3)
+
+
+def test_noise_without_a_model_is_a_curve_that_models_are_compared_with(tiny_bridge, texts, mean):
+    """A model that does nothing but return the noised row equals it at any FVU."""
+    std = torch.linspace(0.1, 0.5, D)
+
+    class Noised(Shrink):
+        def reconstruct(self, x, *, noise=None, generator=None, sigma=0.1):
+            z = (x - self.mean) / std
+            return self.mean + std * ((1 - sigma) * z + sigma * noise)
+
+    entries = [Entry("glp", Noised(mean), {"sigma": 0.2}), Entry("sae", Noised(mean), {"sigma": 0.13})]
+    results = run(tiny_bridge, entries, texts, mean=mean, std=std, context=20, noise_levels=(0.1, 0.2, 0.4))
+    for metric in ("nll", "kl", "fvu", "fvu_standardised"):
+        assert pick(results, "noise sigma=0.2", metric).value == pytest.approx(pick(results, "glp", metric).value)
+    assert results.extras["curves"] == {"noise": [f"noise sigma={s}" for s in (0.1, 0.2, 0.4)]}
+    frame = results.frame()
+    matched = frame[frame.model == "noise"].set_index("metric")
+    assert matched.value["delta_nll_matched_diff:glp"] == pytest.approx(0, abs=1e-6)
+    assert abs(matched.value["delta_nll_matched_diff:sae"]) < 0.1 * pick(results, "sae", "delta_nll").value
+    without = run(tiny_bridge, entries, texts, mean=mean, context=20)
+    assert not any(label.startswith("noise") for label in set(without.frame().model))
+
+
+def test_a_pass_may_begin_at_a_known_stream(tiny_bridge, tiny_model, texts):
+    """The same logits as from the start, whether the blocks before are left out or not."""
+    for model in (tiny_bridge, tiny_model):
+        tokens, mask = lm.pad(lm.to_ids(model, texts, 20))
+        stream = 1.5 * lm.activations(model, tokens, mask, [HOOK])[HOOK] + 0.1
+        wanted = mask[:, 1:].clone()
+        wanted[:, 3] = False
+        edit = [(HOOK, lambda x, stream=stream, **_: stream)]
+        expected = model.run_with_hooks(tokens, return_type="logits", attention_mask=mask.long(), fwd_hooks=edit)
+        expected = expected[:, :-1][wanted]
+        for options in ({}, {"known": (HOOK, stream)}):
+            found = lm.next_logits(model, tokens, mask, edit, wanted=wanted, **options)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_heads_are_replaced_side_by_side(tiny_model, texts, mean):

@@ -348,6 +348,18 @@ def test_reconstructs_also_where_sae_lens_would_add_its_error_back():
     assert not torch.allclose(expected, y, atol=0.1)
 
 
+def test_reconstructs_from_the_largest_latents(model, x):
+    latents = model.encode(x[:50])
+    for k in (1, 2):
+        kept = latents.clone()
+        kept[torch.arange(50)[:, None], latents.argsort(dim=1)[:, :-k]] = 0
+        torch.testing.assert_close(model.reconstruct(x[:50], k=k), model.sae.decode(kept).detach())
+    torch.testing.assert_close(model.reconstruct(x[:50], k=model.n_features), model.reconstruct(x[:50]))
+    for k in (0, model.n_features + 1):
+        with pytest.raises(InputError, match="k must be a number of latents"):
+            model.reconstruct(x[:5], k=k)
+
+
 @pytest.mark.parametrize("place", [("nowhere",), ("no-such-release", "no-such-id")])
 def test_refuses_what_sae_lens_cannot_find(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

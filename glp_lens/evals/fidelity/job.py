@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from glp_lens.types import Json
 
 
+_LEVELS = (0.3, 0.2, 0.1)
+"""Noise levels of reconstructions, besides the paper's."""
+_LATENTS = (16, 8)
+"""Numbers of latents that an SAE's reconstructions are cut down to."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FidelityJob(FidelitySettings, LanguageModelSettings, ColumnSettings, SuiteJob):
     """Settings of `fidelity`; of the texts the held-out twentieth is used."""
@@ -38,7 +44,7 @@ class FidelityJob(FidelitySettings, LanguageModelSettings, ColumnSettings, Suite
 
 def in_comparison(folder: Path) -> Json:
     """The models and the store of a comparison."""
-    return {"models": ("glp", "sae", "pca", "pca_raw"), "store": folder / "acts" / "train"}
+    return {"models": ("glp", "sae", "pca", "pca_raw", "gaussian"), "store": folder / "acts" / "train"}
 
 
 def check(settings: Settings) -> Json:
@@ -69,15 +75,19 @@ def measure(job: FidelityJob, trained: Mapping[str, ActivationModel], inputs: In
 def entries(
     trained: Mapping[str, ActivationModel], settings: FidelitySettings, ranks: Mapping[str, int]
 ) -> list[Entry]:
-    """A GLP at several noise levels, PCA at several ranks, any SAE."""
+    """A GLP and a Gaussian at several noise levels, PCA at several ranks, an SAE with several numbers of latents."""
     from glp_lens.evals.entries import Entry
+    from glp_lens.flow.plan import plan
     from glp_lens.interface import Reconstructor
 
     compared, pace = [], {"fast": True} if settings.fast else {}
     for label, model in trained.items():
         if model.kind == "glp":
             compared.append(Entry(label, model, {"u": settings.project_u, **pace}))
-            compared += [Entry(f"{label} sigma={s:g}", model, {"sigma": s, **pace}) for s in (0.3, 0.2, 0.1)]
+            compared += [Entry(f"{label} sigma={s:g}", model, {"sigma": s, **pace}) for s in _LEVELS]
+        elif model.kind == "gaussian":
+            compared.append(Entry(label, model, {"sigma": float(plan(u=settings.project_u).path[0])}))
+            compared += [Entry(f"{label} sigma={s:g}", model, {"sigma": s}) for s in _LEVELS]
         elif model.kind == "pca":
             pca: Any = model
             own = ranks.get(label, pca.k)
@@ -85,4 +95,6 @@ def entries(
             compared += [Entry(label if k == own else f"{label} k={k}", pca, {"k": k}) for k in sorted({own, *others})]
         elif isinstance(model, Reconstructor) and model.kind != "raw":
             compared.append(Entry(label, model))
+            if model.kind == "sae":
+                compared += [Entry(f"{label} k={k}", model, {"k": k}) for k in _LATENTS]
     return compared

@@ -27,6 +27,8 @@ TITLE = "Fidelity"
 CONDITIONS = {
     "clean": Style("clean", GREY, "*"),
     "mean": Style("mean", GREY, "X"),
+    "zero": Style("zero", GREY, "P"),
+    "noise": Style("noise only", "#6e6e6e", "v"),
 }
 _MATTER = "in keeping the language model intact"
 
@@ -36,7 +38,7 @@ def section(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette, _foc
     models = list(frame[frame.metric == "delta_nll"].model)
     measured = {
         metric: rows_of(frame, models, metric=metric)
-        for metric in ("network_calls", "fvu", "fvu_standardised", "delta_nll", "loss_recovered")
+        for metric in ("network_calls", "fvu", "fvu_standardised", "delta_nll", "kl", "top1", "loss_recovered")
     }
     has_scaled = any(r is not None for r in measured["fvu_standardised"])
     columns = {
@@ -45,6 +47,8 @@ def section(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette, _foc
         "FVU": [value_cell(r) for r in measured["fvu"]],
         **({"FVU, standardised": [value_cell(r) for r in measured["fvu_standardised"]]} if has_scaled else {}),
         "Delta LM loss (nats)": [value_cell(r, sign=True) for r in measured["delta_nll"]],
+        "KL (nats)": [value_cell(r) for r in measured["kl"]],
+        "Same top token": [value_cell(r) for r in measured["top1"]],
         "Loss recovered": [value_cell(r) for r in measured["loss_recovered"]],
     }
     caption = "Reconstruction error and its price, on the same rows. Brackets: 95% intervals over documents."
@@ -71,7 +75,11 @@ def section(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette, _foc
         "nats a token.",
         f"{count(data.get('massive_rows_unchanged', 0))} activations with a massive norm passed unchanged "
         "in all conditions, as did BOS.",
-        "Loss recovered is 1 for the untouched model and 0 for mean ablation.",
+        "Loss recovered is 1 for the untouched model and 0 for mean ablation. KL is that of the next-token "
+        "distribution from the untouched model's; the same top token, the share of predictions whose likeliest "
+        "token stays.",
+        "“Noise only” is what a GLP's reconstruction begins with, (1 − σ) z + σ ε in standardised dimensions, without "
+        "any model: what costs as much at equal distortion has kept nothing that noise does not keep.",
         "Between two settings of a model, its loss is taken as a power of its FVU: the straight line of the "
         "plot. The farther apart the settings, the less that is to be trusted.",
     ]

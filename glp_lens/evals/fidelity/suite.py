@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, takewhile
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -27,7 +28,8 @@ from glp_lens.flow.plan import plan
 from glp_lens.interface import Reconstructor, VelocityField
 
 TASK = "heldout"
-CLEAN, MEAN = "clean", "mean ablation"
+CLEAN, MEAN, ZERO, NOISE = "clean", "mean ablation", "zero ablation", "noise"
+"""Conditions without a model; of `noise` one for each level, `noise sigma=0.1`."""
 _FVU = ("fvu", "fvu_standardised")
 _PLAN = ("u", "sigma", "steps", "solver", "grid", "fast")
 """Options of a flow's reconstruction that say how often it asks the network."""
@@ -61,6 +63,22 @@ class FidelityData:
 
 
 @dataclass(frozen=True)
+class _Condition:
+    """What activations are replaced by.
+
+    Attributes:
+        label, setting: of its metrics.
+        replace: new rows for rows `(r, d_in)` and their noise.
+        curve: what the conditions of one model at several settings share.
+    """
+
+    label: str
+    setting: Setting
+    replace: Callable[[Tensor, Tensor], Tensor]
+    curve: object
+
+
+@dataclass(frozen=True)
 class _Batch:
     """One batch of documents with its clean activations and the noise that all models share.
 
@@ -71,7 +89,8 @@ class _Batch:
         inner: `(batch, pos)`, positions whose next token is predicted from a replaced activation.
         usual: `(batch, pos)`, activations that get replaced.
         noise: `(r, d_in)`, of the replaced ones.
-        nll: `(t,)` clean loss at the inner positions.
+        logits: `(t, d_vocab)` of the untouched model at the inner positions.
+        nll: `(t,)` clean loss there.
         massive: number of activations left alone for their norm.
     """
 
@@ -82,8 +101,14 @@ class _Batch:
     inner: Tensor
     usual: Tensor
     noise: Tensor
+    logits: Tensor
     nll: np.ndarray
     massive: int
+
+    @property
+    def targets(self) -> Tensor:
+        """`(t,)`, the tokens after the inner positions."""
+        return self.tokens[:, 1:][self.inner[:, :-1]]
 
     def rows(self) -> Tensor:
         """`(r, d_in)` float32: the activations that get replaced."""
@@ -114,10 +139,15 @@ def run(
         allow_mismatch: use models trained at another hook point, or on another language model or weight
             processing; each is noted in `failures`.
 
+    Beside the models stand mean and zero ablation, and with `std` the noise that a projection begins with and no model:
+    `(1 - sigma) z + sigma eps` in standardised dimensions, at the levels of the settings. What reconstructs no better
+    than that at equal FVU has learnt nothing that the language model needs.
+
     Returns:
-        Metrics of task `heldout`: `nll` (nats a token; also of model `clean`), `delta_nll`, `fvu`,
-        `fvu_standardised` (with `std`: squared errors divided by each dimension's variance),
-        `loss_recovered` (1 is clean, 0 is mean ablation), `network_calls`, `delta_nll_diff:<other>` (paired,
+        Metrics of task `heldout`: `nll` (nats a token; also of model `clean`), `delta_nll`, `kl` (of the next-token
+        distribution from the clean one, nats), `top1` (share of equal likeliest tokens), `fvu`, `fvu_standardised`
+        (with `std`: squared errors divided by each dimension's variance), `loss_recovered` (1 is clean, 0 is mean
+        ablation) and `loss_recovered_zero` (0 is zero ablation), `network_calls`, `delta_nll_diff:<other>` (paired,
         each at its own FVU) and `delta_nll_matched_diff:<other>` (paired, read off at the other's FVU).
 
     Raises:
@@ -128,7 +158,7 @@ def run(
     notes = provenance.check_edit(data.model, data.hook, allow_mismatch=allow_mismatch)
     here = provenance.here(data.model, data.hook)
     entries, accepted = usable(
-        entries, Reconstructor, lambda _: here, reserved=(CLEAN, MEAN), allow_mismatch=allow_mismatch
+        entries, Reconstructor, lambda _: here, reserved=(CLEAN, MEAN, ZERO, NOISE), allow_mismatch=allow_mismatch
     )
     for entry in entries:
         if data.mean.shape != (entry.model.d_in,):
@@ -154,25 +184,25 @@ def _run(
     ids = [row for row in lm.to_ids(model, texts, settings.context) if len(row) > 2]
     if not ids:
         raise InputError("no document has two tokens or more: nothing to predict, pass longer texts")
+    conditions = _conditions(entries, mean, data.std, settings.noise_levels)
     limits = [e.model.max_norm for e in entries if e.model.max_norm is not None]
     limit = min(limits) if limits else None
     parts = []
-    total = sum(map(len, ids)) * (len(entries) + 2)
+    total = sum(map(len, ids)) * (len(conditions) + 1)
     with tqdm(total=total, desc="fidelity", unit="tok", unit_scale=True, mininterval=2) as bar:
         for start in range(0, len(ids), size):
             batch = _clean_pass(data, ids[start : start + size], first=start, limit=limit, seed=settings.seed)
             tokens = int(batch.mask.sum())
             bar.update(tokens)
-            rows, nll, error = batch.rows(), {}, {}
-            for entry in [*entries, None]:
-                label = MEAN if entry is None else entry.label
-                new = mean.expand_as(rows) if entry is None else _reconstruct(entry, rows, batch.noise)
-                error[label] = ((rows - new).double().square() @ scales).numpy()
-                nll[label] = _replaced_nll(model, batch, new, data.hook)
+            rows, lost, error = batch.rows(), {}, {}
+            for condition in conditions:
+                new = condition.replace(rows, batch.noise)
+                error[condition.label] = ((rows - new).double().square() @ scales).numpy()
+                lost[condition.label] = _replaced(model, batch, new, data.hook)
                 bar.update(tokens)
             spread = ((rows - mean).double().square() @ scales).numpy()
             owners = batch.owners[batch.inner.numpy()], batch.owners[batch.usual.numpy()]
-            parts.append(_Measured(batch.massive, batch.nll, spread, *owners, nll, error))
+            parts.append(_Measured(batch.massive, batch.nll, spread, *owners, lost, error))
 
     measured = _Measured.join(parts)
     results = Results("fidelity", failures=list(notes))
@@ -186,13 +216,13 @@ def _run(
         "max_norm": limit,
         "documents_hash": hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16],
     }
-    _add_metrics(results, measured, {e.label: e.setting for e in entries})
+    _add_metrics(results, measured, conditions)
     for entry in entries:
         calls = _network_calls(entry)
         if calls is not None:
             results.add(entry.label, TASK, entry.setting, "network_calls", calls)
-    _add_differences(results, measured, entries)
-    results.extras["curves"] = _curves(entries)
+    _add_differences(results, measured, conditions)
+    results.extras["curves"] = _curves(conditions)
     results.seconds = time.perf_counter() - started
     return results
 
@@ -206,7 +236,7 @@ class _Measured:
         clean: loss of each token of the untouched model.
         spread: squared distance of each row from the mean, `(r, scales)`.
         token_owners, row_owners: index of the document.
-        nll: loss of each token, by label.
+        lost: `(t, 3)` by label: loss of each token, KL divergence from the clean distribution, equal likeliest token.
         error: squared error of each row, `(r, scales)`, by label.
     """
 
@@ -215,22 +245,27 @@ class _Measured:
     spread: np.ndarray
     token_owners: np.ndarray
     row_owners: np.ndarray
-    nll: dict[str, np.ndarray]
+    lost: dict[str, np.ndarray]
     error: dict[str, np.ndarray]
 
     @classmethod
     def join(cls, parts: Sequence[_Measured]) -> _Measured:
         """Batches, one after the other."""
-        labels = parts[0].nll
+        labels = parts[0].lost
         return cls(
             sum(part.massive for part in parts),
             np.concatenate([part.clean for part in parts]),
             np.concatenate([part.spread for part in parts]),
             np.concatenate([part.token_owners for part in parts]),
             np.concatenate([part.row_owners for part in parts]),
-            {label: np.concatenate([part.nll[label] for part in parts]) for label in labels},
+            {label: np.concatenate([part.lost[label] for part in parts]) for label in labels},
             {label: np.concatenate([part.error[label] for part in parts]) for label in labels},
         )
+
+    def delta(self, label: str) -> np.ndarray:
+        """`(t,)`, by how much the loss of each token rises."""
+        rise: np.ndarray = self.lost[label][:, 0] - self.clean
+        return rise
 
     def fvu(self, label: str) -> float:
         spread = self.spread[:, 0].sum()
@@ -259,7 +294,9 @@ def _clean_pass(data: FidelityData, ids: list[list[int]], *, first: int, limit: 
         seen.append(lm.rows_at(data.hook, tensor, mask.shape).detach().float().cpu())
         return tensor
 
-    nll = lm.token_nll(data.model, tokens, mask, [(data.hook, read)])
+    inner = mask[:, 1:].clone()
+    inner[:, 0] = False
+    logits = lm.next_logits(data.model, tokens, mask, [(data.hook, read)], wanted=inner)
     stream, width = seen[0], len(data.mean)
     if stream.shape[2] != width:
         raise InputError(
@@ -268,7 +305,6 @@ def _clean_pass(data: FidelityData, ids: list[list[int]], *, first: int, limit: 
         )
     usual = mask.clone()
     usual[:, 0] = False
-    inner = usual[:, :-1] & mask[:, 1:]
     if limit is not None:
         usual &= stream.norm(dim=2) <= limit
     noise = torch.zeros_like(stream)
@@ -277,8 +313,8 @@ def _clean_pass(data: FidelityData, ids: list[list[int]], *, first: int, limit: 
         noise[i, : len(row)] = torch.randn(len(row), stream.shape[2], generator=generator, dtype=torch.float32)
     owners = np.broadcast_to(np.arange(first, first + len(ids))[:, None], tuple(mask.shape))
     massive = int((mask[:, 1:] & ~usual[:, 1:]).sum())
-    clean = nll[inner].double().numpy()
-    return _Batch(tokens, mask, stream, owners, _widen(inner), usual, noise[usual], clean, massive)
+    clean = lm.nll(logits, tokens[:, 1:][inner]).double().numpy()
+    return _Batch(tokens, mask, stream, owners, _widen(inner), usual, noise[usual], logits, clean, massive)
 
 
 def _widen(inner: Tensor) -> Tensor:
@@ -290,72 +326,100 @@ def _document_seed(seed: int, document: int) -> int:
     return int(np.random.SeedSequence([seed, document]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def _conditions(
+    entries: Sequence[Entry], mean: Tensor, std: Tensor | None, noise_levels: Sequence[float]
+) -> list[_Condition]:
+    """What activations are replaced by: each model's reconstruction, noise alone, the mean, zero."""
+    conditions = [_Condition(e.label, e.setting, partial(_reconstruct, e), id(e.model)) for e in entries]
+    if std is not None:
+        scale = std.float().cpu()
+
+        def noised(sigma: float, rows: Tensor, noise: Tensor) -> Tensor:
+            return mean + (1 - sigma) * (rows - mean) + sigma * scale * noise
+
+        for sigma in noise_levels:
+            setting = Setting(sigma=f"{sigma:g}")
+            conditions.append(_Condition(f"{NOISE} sigma={sigma:g}", setting, partial(noised, sigma), NOISE))
+    return [
+        *conditions,
+        _Condition(MEAN, Setting(), lambda rows, _: mean.expand_as(rows), MEAN),
+        _Condition(ZERO, Setting(), lambda rows, _: torch.zeros_like(rows), ZERO),
+    ]
+
+
 def _reconstruct(entry: Entry, rows: Tensor, noise: Tensor) -> Tensor:
     reconstructor = cast(Reconstructor, entry.model)
     return reconstructor.reconstruct(rows, noise=noise, **entry.options).detach().float().cpu()
 
 
-def _replaced_nll(model: lm.Model, batch: _Batch, rows: Tensor, hook: str) -> np.ndarray:
+def _replaced(model: lm.Model, batch: _Batch, rows: Tensor, hook: str) -> np.ndarray:
+    """`(t, 3)` as in `_Measured.lost`, with these rows in the place of the batch's."""
     values = batch.stream.clone()
     values[batch.usual] = rows
-    nll = lm.token_nll(
-        model, batch.tokens, batch.mask, [(hook, hooks.replace(values, batch.usual, allow_mismatch=True))]
-    )
-    return nll[batch.inner[:, :-1]].double().numpy()
+    edit = hooks.replace(values, batch.usual, allow_mismatch=True)
+    wanted = batch.inner[:, :-1]
+    logits = lm.next_logits(model, batch.tokens, batch.mask, [(hook, edit)], wanted=wanted, known=(hook, values))
+    nll = lm.nll(logits, batch.targets)
+    kl, top1 = lm.divergence(batch.logits, logits)
+    return torch.stack([nll.double(), kl.double(), top1.double()], dim=1).numpy()
 
 
-def _add_metrics(results: Results, measured: _Measured, settings: dict[str, Setting]) -> None:
+def _add_metrics(results: Results, measured: _Measured, conditions: Sequence[_Condition]) -> None:
     owners = measured.token_owners
     results.add(CLEAN, TASK, "", "nll", **bootstrap_mean(measured.clean, owners)._asdict())
-    floor = measured.nll[MEAN] - measured.clean
-    for label, nll in measured.nll.items():
-        setting, delta = settings.get(label, Setting()), nll - measured.clean
-        results.add(label, TASK, setting, "nll", **bootstrap_mean(nll, owners)._asdict())
-        results.add(label, TASK, setting, "delta_nll", **bootstrap_mean(delta, owners)._asdict())
+    for condition in conditions:
+        label, setting, delta = condition.label, condition.setting, measured.delta(condition.label)
+        nll, kl, top1 = measured.lost[label].T
+        means = {"nll": nll, "delta_nll": delta, "kl": kl, "top1": top1}
+        for name, values in means.items():
+            results.add(label, TASK, setting, name, **bootstrap_mean(values, owners)._asdict())
         for name, error, spread in zip(_FVU, measured.error[label].T, measured.spread.T, strict=False):
             fvu = bootstrap_ratio(error, spread, measured.row_owners)
             results.add(label, TASK, setting, name, **fvu._asdict())
-        recovered = bootstrap_ratio(floor - delta, floor, owners)
-        results.add(label, TASK, setting, "loss_recovered", **recovered._asdict())
+        for name, ablation in (("loss_recovered", MEAN), ("loss_recovered_zero", ZERO)):
+            floor = measured.delta(ablation)
+            results.add(label, TASK, setting, name, **bootstrap_ratio(floor - delta, floor, owners)._asdict())
 
 
-def _add_differences(results: Results, measured: _Measured, entries: Sequence[Entry]) -> None:
-    """Paired differences, each at its own distortion, then at the other's."""
+def _add_differences(results: Results, measured: _Measured, conditions: Sequence[_Condition]) -> None:
+    """Paired differences, each at its own distortion, then at the other's; between noise levels alone none."""
     owners = measured.token_owners
-    for first, second in combinations(entries, 2):
-        gap = bootstrap_mean(measured.nll[first.label] - measured.nll[second.label], owners)
+    compared = [c for c in conditions if c.label not in (MEAN, ZERO)]
+    for first, second in combinations(compared, 2):
+        if first.curve == NOISE:
+            continue
+        gap = bootstrap_mean(measured.lost[first.label][:, 0] - measured.lost[second.label][:, 0], owners)
         results.add(first.label, TASK, first.setting, "delta_nll_diff", **gap._asdict(), other=second.label)
-    for curve, labels in _curves(entries).items():
+    for curve, labels in _curves(compared).items():
         fvu = {label: measured.fvu(label) for label in labels}
-        for other in (e for e in entries if e.label not in labels):
+        for other in (c for c in compared if c.label not in labels):
             point = match(fvu, measured.fvu(other.label))
             if point is None:
                 continue
-            low, high, its = (measured.nll[label] - measured.clean for label in (point.low, point.high, other.label))
+            low, high, its = (measured.delta(label) for label in (point.low, point.high, other.label))
             gap = matched_difference(low, high, its, owners, point.weight)
             setting = Setting(fvu=f"{measured.fvu(other.label):.4f}", between=f"{point.low},{point.high}")
             results.add(curve, TASK, setting, "delta_nll_matched_diff", **gap._asdict(), other=other.label)
 
 
-def _curves(entries: Sequence[Entry]) -> dict[str, list[str]]:
+def _curves(conditions: Sequence[_Condition]) -> dict[str, list[str]]:
     """Labels of one model at several settings, by the name they share."""
-    groups: dict[int, list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault(id(entry.model), []).append(entry)
+    groups: dict[object, list[str]] = {}
+    for condition in conditions:
+        groups.setdefault(condition.curve, []).append(condition.label)
     curves: dict[str, list[str]] = {}
-    for group in groups.values():
-        if len(group) < 2:
+    for labels in groups.values():
+        if len(labels) < 2:
             continue
-        labels = [e.label for e in group]
         columns = zip(*(label.split() for label in labels), strict=False)
         shared = takewhile(lambda words: len(set(words)) == 1, columns)
-        name = " ".join(words[0] for words in shared) or group[0].model.kind
+        name = " ".join(words[0] for words in shared) or labels[0].split()[0]
         curves[name if name not in curves else f"{name} ({labels[0]})"] = labels
     return curves
 
 
 def _network_calls(entry: Entry) -> int | None:
-    """Network evaluations of one reconstruction by a flow."""
-    if not isinstance(entry.model, VelocityField):
+    """Network evaluations of one reconstruction by a flow; a Gaussian's is known in closed form."""
+    if not isinstance(entry.model, VelocityField) or entry.model.kind == "gaussian":
         return None
     return plan(**{name: value for name, value in entry.options.items() if name in _PLAN}).network_calls
