@@ -8,7 +8,7 @@ numbers are those of autocast and fused AdamW, but for the order of sums.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -72,7 +72,8 @@ class Linear(nn.Linear):
         if self._copies is None or not torch.is_grad_enabled():
             return linear(x, self.weight, bias)
         weight, own = self._copies
-        product: Tensor = _Product.apply(x.to(weight.value.dtype), self.weight, weight, None if bias is None else own)
+        apply: Callable[..., Tensor] = _Product.apply
+        product = apply(x.to(weight.value.dtype), self.weight, weight, None if bias is None else own)
         return product
 
 
@@ -138,9 +139,9 @@ class MixedAdamW(AdamW):
             self._other_grads[at.start - self._split : at.stop - self._split].view_as(p)
             for p, at in zip(self._others, other_places, strict=True)
         ]
-        of = dict(zip(inner, self._working, strict=True))
+        of = {id(p): working for p, working in zip(inner, self._working, strict=True)}
         for layer in self._layers:
-            layer._copies = (of[layer.weight], of[layer.bias])
+            layer._copies = (of[id(layer.weight)], of[id(layer.bias)])
         self.refresh()
 
     def refresh(self) -> None:

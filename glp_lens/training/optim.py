@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -25,7 +25,7 @@ def optimizers(module: nn.Module, config: TrainConfig) -> list[Optimizer]:
         InputError: the installed torch has no such optimiser.
     """
     options: Json = {"lr": config.lr, "betas": (0.9, config.beta2)}
-    adamw = partial(AdamW, **options, fused=True)
+    adamw: Callable[..., Optimizer] = partial(AdamW, **options, fused=True)
     if config.optimizer == "adamw":
         if _mixed(module, config):
             return [MixedAdamW(module, clip=config.clip, **options)]
