@@ -112,7 +112,7 @@ def _checkpoints(job: SteerJob, trained: Mapping[str, ActivationModel]) -> dict[
             continue
         for path in sorted((Path(folder) / "checkpoints").glob("step_*")):
             checkpoint = GLP.from_pretrained(folder, path.name).to(job.device)
-            more[f"{label} {path.name.replace('step_', 'step ')}"] = bound(checkpoint, trained[label].hook or "")
+            more[f"{label} step {int(path.name.removeprefix('step_'))}"] = bound(checkpoint, trained[label].hook or "")
     if not more:
         raise InputError("none of the models has checkpoints: train with 'glp-lens train glp --checkpoints 8'")
     return more
