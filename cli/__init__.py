@@ -62,6 +62,7 @@ _add("collect", pipeline.CollectJob, "collect", _about(pipeline.collect))
 _add("train", pipeline.TrainJob, "train", _about(pipeline.train), "kind")
 _add("direction", pipeline.DirectionJob, "direction", _about(pipeline.direction))
 _add("generate", pipeline.GenerateJob, "generate", _about(pipeline.generate))
+_add("sample", pipeline.SampleJob, "sample", _about(pipeline.sample), "folder")
 for suite in in_report():
     _add(suite.command, suite.settings, "run_suite", _about(suite.job.measure))
 _add("compare", pipeline.CompareJob, "compare", _about(pipeline.compare))

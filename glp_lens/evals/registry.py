@@ -1,4 +1,4 @@
-"""The suites, one row each, in the order in which a comparison runs them.
+"""The suites, one row each, in the order in which a comparison runs those of them that it runs.
 
 A suite is a package with these modules:
 
@@ -32,12 +32,14 @@ class Suite:
         command: that runs it.
         job_name: class of the command's settings.
         section: where in a report it stands.
+        compared: whether `compare` and `quickstart` run it.
     """
 
     name: str
     command: str
     job_name: str
     section: int
+    compared: bool = True
 
     @property
     def package(self) -> ModuleType:
@@ -73,7 +75,9 @@ SUITES = (
     Suite("probing", "probe", "ProbeJob", 1),
     Suite("steering", "steer", "SteerJob", 2),
     Suite("fidelity", "fidelity", "FidelityJob", 3),
+    Suite("generation", "generation", "GenerationJob", 5, compared=False),
 )
+COMPARED = tuple(suite for suite in SUITES if suite.compared)
 
 
 def in_report() -> list[Suite]:

@@ -103,7 +103,7 @@ class Metric:
     """One measured number, tidy: one row of `metrics.csv`.
 
     Attributes:
-        suite: `probing`, `steering`, `fidelity` or `density`.
+        suite: `probing`, `steering`, `fidelity`, `density` or `generation`.
         model: label of the model, for example `glp` or `sae`.
         task: dataset, concept or document set; `all` for a mean over them.
         setting: everything else that identifies the number.

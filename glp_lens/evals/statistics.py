@@ -145,6 +145,28 @@ def standard_error(draws: Floats, n: int) -> Floats:
     return np.std(draws[1:], axis=0) * np.sqrt(n / (n - 1)) if n > 1 else np.full_like(draws[0], np.nan)
 
 
+def jackknife(draws: Floats, n: int, *, extrapolate: bool = False) -> Interval:
+    """Interval of a statistic from its values on all data and without each of some groups of it.
+
+    The delete-a-group jackknife: for statistics that a bootstrap would shift, since a resample repeats rows, such as
+    distances between samples. The groups hold whole clusters and are of about equal size; the interval is Student's
+    with one degree of freedom less than groups.
+
+    Args:
+        draws: `(1 + groups,)`, on all data, then without each group; two groups at least.
+        n: independent units behind the statistic.
+        extrapolate: take the value at infinitely many rows, on the line in 1/n through the statistic and the mean of
+            those without a group: Quenouille's (1949) correction, which removes a bias of order 1/n.
+    """
+    value, without = float(draws[0]), np.asarray(draws[1:], dtype=np.float64)
+    groups = len(without)
+    error = float(np.sqrt((groups - 1) / groups * np.square(without - without.mean()).sum()))
+    if extrapolate:
+        value += (groups - 1) * (value - float(without.mean()))
+    half = _t(groups, 0.975) * error
+    return Interval(value, value - half, value + half, n)
+
+
 def p_values(draws: Floats, n: int) -> Floats:
     """Two-sided p that the value is 0: Student's t with the bootstrap's standard error and `n - 1` degrees of freedom.
 

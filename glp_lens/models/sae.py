@@ -23,7 +23,7 @@ from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.stream import ActivationStream
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
-from glp_lens.interface import Featurizer, Projector, Reconstructor, Scorer
+from glp_lens.interface import Decoder, Featurizer, Projector, Reconstructor, Scorer
 from glp_lens.models import sae_metadata
 from glp_lens.models.row_checks import check_rows
 from glp_lens.training.config import DEFAULT_ROWS
@@ -54,7 +54,7 @@ class Health:
     n: int
 
 
-class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
+class SAE(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Scorer):
     """A sparse autoencoder of any architecture of sae-lens that maps rows one by one.
 
     Attributes:
@@ -255,6 +255,20 @@ class SAE(ActivationModel, Featurizer, Reconstructor, Projector, Scorer):
         """Activations of the latents, `(n, n_features)`."""
         latents: Tensor = self.sae.encode(check_rows(x, self.d_in).to(self.sae.W_dec.device))
         return latents.to(x.device)
+
+    @torch.no_grad()
+    def decode(self, features: Features) -> Acts:
+        """The rows with these activations of the latents.
+
+        Raises:
+            InputError: features of another shape, or an autoencoder that scales each row by its own mean and spread,
+                which latents alone do not have.
+        """
+        if self.sae.cfg.normalize_activations == "layer_norm":
+            raise InputError("this autoencoder standardises each row by itself, so that latents alone give no rows")
+        latents = check_rows(features, self.n_features).to(self.sae.W_dec.device)
+        decoded: Tensor = self.sae.decode(latents)
+        return decoded.to(features.device)
 
     @torch.no_grad()
     def reconstruct(

@@ -13,12 +13,14 @@ from glp_lens.pipeline.compare import CompareJob, compare
 from glp_lens.pipeline.direction import DirectionJob, direction
 from glp_lens.pipeline.generate import GenerateJob, generate
 from glp_lens.pipeline.report import ReportJob, report
+from glp_lens.pipeline.sample import SampleJob, sample
 from glp_lens.pipeline.suites import run_suite
 from glp_lens.pipeline.train import TrainJob, train
 
 if TYPE_CHECKING:
     from glp_lens.evals.density.job import DensityJob
     from glp_lens.evals.fidelity.job import FidelityJob
+    from glp_lens.evals.generation.job import GenerationJob
     from glp_lens.evals.probing.job import ProbeJob
     from glp_lens.evals.steering.job import SteerJob
 
@@ -29,8 +31,10 @@ __all__ = [
     "DirectionJob",
     "FidelityJob",
     "GenerateJob",
+    "GenerationJob",
     "ProbeJob",
     "ReportJob",
+    "SampleJob",
     "SteerJob",
     "TrainJob",
     "collect",
@@ -40,6 +44,7 @@ __all__ = [
     "generate",
     "report",
     "run_suite",
+    "sample",
     "train",
 ]
 

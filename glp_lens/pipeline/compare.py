@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from glp_lens.errors import InputError
 from glp_lens.evals.probing.settings import Size, parse_size
-from glp_lens.evals.registry import SUITES, Suite
+from glp_lens.evals.registry import COMPARED, Suite
 from glp_lens.pipeline.collect import CollectJob, collect
 from glp_lens.pipeline.inputs import (
     ColumnSettings,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareJob(
-    *(settings for suite in SUITES for settings in suite.own_settings),  # type: ignore[misc]
+    *(settings for suite in COMPARED for settings in suite.own_settings),  # type: ignore[misc]
     LanguageModelSettings,
     ContextSettings,
     TextsSettings,
@@ -121,7 +121,7 @@ def compare(
         InputError: bad settings, a model or hook point that cannot be used, or a folder that holds another run.
     """
     files: Json = {}
-    for suite in SUITES:  # refused before any work, and not after minutes
+    for suite in COMPARED:  # refused before any work, and not after minutes
         files |= suite.job.check(settings)
     run = _Comparison(settings, model, texts, command)
     shared = settings.to_json() | files | run.identify()
@@ -182,8 +182,8 @@ class _Comparison:
                   partial(self.train, *baselines)),
             *(Stage(suite.name, tuple(name for each in suite.own_settings for name in _names(each)), fits,
                     (f"results/{suite.name}", f"cache/{suite.name}"), partial(self.measure, suite))
-              for suite in SUITES),
-            Stage("report", (), tuple(suite.name for suite in SUITES), page, self.report),
+              for suite in COMPARED),
+            Stage("report", (), tuple(suite.name for suite in COMPARED), page, self.report),
         ]  # fmt: skip
 
     @cached_property
@@ -282,7 +282,7 @@ class _Comparison:
             "notes": [f"Wall-clock seconds by stage: {seconds}."],
         }
         title = f"GLP, SAE and PCA on {about['model']['name'].split(' (')[0].split('/')[-1]}"
-        folders = tuple(s.out / "results" / suite.name for suite in SUITES)
+        folders = tuple(s.out / "results" / suite.name for suite in COMPARED)
         report(ReportJob(folders=folders, out=s.out, title=title, overwrite=True), context=context, say=_quiet)
 
 

@@ -235,7 +235,7 @@ def loaded_by(statement: str) -> set[str]:
         "import glp_lens",
         "import glp_lens_cli",
         "from glp_lens import InputError",
-        *(f"import glp_lens.evals.{s}.settings" for s in ("probing", "steering", "fidelity", "density")),
+        *(f"import glp_lens.evals.{s}.settings" for s in ("probing", "steering", "fidelity", "density", "generation")),
     ],
 )
 def test_importing_is_cheap(statement):

@@ -26,8 +26,8 @@ from tests.conftest import tiny_texts
 
 HOOK = "blocks.1.hook_resid_post"
 COMMANDS = [
-    "quickstart", "collect", "train", "direction", "generate", "probe", "steer", "fidelity",
-    "density", "compare", "report", "push", "store info", "store verify", "store repair", "store merge",
+    "quickstart", "collect", "train", "direction", "generate", "sample", "probe", "steer", "fidelity",
+    "density", "generation", "compare", "report", "push", "store info", "store verify", "store repair", "store merge",
     "store import", "store export",
 ]  # fmt: skip
 runner = CliRunner(env={"COLUMNS": "200"})
@@ -135,6 +135,7 @@ GENERATE = "generate --model tiny --store {f}/store"
 DIRECTION = "direction --model tiny"
 FIDELITY = "fidelity --model tiny --texts {f}/texts.txt --out {new}"
 DENSITY = "density --models {f}/pca --out {new}"
+GENERATION = "generation --models {f}/pca --out {new}"
 COMPARE = "compare --model tiny --texts {f}/texts.txt --out {new}"
 
 MISTAKES = [
@@ -342,6 +343,28 @@ MISTAKES = [
     (DENSITY + " --store {f}/held --draws 0", "Invalid value for '--draws'"),
     (FIDELITY + " --models {f}/pca --store {f}/heldout_texts", "is of held-out texts"),
     (STEER + " --store {f}/heldout_texts", "is of held-out texts"),
+    # generation
+    (GENERATION + " --store {f}/none --heldout {f}/held", "no activation store at"),
+    (GENERATION + " --store {f}/store --heldout {f}/none", "glp-lens collect --split heldout --out acts_heldout"),
+    (GENERATION + " --store {f}/store --heldout {f}/store", "is the store that model 'pca' was trained on"),
+    (GENERATION + " --store {f}/held --heldout {f}/held", "is the training store"),
+    (GENERATION + " --store {f}/heldout_texts --heldout {f}/held", "is of held-out texts"),
+    (GENERATION + " --store {f}/store --heldout {f}/held --samples 3", "Invalid value for '--samples'"),
+    (GENERATION + " --store {f}/store --heldout {f}/held --sampling quick", "a way of sampling is a number of steps"),
+    (GENERATION + " --store {f}/store --heldout {f}/held --sampling rk9:4", "unknown solver 'rk9'"),
+    (GENERATION + " --store {f}/store --heldout {f}/elsewhere", f"model 'pca' was trained at {HOOK}"),
+    # sample
+    ("sample", "Missing argument"),
+    ("sample {f}/none", "model not found"),
+    ("sample {f}/pca --out rows.csv", "--out must be a .npy or .safetensors file"),
+    ("sample {f}/pca --out {f}/wide.npy", "pass --overwrite"),
+    ("sample {f}/pca --out {new}.npy --n 0", "Invalid value for '--n'"),
+    ("sample {f}/pca --out {new}.npy --steps 5", "a pca has no option --steps"),
+    ("sample {f}/pca --out {new}.npy --fast", "a pca has no option --fast"),
+    ("sample {f}/pca --out {new}.npy --class 2", "this pca knows no class 2: it knows none"),
+    ("sample {f}/pca --out {new}.npy --guidance 2", "pass --class too"),
+    ("sample {f}/pca --out {new}.npy --device banana", "device 'banana'"),
+    ("sample {f}/cut_model --out {new}.npy", "weights cannot be read"),
     # compare and quickstart, which are one
     (COMPARE + " --tokens 0", "Invalid value for '--tokens'"),
     (COMPARE + " --rows 3", "at least one batch"),
