@@ -65,6 +65,7 @@ _add("generate", pipeline.GenerateJob, "generate", _about(pipeline.generate))
 _add("sample", pipeline.SampleJob, "sample", _about(pipeline.sample), "folder")
 for suite in in_report():
     _add(suite.command, suite.settings, "run_suite", _about(suite.job.measure))
+_add("score", pipeline.ScoreJob, "score", _about(pipeline.score))
 _add("compare", pipeline.CompareJob, "compare", _about(pipeline.compare))
 _add("report", pipeline.ReportJob, "report", _about(pipeline.report), "folders")
 app.command("push")(push.push)

@@ -143,6 +143,9 @@ class Sampler(Capability, ABC):
 class Scorer(Capability, ABC):
     """Says how typical an activation is."""
 
+    scores_density: ClassVar[bool] = False
+    """Whether `score` is, by default, a log-density in nats and activation units."""
+
     @abstractmethod
     def score(self, x: Acts, *, noise: Acts | None = None, generator: Generator | None = None) -> PerRow:
         """One number a row, higher for more typical rows: a log-density or a negative error."""

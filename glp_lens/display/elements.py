@@ -45,6 +45,14 @@ class Example:
 
 
 @dataclass(frozen=True)
+class ColouredText:
+    """A text as tokens, each with a share from 0 to 1 that says how strongly it is coloured."""
+
+    title: str
+    tokens: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
 class Part:
     """A titled part of a long section."""
 
@@ -65,6 +73,7 @@ class Section:
     tables: list[Table] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
+    texts: list[ColouredText] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -75,7 +75,8 @@ SUITES = (
     Suite("probing", "probe", "ProbeJob", 1),
     Suite("steering", "steer", "SteerJob", 2),
     Suite("fidelity", "fidelity", "FidelityJob", 3),
-    Suite("generation", "generation", "GenerationJob", 5, compared=False),
+    Suite("detect", "detect", "DetectJob", 5, compared=False),
+    Suite("generation", "generation", "GenerationJob", 6, compared=False),
 )
 COMPARED = tuple(suite for suite in SUITES if suite.compared)
 

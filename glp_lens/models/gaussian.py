@@ -47,6 +47,7 @@ class Gaussian(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, S
     """
 
     kind: ClassVar[str] = "gaussian"
+    scores_density: ClassVar[bool] = True
 
     def __init__(self, mean: Tensor, std: Tensor, eigenvalues: Tensor, eigenvectors: Tensor | None) -> None:
         self.mean, self.std = mean, std

@@ -48,6 +48,7 @@ class PCA(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sample
     """
 
     kind: ClassVar[str] = "pca"
+    scores_density: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -14,11 +14,13 @@ from glp_lens.pipeline.direction import DirectionJob, direction
 from glp_lens.pipeline.generate import GenerateJob, generate
 from glp_lens.pipeline.report import ReportJob, report
 from glp_lens.pipeline.sample import SampleJob, sample
+from glp_lens.pipeline.score import ScoreJob, score
 from glp_lens.pipeline.suites import run_suite
 from glp_lens.pipeline.train import TrainJob, train
 
 if TYPE_CHECKING:
     from glp_lens.evals.density.job import DensityJob
+    from glp_lens.evals.detect.job import DetectJob
     from glp_lens.evals.fidelity.job import FidelityJob
     from glp_lens.evals.generation.job import GenerationJob
     from glp_lens.evals.probing.job import ProbeJob
@@ -28,6 +30,7 @@ __all__ = [
     "CollectJob",
     "CompareJob",
     "DensityJob",
+    "DetectJob",
     "DirectionJob",
     "FidelityJob",
     "GenerateJob",
@@ -35,6 +38,7 @@ __all__ = [
     "ProbeJob",
     "ReportJob",
     "SampleJob",
+    "ScoreJob",
     "SteerJob",
     "TrainJob",
     "collect",
@@ -45,6 +49,7 @@ __all__ = [
     "report",
     "run_suite",
     "sample",
+    "score",
     "train",
 ]
 

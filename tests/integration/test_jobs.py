@@ -55,7 +55,11 @@ def models(*names):
 @pytest.mark.parametrize(
     ("suite_name", "line"),
     [
-        ("density", f"density --models {models('glp', 'sae', 'pca', 'gaussian')} --store runs/acts/heldout"),
+        (
+            "density",
+            f"density --models {models('glp', 'sae', 'pca', 'gaussian')} --store runs/acts/heldout "
+            "--train-store runs/acts/train",
+        ),
         (
             "probing",
             f"probe LM --models {models('glp', 'sae', 'pca', 'gaussian', 'raw', 'random')} "
@@ -68,7 +72,7 @@ def models(*names):
         ),
         (
             "fidelity",
-            f"fidelity LM --models {models('glp', 'sae', 'pca', 'pca_raw')} --store runs/acts/train --texts texts.csv "
+            f"fidelity LM --models {models('glp', 'sae', 'pca', 'pca_raw', 'gaussian')} --store runs/acts/train --texts texts.csv "
             "--documents 5 --context 24",
         ),
     ],
@@ -77,7 +81,12 @@ def test_a_command_and_the_comparison_give_equal_numbers(run, suite_name, line):
     said = run.command(f"{line} --out alone/{suite_name}")
     alone, together = (run.root / folder / suite_name for folder in ("alone", "runs/results"))
     assert (alone / "metrics.csv").read_bytes() == (together / "metrics.csv").read_bytes()
-    titles = {"probing": "Sparse probing", "steering": "Steering", "fidelity": "Fidelity", "density": "Density"}
+    titles = {
+        "probing": "Sparse probing",
+        "steering": "Steering",
+        "fidelity": "Fidelity",
+        "density": "Density",
+    }
     assert f"<title>{titles[suite_name]}</title>" in (alone / "report.html").read_text()
     assert f"alone/{suite_name}/report.html" in said
 

@@ -235,7 +235,10 @@ def loaded_by(statement: str) -> set[str]:
         "import glp_lens",
         "import glp_lens_cli",
         "from glp_lens import InputError",
-        *(f"import glp_lens.evals.{s}.settings" for s in ("probing", "steering", "fidelity", "density", "generation")),
+        *(
+            f"import glp_lens.evals.{s}.settings"
+            for s in ("probing", "steering", "fidelity", "density", "detect", "generation")
+        ),
     ],
 )
 def test_importing_is_cheap(statement):

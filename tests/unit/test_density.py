@@ -4,15 +4,18 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate
+from scipy.special import polygamma
+from scipy.stats import multivariate_normal, norm
 from sklearn.metrics import roc_auc_score
 
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.evals import density
-from glp_lens.evals.density import DensityData, DensitySettings
+from glp_lens.evals.density import DensityData, DensitySettings, bits
 from glp_lens.evals.entries import Entry
 from glp_lens.flow.schedule import sigma_bin
 from glp_lens.interface import Scorer, VelocityField
+from glp_lens.models.gaussian import Gaussian
 
 D = 7
 VARIANCES = torch.linspace(0.2, 1.8, D, dtype=torch.float64)
@@ -219,3 +222,117 @@ def test_a_run_with_equal_inputs_reads_its_results(rows, tmp_path, monkeypatch):
     assert not calls
     density.run(entries, data, DensitySettings(seed=1), folder=tmp_path)
     assert calls
+
+
+def correlated(n, seed=0):
+    """Rows of a known Gaussian `(n, 3)` that are bfloat16 numbers, and its covariance."""
+    mixing = torch.tensor([[2.0, 0.0, 0.0], [1.0, 0.5, 0.0], [0.3, -0.4, 1.5]], dtype=torch.float64)
+    draws = torch.randn(n, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) @ mixing.T
+    return draws.bfloat16().float(), (mixing @ mixing.T).numpy()
+
+
+def test_densities_fitted_to_rows_meet_the_gaussian_that_they_come_from():
+    train, covariance = correlated(20_000)
+    rows, _ = correlated(2000, seed=1)
+    x = rows.double().numpy()
+    fitted = bits.fitted(train, seed=0)
+    exact = multivariate_normal(np.zeros(3), covariance).logpdf(x)
+    assert np.abs(fitted["mixture"](x) - exact).mean() < 0.1
+    independent = norm(0, np.sqrt(np.diag(covariance))).logpdf(x).sum(1)
+    np.testing.assert_allclose(fitted["diagonal gaussian"](x).mean(), independent.mean(), atol=0.02)
+    # Of the k-th neighbour each value is noisy, with the variance of log(Gamma(k)), about 1 / k; the mean is not.
+    neighbours = fitted["neighbours"](x)
+    assert neighbours.mean() == pytest.approx(exact.mean(), abs=0.05)
+    assert (neighbours - exact).std() == pytest.approx(polygamma(1, bits.NEIGHBOUR) ** 0.5, abs=0.15)
+
+
+def test_a_mixture_is_known_better_than_by_one_gaussian():
+    generator = torch.Generator().manual_seed(3)
+    centres = 4 * torch.randint(2, (9000, 1), generator=generator) - 2.0
+    x = torch.randn(9000, 2, generator=generator) * 0.5 + centres * torch.tensor([1.0, -1.0])
+    fitted, held = bits.fitted(x[:7000], seed=0), x[7000:].double().numpy()
+    peaks = [multivariate_normal([s, -s], 0.25 * np.eye(2)).logpdf(held) for s in (2, -2)]
+    exact = np.logaddexp(*peaks) - np.log(2)
+    assert fitted["mixture"](held).mean() == pytest.approx(exact.mean(), abs=0.05)
+    assert fitted["diagonal gaussian"](held).mean() < exact.mean() - 0.5
+
+
+def test_cells_are_what_bfloat16_rounds_to_a_number():
+    x = torch.tensor([[1.0, -3.0], [1.0078125, -2.0], [1.5, -2.03125]])
+    low, width = bits.cells(x)
+    for part in (1e-3, 0.25, 0.5, 0.999):
+        assert torch.equal((low + part * width).bfloat16().float(), x)
+    for outside in (low - 1e-3 * width, low + 1.001 * width):
+        assert not (outside.bfloat16().float() == x).any()
+    assert bits.cells(x + 1e-4) is None
+
+
+def test_a_value_of_0_has_no_endless_density():
+    x = torch.cat([torch.zeros(1, 1), torch.randn(999, 1, generator=torch.Generator().manual_seed(0))]).bfloat16()
+    _, width = bits.cells(x.float())
+    assert float(width.min()) > 1e-3
+
+
+def test_bits_of_dequantised_rows_are_a_code_length():
+    """A Gaussian on a lattice of cells of one width: minus the log of the probability of each cell, by scipy."""
+    rows, covariance = correlated(3000, seed=5)
+    deviation = np.sqrt(covariance[0, 0])
+    x = (rows[:, :1].double() / deviation).clamp(1.0, 1.99).bfloat16().float()  # one exponent, cells of 2^-7
+    spread, widths = bits.dequantised(x, seed=1)
+    np.testing.assert_allclose(widths, np.log(2**-7) * np.where(x[:, 0] == 1, np.log(0.75 / 128) / np.log(1 / 128), 1))
+    probability = norm.cdf(x + 2**-8) - norm.cdf(x - 2**-8)
+    inner = (x[:, 0] > 1).numpy()
+    written = -(norm.logpdf(spread[:, 0].double().numpy()) + widths)
+    want = -np.log(probability[:, 0])
+    assert np.abs(written - want)[inner].mean() < 0.01
+
+
+def test_bits_per_dimension_stand_beside_each_other_in_one_table():
+    train, covariance = correlated(6000)
+    x, _ = correlated(800, seed=2)
+
+    class Flow(ExactGaussian):
+        """Its log-density is the exact one, told with an error."""
+
+        def log_density(self, x, *, steps, probes):
+            exact = multivariate_normal(np.zeros(3), covariance).logpdf(x.double().numpy())
+            return torch.from_numpy(exact + 0.03 / steps), torch.full((len(x),), 0.1)
+
+    entries = [Entry("glp", Flow(torch.ones(3))), Entry("gaussian", gaussian_of(covariance))]
+    settings = DensitySettings(density_rows=400, ode_steps=8, seed=1)
+    results = density.run(entries, DensityData(x, np.arange(800) // 4, fit=train), settings)
+    labels = ["glp", "gaussian", "diagonal gaussian", "mixture", "neighbours"]
+    found = {m: value(results, m, "bits_per_dim", "rows=stored") for m in labels}
+    scale = x.double().std(0, correction=0)
+    entropy = 0.5 * np.log(np.linalg.det(2 * np.pi * np.e * covariance)) - float(scale.log().sum())
+    assert found["gaussian"].value == pytest.approx(entropy / 3 / np.log(2), abs=0.05)
+    assert found["gaussian"].ci_low < entropy / 3 / np.log(2) < found["gaussian"].ci_high
+    assert found["glp"].value == pytest.approx(found["gaussian"].value, abs=0.01)
+    assert found["diagonal gaussian"].value > found["gaussian"].value + 0.1
+    probe_error = value(results, "glp", "bits_probe_error", "rows=stored").value
+    assert probe_error == pytest.approx(0.1 / 20 / 3 / np.log(2), rel=1e-6)
+    step = value(results, "glp", "bits_step_change", "rows=stored").value
+    assert step == pytest.approx((0.03 / 4 - 0.03 / 8) / 3 / np.log(2), rel=1e-3)
+    gap = value(results, "glp", "bits_per_dim_diff:gaussian", "rows=stored")
+    assert gap.value == pytest.approx(found["glp"].value - found["gaussian"].value, abs=1e-9)
+    # In coarse cells a stored number takes fewer bits than 16, and a density without cells says something else.
+    spread = value(results, "gaussian", "bits_per_dim", "rows=dequantised").value
+    assert spread == pytest.approx(found["gaussian"].value, abs=0.01)
+    assert 6 < value(results, "gaussian", "bits_per_number", "rows=dequantised").value < 12
+
+
+def gaussian_of(covariance):
+    values, vectors = np.linalg.eigh(covariance)
+    return Gaussian(torch.zeros(3), torch.ones(3), torch.as_tensor(values).float(), torch.as_tensor(vectors).float())
+
+
+def test_copies_of_training_rows_have_no_bits_until_they_are_dequantised():
+    train, _ = correlated(600)
+    train[:20] = train[0]
+    x = torch.cat([train[:1], correlated(50, seed=3)[0]])
+    results = density.run([], DensityData(x, np.arange(51), fit=train), DensitySettings(density_rows=51))
+    assert any("neighbours: the log-density of 1 of 51 stored rows is not finite" in s for s in results.failures)
+    frame = results.frame()
+    kept = frame[(frame.model == "neighbours") & (frame.metric == "bits_per_dim")]
+    assert kept.setting.tolist() == ["rows=dequantised"]
+    assert np.isfinite(kept.value).all()

@@ -218,7 +218,7 @@ def test_plain_pca_has_its_own_style_and_no_unknown_model_shares_it():
 
 
 def test_empty_or_nearly_empty_results_do_not_break_the_page(tmp_path):
-    for suite in ("probing", "steering", "fidelity", "density"):
+    for suite in ("probing", "steering", "fidelity", "density", "detect"):
         results = Results(suite)
         results.add("glp", "all", "", "unknown_metric", math.nan)
         assert Page(write_report([results], tmp_path / suite).read_text()).open == []

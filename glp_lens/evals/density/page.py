@@ -11,6 +11,7 @@ from glp_lens.display.comparisons import Verdict, differences, facing, judge, op
 from glp_lens.display.elements import (
     Cell,
     Section,
+    Table,
     find_row,
     metric_lines,
     rows_of,
@@ -26,7 +27,11 @@ TITLE = "Density"
 CONDITIONS = {
     "predict": Style("predict", GREY, "X"),
     "isotropic": Style("isotropic", GREY, "P"),
+    "diagonal": Style("diagonal", GREY, "p"),
+    "mixture": Style("mixture of 16 Gaussians", GREY, "*"),
+    "neighbours": Style("nearest neighbours", GREY, "H"),
 }
+_ERRORS = ("bits_probe_error", "bits_step_change")
 ALL = Setting(sigma="all")
 """The setting of losses over all noise levels."""
 
@@ -64,6 +69,7 @@ def section(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette, _foc
         columns.append(("Exact bound", [Cell(number(bounds.get(sigma))) for sigma in levels.sigma]))
         tables.append(table_of("Loss by noise level", columns, folded=True))
         figures.append(curves(frame, palette))
+    bits = _bits(frame)
     data = runs[0].data
     notes = [
         f"{count(data.get('rows'))} held-out activations of {count(data.get('documents'))} documents; "
@@ -73,6 +79,16 @@ def section(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette, _foc
         "loss on these rows, which also pays for the step from training to held-out text.",
         "Predicting 0 costs about 2, and knowing only means and variances π/2 = 1.571.",
     ]
+    if bits is not None:
+        tables.insert(1, bits)
+        notes.append(
+            "Bits per dimension are minus the log-density in units of the rows' standard deviations. A GLP's comes "
+            "from the probability-flow ODE: the last column has its standard error by random probes and what half the "
+            "steps would change. Stored bfloat16 numbers lie on a lattice, where a density can grow without bound: "
+            "that of the nearest neighbours does, where a row has copies in training. “Dequantised” rows are spread "
+            "evenly over the cells of the lattice, and “bits a number” is what a model would need to write one stored "
+            "number of 16 bits."
+        )
     return Section(
         "density",
         "Density: how well is the distribution known?",
@@ -84,6 +100,30 @@ def section(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette, _foc
         tables,
         notes=notes,
     )
+
+
+def _bits(frame: pd.DataFrame) -> Table | None:
+    """Bits per dimension of stored and of dequantised rows, the fewest first."""
+    measured = frame[frame.metric == "bits_per_dim"]
+    if measured.empty:
+        return None
+    ways = {"stored": Setting(rows="stored"), "dequantised": Setting(rows="dequantised")}
+    models = list(dict.fromkeys(measured.sort_values("value").model))
+    columns = [("Model", [Cell(display(m, CONDITIONS)) for m in models])]
+    for way, setting in ways.items():
+        rows = rows_of(measured[measured.setting == setting], models)
+        if any(row is not None for row in rows):
+            columns.append((f"Bits a dimension, {way}", value_cells(rows, highest=False)))
+    numbers = rows_of(frame, models, metric="bits_per_number")
+    if any(row is not None for row in numbers):
+        columns.append(("Bits a number", [value_cell(row, 2) for row in numbers]))
+    errors = [[find_row(frame, model=m, setting=ways["stored"], metric=metric) for metric in _ERRORS] for m in models]
+    if any(row is not None for pair in errors for row in pair):
+        columns.append(
+            ("Error by probes, by steps", [Cell(", ".join(number(r.value) for r in pair if r is not None) or DASH)
+                                           for pair in errors])
+        )  # fmt: skip
+    return table_of("Bits per dimension of the same held-out activations; lower is better.", columns)
 
 
 def _by_noise_level(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
@@ -172,6 +212,11 @@ def verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
                 f"That is {number(abs(below.value), 1)}% {interval(*ends, 1)} {side} the exact bound for Gaussians"
                 + ("" if below.value > 0 else ": it has learnt nothing beyond means and covariances")
             )
+        notes += [
+            f"In bits per dimension of {o.setting.get('rows')} rows the difference is {shown(o)}"
+            for o in facing(differences(frame, "bits_per_dim"), focus)
+            if (o.first, o.second, o.setting) == (d.first, d.second, Setting(rows="dequantised"))
+        ]
         bins = [o for o in pairs if (o.first, o.second) == (d.first, d.second) and o.setting != ALL]
         worse = [o.setting.range("sigma") for o in bins if judge(o, higher_is_better=False) == "behind"]
         if worse and outcome != "behind":
@@ -182,6 +227,7 @@ def verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
 
 
 def text_table(results: Results) -> str:
-    """The flow-matching loss over all noise levels, a line a model."""
+    """The flow-matching loss over all noise levels and the bits per dimension, a line a model each."""
     frame = structured_frame(results.metrics)
-    return metric_lines(frame[(frame.metric == "flow_loss") & (frame.setting == ALL)])
+    loss = frame[(frame.metric == "flow_loss") & (frame.setting == ALL)]
+    return metric_lines(pd.concat([loss, frame[frame.metric == "bits_per_dim"]]))

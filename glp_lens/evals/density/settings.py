@@ -19,3 +19,11 @@ class DensitySettings(SuiteSettings):
     """How often each held-out activation is noised."""
     score_rows: int = option(1024, min=2)
     """Activations in the typicality check, drawn from all documents."""
+    density_rows: int = option(128, min=0)
+    """Activations whose log-density is compared in bits per dimension; 0 for none. A GLP's takes seconds a row."""
+    ode_steps: int = option(32, min=1)
+    """Evaluations of the velocity in a log-density by the probability-flow ODE."""
+    ode_probes: int = option(4, min=0)
+    """Random directions that estimate its divergence; 0 for the exact trace."""
+    fit_rows: int = option(50_000, min=100)
+    """Training activations that the diagonal Gaussian, the mixture and the nearest neighbours are fitted to."""

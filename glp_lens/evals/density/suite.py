@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from glp_lens.errors import InputError
 from glp_lens.evals.cache import ResultCache
+from glp_lens.evals.density import bits
 from glp_lens.evals.density.settings import DensitySettings
 from glp_lens.evals.density.triples import SIGMA_GRID, isotropic_velocity, no_velocity, stratified_sigma
 from glp_lens.evals.entries import Entry, usable
@@ -57,12 +58,15 @@ class DensityData:
         source: provenance of the rows (`ActivationStore.provenance()`), by which models are checked; nothing is checked
             without it.
         batch_size: rows in one call of a model; it decides memory and speed, no number.
+        fit: `(m, d_in)` training rows, to which a diagonal Gaussian, a mixture and the nearest neighbours' density are
+            fitted; None leaves them out.
     """
 
     rows: Acts
     documents: ArrayLike
     source: Json = field(default_factory=dict)
     batch_size: int = 1024
+    fit: Acts | None = None
 
 
 def run(
@@ -90,7 +94,8 @@ def run(
     Returns:
         Metrics of task `heldout`: `flow_loss`, `flow_loss_bound` (setting `sigma=all` or a bin such as
         `sigma=0.1-0.2`), `below_bound_percent`, `below_gaussian_percent` (paired with the Gaussian's
-        measured loss), `flow_loss_diff:<other>` (paired, in total and by bin), `score_auroc`, `score_mean`.
+        measured loss), `flow_loss_diff:<other>` (paired, in total and by bin), `score_auroc`, `score_mean`, and
+        those of `bits.add_bits`.
 
     Raises:
         InputError: fewer than two rows, a width that is not the models', ids of another length, labels that repeat, or
@@ -101,12 +106,19 @@ def run(
         entries,
         (VelocityField, Scorer),
         lambda _: data.source,
-        reserved=tuple(REFERENCES),
+        reserved=(*REFERENCES, bits.DIAGONAL, bits.MIXTURE, bits.NEIGHBOURS),
         allow_mismatch=allow_mismatch,
     )
     return ResultCache(folder).results(
         "density",
-        lambda: [settings.to_json(), data.rows, np.asarray(data.documents), notes, [e.identity() for e in entries]],
+        lambda: [
+            settings.to_json(),
+            data.rows,
+            np.asarray(data.documents),
+            data.fit,
+            notes,
+            [e.identity() for e in entries],
+        ],
         lambda: _run(entries, data, settings, notes),
     )
 
@@ -116,7 +128,7 @@ def _run(entries: Sequence[Entry], data: DensityData, settings: DensitySettings,
     seed = settings.seed
     rows, owners, massive = _checked(entries, data.rows, np.asarray(data.documents))
     results = Results("density", failures=list(notes))
-    results.config = {"draws": settings.draws, "score_rows": settings.score_rows, "seed": seed, "bins": SIGMA_BINS}
+    results.config = {**settings.to_json(), "bins": SIGMA_BINS}
     results.data = {
         "rows": len(rows),
         "documents": len(np.unique(owners)),
@@ -135,6 +147,12 @@ def _run(entries: Sequence[Entry], data: DensityData, settings: DensitySettings,
     chosen = np.random.default_rng(seed).choice(len(rows), min(settings.score_rows, len(rows)), replace=False)
     chosen.sort()
     _add_scores(results, entries, rows[chosen], owners[chosen], seed)
+    if settings.density_rows:
+        few = np.random.default_rng(seed + 1).permutation(len(rows))[: settings.density_rows]
+        bits.add_bits(
+            results, entries, rows[few], owners[few], data.fit,
+            task=TASK, steps=settings.ode_steps, probes=settings.ode_probes, seed=seed,
+        )  # fmt: skip
     results.seconds = time.perf_counter() - started
     return results
 
