@@ -72,8 +72,8 @@ def models(*names):
         ),
         (
             "fidelity",
-            f"fidelity LM --models {models('glp', 'sae', 'pca', 'pca_raw', 'gaussian')} --store runs/acts/train --texts texts.csv "
-            "--documents 5 --context 24",
+            f"fidelity LM --models {models('glp', 'sae', 'pca', 'pca_raw', 'gaussian')} --store runs/acts/train "
+            "--texts texts.csv --documents 5 --context 24",
         ),
     ],
 )
