@@ -141,7 +141,8 @@ def score(
     others = "tokens of normal texts" if settings.normal else "tokens here"
     note = f"{lm.name_of(model)} at {point}; a token's colour is the share of {others} with a lower score."
     write_tokens_page(
-        tokens, pooled, folder / PAGE, title=f"Token scores of {len(pooled)} texts", note=note,
+        tokens, pooled, folder / PAGE, note=note, first=next(iter(trained)),
+        title=f"Token scores of {len(pooled)} text{'' if len(pooled) == 1 else 's'}",
         normal=None if normal is None else {name: normal[name].to_numpy() for name in scorer.names},
     )  # fmt: skip
     for name in scorer.names:

@@ -28,6 +28,7 @@ def write_tokens_page(
     *,
     title: str,
     note: str = "",
+    first: str | None = None,
     normal: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Write the page, and return its path.
@@ -39,10 +40,11 @@ def write_tokens_page(
         texts: one row a text, indexed like `tokens.text`: `NAME_mean` of each score, and where known `NAME_p`.
         path: of the file.
         title, note: of the page.
+        first: the score that the page opens with, if it is there.
         normal: scores of tokens of normal texts, by score; a token's colour is the share of them below it, by default
             of all tokens on the page.
     """
-    names = [name for name in tokens.columns if name not in KEYS]
+    names = sorted((name for name in tokens.columns if name not in KEYS), key=lambda name: name != first)
     shares = {}
     for name in names:
         known = np.sort(tokens[name].to_numpy() if normal is None else normal[name])
