@@ -121,12 +121,13 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, no two of which share memory: safetensors refuses shared memory."""
-    seen: set[int] = set()
+    """The tensors on the CPU, no two of which overlap in memory: safetensors refuses those that do."""
+    taken: list[tuple[int, int]] = []
     copies = {}
     for name, given in tensors.items():
         tensor = given.detach().cpu().contiguous()
-        address = tensor.untyped_storage().data_ptr()
-        copies[name] = tensor.clone() if address in seen else tensor
-        seen.add(address)
+        start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+        overlaps = any(start < other_end and other_start < end for other_start, other_end in taken)
+        copies[name] = tensor.clone() if overlaps else tensor
+        taken.append((start, end))
     return copies
