@@ -19,7 +19,7 @@ from glp_lens.display.elements import (
     value_cell,
     value_cells,
 )
-from glp_lens.display.labels import GREY, MINUS, Palette, Style, count, display, family, number, p_value
+from glp_lens.display.labels import MINUS, Palette, Style, count, display, family, number, p_value
 from glp_lens.evals.detect.plots import calibration, roc
 from glp_lens.evals.detect.settings import ALL, PROBE
 from glp_lens.evals.results import Results, Setting, structured_frame
@@ -31,7 +31,7 @@ CONDITIONS = {
     "diagonal": Style("diagonal", "#b39ddb", "p"),
     "neighbours": Style("nearest neighbours", "#a6611a", "H"),
     "fitted": Style("fitted here:", "#1b7837", "d"),
-    "probe": Style("supervised probe", GREY, "X"),
+    "probe": Style("supervised probe", "#332288", "X"),
 }
 MEAN = Setting(pool="mean")
 _WAYS = {
