@@ -162,7 +162,9 @@ def test_a_shard_that_was_finished_but_not_listed_is_not_made_again(tiny_bridge,
     made = []
     reader = sys.modules[collect.__module__]._Reader
     real = reader.shard
-    monkeypatch.setattr(reader, "shard", lambda self, texts, bar: made.append(texts[0].text) or real(self, texts, bar))
+    monkeypatch.setattr(
+        reader, "shard", lambda self, i, texts, bar: made.append(texts[0].text) or real(self, i, texts, bar)
+    )
     collect(tiny_bridge, TEXTS, hooks, out, **SMALL)
     assert orphan.stat().st_mtime_ns == at
     # With a sibling that lacks it, the texts are read again, but the finished file stays.

@@ -144,7 +144,9 @@ def test_the_same_collect_brings_back_what_was_dropped_and_reads_no_other_text(
         repair(folder)
     reader = sys.modules[collect.__module__]._Reader
     real, made = reader.shard, []
-    monkeypatch.setattr(reader, "shard", lambda self, docs, bar: made.append(docs[0].text) or real(self, docs, bar))
+    monkeypatch.setattr(
+        reader, "shard", lambda self, i, docs, bar: made.append(docs[0].text) or real(self, i, docs, bar)
+    )
     collect(tiny_bridge, texts, hooks, out, **SMALL)
     assert made == [texts[4 * k] for k in sorted(lost)]
     assert sound(out) == before
