@@ -14,7 +14,8 @@ from glp_lens.report import verdicts, write_report
 from tests.unit.steering_frame import steering_frame
 from tests.unit.test_report import Page
 
-QUICKSTART = Path(__file__).parents[2] / "docs" / "results" / "quickstart" / "results.json.gz"
+EARLIER = Path(__file__).parents[1] / "golden" / "steering_results.json.gz"
+"""A suite's results as an earlier build wrote them, of one concept and one run."""
 RUNS = ((0, "float32"), (1, "float32"), (0, "bfloat16"))
 GAINS = {"glp": 0.0, "glp difference": 0.3, "gaussian": -0.3, "sae": 0.3, "shrink": 0.0, "random labels": -0.3}
 CONCEPTS = ("sports", "business", "world", "china", "python", "spam")
@@ -89,7 +90,7 @@ def test_replicates_are_not_taken_for_the_main_run(results):
 
 
 def test_results_of_a_single_run_from_before_still_make_their_page(tmp_path):
-    old = Results.from_json(json.loads(gzip.decompress(QUICKSTART.read_bytes()))["suites"]["steering"])
+    old = Results.from_json(json.loads(gzip.decompress(EARLIER.read_bytes())))
     text = write_report([old], tmp_path).read_text(encoding="utf-8")
     assert Page(text).open == []
     assert text.count("<svg") == 1
