@@ -6,7 +6,17 @@ works too.
 
 from glp_lens.defaults import DEFAULT_MODEL, Backend
 from glp_lens.lm.description import describe, identity, model_device, name_of, weight_processing, weights_hash
-from glp_lens.lm.forward import Hooks, Way, activations, divergence, next_logits, nll, token_nll, way_of_reading
+from glp_lens.lm.forward import (
+    Hooks,
+    Way,
+    activations,
+    divergence,
+    keeping,
+    next_logits,
+    nll,
+    token_nll,
+    way_of_reading,
+)
 from glp_lens.lm.generating import caches_keys_and_values, generate
 from glp_lens.lm.hook_points import (
     RESIDUAL,
@@ -49,6 +59,7 @@ __all__ = [
     "generate",
     "identity",
     "is_mid_stream",
+    "keeping",
     "mid_stream_edits_work",
     "model_device",
     "name_of",

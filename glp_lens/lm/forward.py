@@ -69,6 +69,22 @@ def activations(
     return rows
 
 
+def keeping(name: str, shape: torch.Size, seen: list[Tensor]) -> HookFunction:
+    """A hook function that adds the rows `(batch, pos, d)` of a hook point to `seen`, float32 on the CPU.
+
+    Args:
+        name: of the hook point.
+        shape: `(batch, pos)` of the texts.
+        seen: the list to add to, at each call.
+    """
+
+    def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:
+        seen.append(rows_at(name, tensor, shape).detach().float().cpu())
+        return tensor
+
+    return hook_fn
+
+
 def _points(model: Model, hooks: Sequence[str]) -> dict[str, torch.nn.Module | None]:
     """Each name's hook point, which several may share; None for a name that the model does not have."""
     points = model.hook_dict  # a bridge makes it anew each time, in milliseconds

@@ -40,10 +40,13 @@ class ResultSettings(Settings):
     def refuse_overwrite(self, *names: str) -> None:
         """Refuse, before any work, to replace results without being asked to.
 
+        Args:
+            names: of files in `out`; none where `out` is the file.
+
         Raises:
             InputError: one of the files is there and `overwrite` is not set.
         """
-        for file in (self.out / name for name in names):
+        for file in (self.out / name for name in names or ("",)):
             if file.exists() and not self.overwrite:
                 raise InputError(f"{file} already exists: choose another --out, or pass --overwrite")
 

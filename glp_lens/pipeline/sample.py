@@ -76,8 +76,7 @@ def sample(settings: SampleJob, *, say: Callable[[str], None] = print) -> Acts:
     from glp_lens.interface import Sampler
     from glp_lens.lm import check_device
 
-    if settings.out.exists() and not settings.overwrite:
-        raise InputError(f"{settings.out} already exists: choose another --out, or pass --overwrite")
+    settings.refuse_overwrite()
     check_device(settings.device)
     model = models.load(settings.folder).to(settings.device)
     if not isinstance(model, Sampler):

@@ -17,8 +17,7 @@ from glp_lens.pipeline.inputs import (
     ColumnSettings,
     ContextSettings,
     LanguageModelSettings,
-    ResultSettings,
-    RunSettings,
+    SuiteJob,
     at_hook,
     hook_point,
     load_models,
@@ -42,14 +41,11 @@ TOKENS, TEXTS, PAGE = "tokens.parquet", "texts.parquet", "tokens.html"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreJob(ScoreSettings, LanguageModelSettings, ContextSettings, ColumnSettings, RunSettings, ResultSettings):
+class ScoreJob(ScoreSettings, LanguageModelSettings, ContextSettings, ColumnSettings, SuiteJob):
     """Settings of `score`."""
 
     panel = "Data"
 
-    models: tuple[str, ...] = option(panel="Data")
-    """Trained models, separated by commas, each optionally named (glp=runs/a/glp): folders of any kind, sae-lens
-    folders, Hub ids, or sae-lens:RELEASE:SAE_ID."""
     ref: str | None = None
     """Folder or Hub id of the prior that the GLPs were finetuned from: adds the ratio of their errors."""
     normal: tuple[str, ...] = ()
@@ -59,8 +55,6 @@ class ScoreJob(ScoreSettings, LanguageModelSettings, ContextSettings, ColumnSett
     """Folder of the activation store that the models were trained on, for the distance to nearest neighbours."""
     documents: int = option(200, min=1)
     """Most texts, the first ones."""
-    allow_mismatch: bool = option(False, panel="Language model")
-    """Use models trained at another hook point, on another language model or weight processing."""
     out: Path = option(Path("scores"), panel="Run")
     """Folder for the output."""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -74,7 +72,7 @@ def read(
             inner = mask.clone()
             inner[:, 0] = False
             seen: list[Tensor] = []
-            functions: list[Any] = [(hook, partial(_grab, hook, mask.shape, seen))]
+            functions = [(hook, lm.keeping(hook, mask.shape, seen))]
             if push is not None:
                 functions += [(hook, hooks.steer(push, 1.0, positions=inner, allow_mismatch=True)), functions[0]]
             nll = lm.token_nll(model, tokens, mask, functions)
@@ -97,9 +95,3 @@ def read(
         token[index].numpy(),
         len(order) - len(keep),
     )
-
-
-def _grab(name: str, shape: torch.Size, seen: list[Tensor], tensor: Tensor, *, hook: Any = None) -> Tensor:
-    """Keep the rows of a hook point `(batch, pos, d)`, and leave them as they are."""
-    seen.append(lm.rows_at(name, tensor, shape).detach().float().cpu())
-    return tensor

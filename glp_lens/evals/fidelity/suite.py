@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, takewhile
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -289,14 +289,11 @@ def _scales(mean: Tensor, std: Tensor | None) -> Tensor:
 def _clean_pass(data: FidelityData, ids: list[list[int]], *, first: int, limit: float | None, seed: int) -> _Batch:
     tokens, mask = lm.pad(ids)
     seen: list[Tensor] = []
-
-    def read(tensor: Tensor, *, hook: Any = None) -> Tensor:
-        seen.append(lm.rows_at(data.hook, tensor, mask.shape).detach().float().cpu())
-        return tensor
-
     inner = mask[:, 1:].clone()
     inner[:, 0] = False
-    logits = lm.next_logits(data.model, tokens, mask, [(data.hook, read)], wanted=inner)
+    logits = lm.next_logits(
+        data.model, tokens, mask, [(data.hook, lm.keeping(data.hook, mask.shape, seen))], wanted=inner
+    )
     stream, width = seen[0], len(data.mean)
     if stream.shape[2] != width:
         raise InputError(
