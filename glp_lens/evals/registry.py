@@ -1,4 +1,4 @@
-"""The suites, one row each, in the order in which a comparison runs those of them that it runs.
+"""The suites, one row each, in the order in which a comparison runs them.
 
 A suite is a package with these modules:
 
@@ -32,7 +32,7 @@ class Suite:
         command: that runs it.
         job_name: class of the command's settings.
         section: where in a report it stands.
-        compared: whether `compare` and `quickstart` run it.
+        compared: whether `compare` and `quickstart` run it when they are not told which.
     """
 
     name: str
@@ -78,7 +78,8 @@ SUITES = (
     Suite("detect", "detect", "DetectJob", 5, compared=False),
     Suite("generation", "generation", "GenerationJob", 6, compared=False),
 )
-COMPARED = tuple(suite for suite in SUITES if suite.compared)
+COMPARED = tuple(suite.name for suite in SUITES if suite.compared)
+"""What `compare` and `quickstart` run by default."""
 
 
 def in_report() -> list[Suite]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from glp_lens.errors import InputError
 from glp_lens.evals.probing.settings import Size, parse_size
-from glp_lens.evals.registry import COMPARED, Suite
+from glp_lens.evals.registry import COMPARED, SUITES, Suite
 from glp_lens.pipeline.collect import CollectJob, collect
 from glp_lens.pipeline.inputs import (
     ColumnSettings,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareJob(
-    *(settings for suite in COMPARED for settings in suite.own_settings),  # type: ignore[misc]
+    *(settings for suite in SUITES for settings in suite.own_settings),  # type: ignore[misc]
     LanguageModelSettings,
     ContextSettings,
     TextsSettings,
@@ -77,6 +77,8 @@ class CompareJob(
     """Most test texts a task."""
     ks: tuple[Size, ...] = option((16,), min=1, panel="Probes", parse=parse_size)
     """Numbers of features of the k-sparse probes, 'dense' for all of them; or 'none'."""
+    suites: tuple[str, ...] = option(COMPARED, panel="Tasks")
+    """Suites to run: density, probing, steering, fidelity, detect, generation, separated by commas."""
     out: Path = option(Path("runs"), panel="Run")
     """Folder for the output."""
     overwrite: bool = option(False, panel="Run")
@@ -92,6 +94,14 @@ class CompareJob(
             raise InputError(f"rows must be at least one batch of {self.glp_batch}, got {self.rows}")
         if self.sae_k > self.sae_latents:
             raise InputError(f"sae_k must be at most sae_latents = {self.sae_latents}, got {self.sae_k}")
+        known = [suite.name for suite in SUITES]
+        if not self.suites or len({*self.suites}) < len(self.suites) or not {*self.suites} <= {*known}:
+            raise InputError(f"suites must be some of {', '.join(known)}, each once, got {', '.join(self.suites)!r}")
+
+    @property
+    def compared(self) -> list[Suite]:
+        """The suites to run, in the order of `SUITES`."""
+        return [suite for suite in SUITES if suite.name in self.suites]
 
 
 def compare(
@@ -121,7 +131,7 @@ def compare(
         InputError: bad settings, a model or hook point that cannot be used, or a folder that holds another run.
     """
     files: Json = {}
-    for suite in COMPARED:  # refused before any work, and not after minutes
+    for suite in settings.compared:  # refused before any work, and not after minutes
         files |= suite.job.check(settings)
     run = _Comparison(settings, model, texts, command)
     shared = settings.to_json() | files | run.identify()
@@ -182,8 +192,8 @@ class _Comparison:
                   partial(self.train, *baselines)),
             *(Stage(suite.name, tuple(name for each in suite.own_settings for name in _names(each)), fits,
                     (f"results/{suite.name}", f"cache/{suite.name}"), partial(self.measure, suite))
-              for suite in COMPARED),
-            Stage("report", (), tuple(suite.name for suite in COMPARED), page, self.report),
+              for suite in self.settings.compared),
+            Stage("report", (), tuple(suite.name for suite in self.settings.compared), page, self.report),
         ]  # fmt: skip
 
     @cached_property
@@ -282,7 +292,7 @@ class _Comparison:
             "notes": [f"Wall-clock seconds by stage: {seconds}."],
         }
         title = f"GLP, SAE and PCA on {about['model']['name'].split(' (')[0].split('/')[-1]}"
-        folders = tuple(s.out / "results" / suite.name for suite in COMPARED)
+        folders = tuple(s.out / "results" / suite.name for suite in s.compared)
         report(ReportJob(folders=folders, out=s.out, title=title, overwrite=True), context=context, say=_quiet)
 
 

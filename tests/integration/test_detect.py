@@ -262,7 +262,7 @@ def test_score_says_in_one_line_what_is_wrong(command):
 
 def test_detect_measures_packaged_tasks(command):
     command(
-        "detect LM --models glp,gaussian --store STORE --texts texts.csv --tasks shuffled,steered,code,family:hate "
+        "detect LM --models glp,gaussian --store STORE --texts texts.csv --tasks shuffled,steered,code,family:ha* "
         "--detect-texts 10 --detect-fit 9 --context 12 --out results"
     )
     made = Results.load("results")

@@ -292,3 +292,22 @@ def test_settings_no_run_can_have_are_refused_before_any_work(tmp_path):
     with pytest.raises(InputError, match="concept"):
         go(tmp_path / "runs", None, concepts=("love",))
     assert not (tmp_path / "runs").exists()
+
+
+def test_other_suites_join_a_finished_run(bridge_run, tmp_path):
+    out = tmp_path / "runs"
+    shutil.copytree(bridge_run.out, out)
+    suites = ("density", "detect", "generation")
+    with pytest.raises(InputError, match="report: what it reads"):
+        go(out, bridge_run.model, suites=suites)
+    said = go(out, bridge_run.model, suites=suites, overwrite=True, detect_texts=8, detect_fit=8, samples=60)
+    assert done_before(said) == ["collect", "train-glp", "train-sae", "train-baselines", "density"]
+    assert set(pd.read_csv(out / "metrics.csv").suite) == set(suites)
+    page = (out / "report.html").read_text()
+    assert [name in page for name in ('id="detect"', 'id="generation"', 'id="steering"')] == [True, True, False]
+
+
+@pytest.mark.parametrize("suites", [(), ("density", "density"), ("spelling",)])
+def test_suites_that_cannot_run_are_refused(suites):
+    with pytest.raises(InputError, match="suites must be some of density, probing"):
+        settings(suites=suites)

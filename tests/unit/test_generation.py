@@ -1,5 +1,6 @@
 """The generation suite against closed forms, scipy and, where it is installed, POT."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -455,6 +456,22 @@ def test_a_sampler_that_gives_no_usable_rows_is_a_sentence(hardly_trained):
     assert json.dumps(results.to_json(), allow_nan=False)
 
 
+def test_documents_of_very_different_lengths_leave_no_group_without_rows(hardly_trained):
+    sizes = [400, 300, *[9] * 16]  # the long ones are a half of their own each, with hardly another document
+    documents = np.repeat(np.arange(len(sizes)), sizes)
+    given = dataclasses.replace(data(normal(len(documents), seed=1)), documents=documents)
+    results = generation.run([Entry("gaussian", Normal())], given, SETTINGS)
+    assert results.config["groups"] < 9
+    assert np.isfinite(results.frame().query("model == 'gaussian' and metric == 'frechet'").ci_low).all()
+
+
+def test_outliers_that_take_a_whole_group_leave_a_sentence(hardly_trained):
+    few = Normal()
+    few.sample = lambda n, noise, **_: torch.where(torch.arange(n)[:, None] % 10 == 3, 500.0, noise)
+    results = generation.run([Entry("few", few)], data(max_norm=50), SETTINGS)
+    assert any("few was not measured: 50 of its 500 rows are outliers" in line for line in results.failures)
+
+
 def test_equal_inputs_read_the_kept_results_and_give_equal_numbers(hardly_trained, tmp_path):
     entries = [Entry("gaussian", Normal())]
     first = generation.run(entries, data(), SETTINGS, folder=tmp_path)
@@ -480,6 +497,7 @@ def test_no_document_is_on_two_sides():
         ({"documents": np.arange(3)}, "a document id for each"),
         ({"documents": np.arange(N) // 700}, "at least four held-out documents, got 2"),
         ({"rows": normal(30), "documents": np.arange(30)}, "20 rows or more, got 15"),
+        ({"documents": np.repeat(np.arange(5), [N - 4, 1, 1, 1, 1])}, "one document has about half"),
         ({"training": Moments.of(normal(40, 6))}, "the training rows have width 6, the held-out rows 7"),
         ({"rows": normal(N, 6)}, "have width 7, the held-out rows 6"),
     ],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import filter as matching
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,11 +47,12 @@ class DetectJob(DetectSettings, LanguageModelSettings, ColumnSettings, SuiteJob)
 
     tasks: tuple[str, ...] = option((), panel="Data")
     """'shuffled', 'code' and 'steered'; names or patterns of sae-probes' 113 tasks, of which class 0 is normal and
-    class 1 is odd; 'family:NAME' for one family of them against all others. By default seven."""
+    class 1 is odd; 'family:NAME' for one family of them against all others, 'family:*' for each. By default seven."""
     store: Path = option(Path("acts"), panel="Data")
     """Folder of the activation store that the models were trained on, for neighbours and the strength of steering."""
     ref: str | None = option(None, panel="Data")
-    """Folder or Hub id of the prior that the GLPs were finetuned from: adds the ratio of their errors."""
+    """Folder or Hub id of a prior that the GLPs were finetuned from: adds the log-ratio of their errors to its, high where
+    the finetuned fit worse. With the first prior in --models and one finetuned on odd texts here, it is high on these."""
     steered_strength: float = option(0.5, min=0, panel="Detection")
     """Strength of 'steered', in median distances of the training activations from their mean."""
     context: int = option(64, min=2, max=8192, panel="Language model")
@@ -172,16 +175,19 @@ def open_tasks(
         elif name == kinds.CODE:
             made[name] = _sides(name, _PROSE, _CODE, "News articles are normal, program code is odd.", job)
         elif name.startswith(kinds.FAMILY):
-            own = name.removeprefix(kinds.FAMILY)
             families = {known: datasets.family(known) for known in datasets.all_names()}
-            odd = [known for known, family in families.items() if family == own]
-            if not odd:
+            own = sorted(set(families.values()))
+            chosen = matching(own, name.removeprefix(kinds.FAMILY))
+            if not chosen:
                 raise InputError(
-                    f"no family of tasks {own!r}: expected one of {', '.join(sorted(set(families.values())))}"
+                    f"no family of tasks {name.removeprefix(kinds.FAMILY)!r}: expected one of {', '.join(own)}"
                 )
-            others = [known for known in families if known not in odd]
-            about = f"Texts of the {len(odd)} datasets of one family are odd, those of all others normal."
-            made[name] = _sides(name, others, odd, about, job, any_class=True)
+            for family in chosen:
+                odd = [known for known in families if families[known] == family]
+                others = [known for known in families if families[known] != family]
+                about = f"Texts of the {len(odd)} datasets of one family are odd, those of all others normal."
+                task = kinds.FAMILY + family
+                made[task] = _sides(task, others, odd, about, job, any_class=True)
         else:
             for known in datasets.names(name):
                 about = f"Class 0 of a dataset is normal, class 1 is odd. {datasets.note(known)}".strip()
@@ -229,6 +235,7 @@ def _sides(
     )
 
 
+@cache
 def _rows(name: str, most: int) -> dict[tuple[str, int], list[str]]:
     """The beginnings of a dataset's texts, each text once, by part (`train`, `test`) and class; so many of each."""
     from glp_lens.evals.probing import tasks as datasets

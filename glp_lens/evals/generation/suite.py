@@ -200,16 +200,19 @@ class _Comparison:
         n_documents = len(np.unique(owners))
         if n_documents < 4:
             raise InputError(f"two halves need at least four held-out documents, got {n_documents}: collect more")
-        self.groups = min(_GROUPS, n_documents // 2)
         half = balanced(owners, 2, self.rng)
         n = min(most, *np.bincount(half))
+        sides = [np.sort(self.rng.choice(np.flatnonzero(half == side), n, replace=False)) for side in (0, 1)]
+        # Halves have equally many rows, not documents, and those of few rows may have lost all of them.
+        self.groups = min(_GROUPS, *(len(np.unique(owners[side])) for side in sides))
+        if self.groups < 2:
+            raise InputError("one document has about half of the held-out rows: collect more documents")
         if n < 2 * self.groups:
             raise InputError(f"each half of the held-out documents needs 20 rows or more, got {n}: collect more")
-        made = []
-        for side in (0, 1):
-            chosen = np.sort(self.rng.choice(np.flatnonzero(half == side), n, replace=False))
-            made.append(Rows(rows[chosen], owners[chosen], balanced(owners[chosen], self.groups, self.rng)))
-        return made[0], made[1]
+        first, second = (
+            Rows(rows[side], owners[side], balanced(owners[side], self.groups, self.rng)) for side in sides
+        )
+        return first, second
 
     def _normal(self, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -231,11 +234,12 @@ class _Comparison:
     def _parts(self, side: Rows) -> list[Moments]:
         return [Moments.of(side.rows[side.groups == group]) for group in range(self.groups)]
 
-    def _kept(self, label: str, metric: str, rows: Tensor, setting: Setting) -> Tensor | None:
-        """`(n,)` bool: the rows that are no outliers, which are counted; None if hardly any are left."""
+    def _kept(self, label: str, metric: str, rows: Tensor, groups: Ints, setting: Setting) -> Tensor | None:
+        """`(n,)` bool: the rows that are no outliers, which are counted; None if hardly any are left, or no group."""
         usual = self._usual(rows)
         self.results.add(label, TASK, setting, metric, int((~usual).sum()), n=len(rows))
-        if int(usual.sum()) < max(2 * self.groups, len(rows) // 2):
+        left = np.bincount(groups[usual.numpy()], minlength=self.groups)
+        if left.sum() < len(rows) // 2 or left.min() < 1:
             self.results.failures.append(
                 f"{label} was not measured: {int((~usual).sum())} of its {len(rows)} rows are outliers ({metric})"
             )
@@ -273,7 +277,7 @@ class _Comparison:
         """Reconstruct the other half of the held-out rows and measure what became of them."""
         rows = cast(Reconstructor, entry.model).reconstruct(self.other.rows, noise=self._normal(self.seed + 1))
         rows = rows.detach().float().cpu()
-        usual = self._kept(entry.label, "reconstruction_outlier_rows", rows, entry.setting)
+        usual = self._kept(entry.label, "reconstruction_outlier_rows", rows, self.other.groups, entry.setting)
         if usual is not None:
             index = usual.numpy()
             side = Rows(rows[usual], self.other.owners[index], self.other.groups[index])
@@ -283,11 +287,11 @@ class _Comparison:
 
     def measure(self, label: str, rows: Tensor, like: Rows | None = None, setting: Setting = _NONE) -> None:
         """Add all metrics of a set of rows, by default of samples, each of which is a document of its own."""
-        usual = self._kept(label, "outlier_rows", rows, setting)
-        if usual is None:
-            return
         index = np.arange(len(rows))
         owners, groups = (index, index % self.groups) if like is None else (like.owners, like.groups)
+        usual = self._kept(label, "outlier_rows", rows, groups, setting)
+        if usual is None:
+            return
         side = Rows(rows[usual], owners[usual.numpy()], groups[usual.numpy()])
         self.seen[label] = side.rows
         frechet = self._add_frechet(label, setting, "frechet", side)
