@@ -74,6 +74,7 @@ def fit(
         InputError: settings that cannot train, or a diverged loss.
     """
     run = run or RunOptions()
+    config = config.for_width(model.denoiser.config.d_model)
     if run.snapshots and run.checkpoints is None:
         raise InputError("snapshots need a folder: pass RunOptions(checkpoints=...)")
     streams = sources.streams(config.batch_size)

@@ -59,8 +59,8 @@ class CompareJob(
     """Meta-neurons in each block of the GLP's denoiser."""
     glp_layers: int = option(3, min=1)
     """Blocks of the GLP's denoiser."""
-    glp_lr: float = option(2e-3, min=0, max=1)
-    """Peak learning rate of the GLP."""
+    glp_lr: float | None = option(None, min=0, max=1)
+    """Peak learning rate of the GLP; by default that of 'train glp', which falls with the width."""
     glp_batch: int = option(256, min=1)
     """Rows in each of its steps."""
     sae_latents: int = option(2304, min=1)
@@ -88,8 +88,8 @@ class CompareJob(
         """Refuse what does not go together."""
         super().__post_init__()
         for name in ("glp_lr", "sae_lr"):
-            if not 0 < getattr(self, name) < 1:
-                raise InputError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+            if (lr := getattr(self, name)) is not None and not 0 < lr < 1:
+                raise InputError(f"{name} must be between 0 and 1, got {lr}")
         if self.rows < self.glp_batch:
             raise InputError(f"rows must be at least one batch of {self.glp_batch}, got {self.rows}")
         if self.sae_k > self.sae_latents:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,6 +33,8 @@ class TrainConfig:
         accumulate: micro-batches that each process splits its share of a step into (gradient accumulation).
         optimizer: `adamw`, or `muon` for the matrices inside the network and AdamW for the rest.
         lr: peak learning rate.
+        lr_width: width of the denoiser that `lr` is meant for: wider ones take `lr * lr_width / width`, since the steps
+            of Adam in a wide matrix add up to more (Yang et al. 2022, "Tensor Programs V"); 0 for `lr` at any width.
         lr_start: share of `lr` at the first step.
         lr_end: share of `lr` at the last step.
         warmup: share of the steps in which the learning rate rises linearly.
@@ -67,6 +69,7 @@ class TrainConfig:
     accumulate: int = 1
     optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 5e-5
+    lr_width: int = 0
     lr_start: float = 0.01
     lr_end: float = 0.1
     warmup: float = 0.01
@@ -91,6 +94,8 @@ class TrainConfig:
             raise InputError(f"accumulate must be at least 1, got {self.accumulate}")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise InputError(f"lr must be a positive number, got {self.lr}")
+        if self.lr_width < 0:
+            raise InputError(f"lr_width must be 0 or more, got {self.lr_width}")
         if not (self.clip > 0):
             raise InputError(f"clip must be a positive number, got {self.clip}")
         for name in ("lr_start", "lr_end", "warmup", "condition_dropout"):
@@ -115,6 +120,11 @@ class TrainConfig:
     def steps(self) -> int:
         """Optimiser steps: whole batches in `rows`."""
         return self.rows // self.batch_size
+
+    def for_width(self, width: int) -> TrainConfig:
+        """These settings with the peak learning rate of a denoiser of this width."""
+        scale = min(1.0, self.lr_width / width) if self.lr_width else 1.0
+        return replace(self, lr=self.lr * scale, lr_width=0)
 
     def lr_at(self, step: int) -> float:
         """Learning rate of step `step` (0-based)."""
@@ -163,14 +173,15 @@ class RunOptions:
                 object.__setattr__(self, name, Path(value))
 
 
-FREE = ("accumulate",)
-"""Settings that change the result by rounding only: an interrupted training may continue with others."""
+FREE = ("accumulate", "lr_width")
+"""Settings that an interrupted training may continue with others of: they change the result by rounding only, or, as
+`lr_width`, are in another (`lr`) by the time of the training."""
 
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},
     "small": {"batch_size": 512, "lr": 2e-3, "sigmas": "stratified"},
     "fast": {
-        "batch_size": 256, "lr": 2e-3, "lr_end": 0.0, "warmup": 0.1, "hold": 0.6, "decay": "linear", "beta2": 0.95,
+        "batch_size": 256, "lr": 2e-3, "lr_width": 576, "lr_end": 0.0, "warmup": 0.1, "hold": 0.6, "decay": "linear", "beta2": 0.95,
         "sigmas": "stratified", "init": "tied",
     },
 }  # fmt: skip
@@ -187,7 +198,7 @@ def recipe(name: str = "fast", rows: int = DEFAULT_ROWS, **changes: Any) -> Trai
     Args:
         name: `fast`, `paper` or `small`.
         rows: activations seen in total.
-        changes: other fields of `TrainConfig`.
+        changes: other fields of `TrainConfig`; with `lr`, that is the peak at any width.
 
     Raises:
         InputError: no recipe of that name, or settings that cannot train.
@@ -201,4 +212,6 @@ def recipe(name: str = "fast", rows: int = DEFAULT_ROWS, **changes: Any) -> Trai
     if name not in RECIPES:
         raise InputError(f"recipe must be one of {', '.join(RECIPES)}, got {name!r}")
     changed = {setting: value for setting, value in changes.items() if value is not None}
+    if "lr" in changed:
+        changed = {"lr_width": 0, **changed}
     return TrainConfig(**{**RECIPES[name], "rows": rows, **changed})

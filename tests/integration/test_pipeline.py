@@ -186,7 +186,7 @@ def test_a_second_call_does_nothing(finished, monkeypatch):
         ({"documents": 4}, "fidelity: documents 5 -> 4"),
         ({"ks": (1, 2)}, "probing: ks [3] -> [1, 2]"),
         ({"texts": TEXTS[:-1]}, "collect: texts '700 texts"),
-        ({"glp_lr": 1e-4}, "train-glp: glp_lr 0.002 -> 0.0001"),
+        ({"glp_lr": 1e-4}, "train-glp: glp_lr None -> 0.0001"),
     ],
 )
 def test_other_settings_are_refused_by_name(bridge_run, changes, words):

@@ -551,3 +551,13 @@ def test_a_nearly_constant_dimension_is_a_constant_one(tmp_path, monkeypatch, sp
     with pytest.warns(UserWarning, match="are constant"):
         truth = Gaussian.fit(store, diagonal=True)
     assert truth.score(x.float()).isfinite().all()
+
+
+def test_a_wide_denoiser_is_trained_at_a_lower_peak_also_in_finetuning(tmp_path):
+    store = write_store(tmp_path / "store", rows(), hook=hook(1))
+    settings = config(2, lr=8e-3, lr_width=22)
+    prior = GLP.fit(store, settings, d_model=44, d_mlp=14, n_layers=1)
+    for trained in (prior, prior.finetune(store, settings)):
+        made_by = trained.provenance["training"]["config"]
+        assert (made_by["lr"], made_by["lr_width"]) == (4e-3, 0)
+        assert trained.history[0]["lr"] <= 4e-3

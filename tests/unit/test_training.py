@@ -79,6 +79,14 @@ def test_recipes_are_the_papers_with_departures():
         recipe("secret", 10_000)
 
 
+def test_the_peak_of_fast_falls_with_the_width_and_one_that_is_given_does_not():
+    fast = recipe("fast", 10_000)
+    assert [fast.for_width(width).lr for width in (100, 576, 1152, 5760)] == pytest.approx([2e-3, 2e-3, 1e-3, 2e-4])
+    assert recipe("fast", 10_000, lr=3e-3).for_width(5760).lr == 3e-3
+    assert recipe("paper", 10_000).for_width(5760).lr == 5e-5
+    assert fast.for_width(1152).for_width(1152).lr == pytest.approx(1e-3)
+
+
 def test_a_batch_that_cannot_be_cut_into_equal_parts_is_refused():
     with pytest.raises(InputError, match="batch_size=20 does not among 1 process.* times accumulate=3"):
         train(denoiser(), batches(20), TrainConfig(rows=40, batch_size=20, accumulate=3))
