@@ -64,9 +64,9 @@ class GLPFit(GradientFit):
     panel: ClassVar[str] = "GLP"
 
     recipe: Literal["paper", "small", "fast"] = "fast"
-    """Settings of the training. 'fast': a given loss after the fewest rows (batch 256, lr 2e-3, less for denoisers wider
-    than 576); 'paper': those of the paper (lr 5e-5, batch 4096), for long runs; 'small': plain AdamW (lr 2e-3, batch
-    512)."""
+    """Settings of the training. 'fast': a given loss after the fewest rows (batch 256, lr 2e-3, or less for denoisers
+    wider than 576); 'paper': those of the paper (lr 5e-5, batch 4096), for long runs; 'small': plain AdamW (lr 2e-3,
+    batch 512)."""
     optimizer: Literal["adamw", "muon"] | None = None
     """AdamW for all weights, or Muon for the matrices inside the blocks; by default that of the recipe."""
     ema: float | None = None

@@ -88,14 +88,11 @@ class TrainConfig:
         """Refuse settings that cannot train."""
         if self.batch_size < 1 or self.rows < self.batch_size:
             raise InputError(f"training needs at least one whole batch: rows={self.rows}, batch_size={self.batch_size}")
-        if self.seed < 0:
-            raise InputError(f"seed must be 0 or more, got {self.seed}")
-        if self.accumulate < 1:
-            raise InputError(f"accumulate must be at least 1, got {self.accumulate}")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise InputError(f"lr must be a positive number, got {self.lr}")
-        if self.lr_width < 0:
-            raise InputError(f"lr_width must be 0 or more, got {self.lr_width}")
+        for name, least in (("seed", 0), ("accumulate", 1), ("lr_width", 0)):
+            if (number := getattr(self, name)) < least:
+                raise InputError(f"{name} must be {least} or more, got {number}")
         if not (self.clip > 0):
             raise InputError(f"clip must be a positive number, got {self.clip}")
         for name in ("lr_start", "lr_end", "warmup", "condition_dropout"):
@@ -181,8 +178,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},
     "small": {"batch_size": 512, "lr": 2e-3, "sigmas": "stratified"},
     "fast": {
-        "batch_size": 256, "lr": 2e-3, "lr_width": 576, "lr_end": 0.0, "warmup": 0.1, "hold": 0.6, "decay": "linear", "beta2": 0.95,
-        "sigmas": "stratified", "init": "tied",
+        "batch_size": 256, "lr": 2e-3, "lr_width": 576, "lr_end": 0.0, "warmup": 0.1, "hold": 0.6, "decay": "linear",
+        "beta2": 0.95, "sigmas": "stratified", "init": "tied",
     },
 }  # fmt: skip
 """Recipes by name, as departures from the paper's: `fast` reached a given loss after the fewest rows of all recipes

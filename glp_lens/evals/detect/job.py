@@ -51,8 +51,8 @@ class DetectJob(DetectSettings, LanguageModelSettings, ColumnSettings, SuiteJob)
     store: Path = option(Path("acts"), panel="Data")
     """Folder of the activation store that the models were trained on, for neighbours and the strength of steering."""
     ref: str | None = option(None, panel="Data")
-    """Folder or Hub id of the prior that the GLPs were finetuned from: adds the log-ratio of their errors to its. A prior
-    in --models with one here that was finetuned from it on odd texts is the same with the sign turned round."""
+    """Folder or Hub id of the prior that the GLPs were finetuned from: adds the log-ratio of their errors to its. The
+    other way round, with one that was finetuned on odd texts here and the first in --models, these score high."""
     steered_strength: float = option(0.5, min=0, panel="Detection")
     """Strength of 'steered', in median distances of the training activations from their mean."""
     context: int = option(64, min=2, max=8192, panel="Language model")
