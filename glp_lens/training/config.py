@@ -92,7 +92,7 @@ class TrainConfig:
             raise InputError(f"lr must be a positive number, got {self.lr}")
         for name, least in (("seed", 0), ("accumulate", 1), ("lr_width", 0)):
             if (number := getattr(self, name)) < least:
-                raise InputError(f"{name} must be {least} or more, got {number}")
+                raise InputError(f"{name} must be at least {least}, got {number}")
         if not (self.clip > 0):
             raise InputError(f"clip must be a positive number, got {self.clip}")
         for name in ("lr_start", "lr_end", "warmup", "condition_dropout"):
