@@ -50,7 +50,7 @@ def test_learning_rate_follows_warm_up_and_cosine():
         ({"optimizer": "sgd"}, "optimizer must be 'adamw' or 'muon', got 'sgd'"),
         ({"ema": 1.0}, "ema is a decay"),
         ({"accumulate": 0}, "accumulate must be at least 1"),
-        ({"seed": -1}, "seed must be 0 or more"),
+        ({"seed": -1}, "seed must be at least 0"),
         ({"clip": math.nan}, "clip must be"),
         ({"warmup": 1.5}, "warmup is a share"),
     ],
