@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("glp-lens", "torch", "transformer-lens", "sae-lens", "sae-probes", "transformers", "scikit-learn",
              "h5py", "numpy")  # fmt: skip
+_SUFFIX = ".tmp"
+"""Of temporary files."""
 
 
 def versions() -> dict[str, str]:
@@ -36,18 +42,86 @@ def versions() -> dict[str, str]:
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader or a crash sees the old content or the new, never a part."""
+    with replaced(path) as temporary:
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextmanager
+def replaced(path: Path, *, by_library: bool = False) -> Iterator[Path]:
+    """A path to write to, whose file takes the place of `path` at the end of the block.
+
+    A crash, a full disk or an exception leaves the old file. The next write of the same file removes the temporary
+    one that a killed writer left.
+
+    Args:
+        by_library: whether a library writes, which may make a temporary file of its own beside the path: then it has a
+            folder for itself.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    prefix = f".{path.name[:40]}."
+    _remove_abandoned(path.parent, prefix)
+    own, held = _new_temporary(path.parent, prefix, folder=by_library)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-            file.flush()
+        temporary = own / "new" if by_library else own  # no name that anything looks for
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, 0o644)  # temporary files are nobody else's to read
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    finally:
+        _remove(own)
+        os.close(held)
+
+
+def _new_temporary(parent: Path, prefix: str, *, folder: bool) -> tuple[Path, int]:
+    """A new file or folder, and the descriptor that keeps other processes from taking it for abandoned."""
+    while True:
+        if folder:
+            name = tempfile.mkdtemp(dir=parent, prefix=prefix, suffix=_SUFFIX)
+            held = os.open(name, os.O_RDONLY)
+        else:
+            held, name = tempfile.mkstemp(dir=parent, prefix=prefix, suffix=_SUFFIX)
+        if try_lock(held) is not False and os.path.exists(name):
+            return Path(name), held
+        os.close(held)  # another process took it for abandoned before it was locked
+
+
+def _remove_abandoned(parent: Path, prefix: str) -> None:
+    """Remove what writers left that were killed: what nobody has locked."""
+    pattern = re.compile("[a-z0-9_]{8}" + re.escape(_SUFFIX))
+    for name in os.listdir(parent):
+        if name.startswith(prefix) and pattern.fullmatch(name.removeprefix(prefix)):
+            try:
+                held = os.open(parent / name, os.O_RDONLY)
+            except OSError:  # another process has removed it
+                continue
+            if try_lock(held):
+                _remove(parent / name)
+            os.close(held)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:
+    """Lock a file or folder until the descriptor is closed, or until the process ends, however it ends.
+
+    Returns:
+        Whether no other process holds a lock that excludes this one; None where there are no locks.
+    """
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # a file system without locks
+        return None
+    return True
 
 
 def sync_folder(folder: Path) -> None:
@@ -105,19 +179,12 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     """
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        save_file(_on_cpu(tensors), temporary, metadata)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # safetensors writes files that nobody else can read
-        os.replace(temporary, path)
+        with replaced(path, by_library=True) as temporary:
+            save_file(_on_cpu(tensors), temporary, metadata)
         sync_folder(path.parent)
     except SafetensorError as error:
         raise InputError(f"cannot write {path} ({error}): free space or choose another folder") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

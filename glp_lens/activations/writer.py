@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -31,7 +32,7 @@ from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.totals import STATISTICS, Total, Totals
 from glp_lens.activations.waiting import wait_until
 from glp_lens.errors import InputError
-from glp_lens.files import sync_folder, versions, write_json
+from glp_lens.files import sync_folder, try_lock, versions, write_json
 from glp_lens.types import DTYPES, Acts, Json
 
 SHARD_ROWS = 65_536
@@ -71,7 +72,9 @@ class StoreWriter:
                 name = _SHARD_FILE.fullmatch(file.name)
                 if name and file.name not in listed and (self._totals or not self._adopt(int(name[1]))):
                     file.unlink()
-            for file in [*folder.glob(".shard-*.tmp"), *folder.glob(f".{MANIFEST}.*")]:
+            # Earlier versions wrote manifests under such names.
+            left = [file for file in folder.glob(f".{MANIFEST}.*") if file.is_file()]
+            for file in [*folder.glob(".shard-*.tmp"), *left]:
                 file.unlink()
             self._publish(self.manifest)
         except BaseException:
@@ -260,40 +263,54 @@ def make_writable(folder: Path) -> None:
         raise InputError(f"cannot write to folder {folder}: choose another folder")
 
 
-def lock(folder: Path) -> int:
+def lock(folder: Path, *, wait: bool = False) -> int:
     """Lock the folder until the descriptor is closed; the system releases it when the process ends, however it ends.
+
+    Args:
+        wait: until another process that holds it ends, with a line that says so.
 
     Raises:
         InputError: another process holds it, or it cannot be written.
     """
     make_writable(folder)
     descriptor = os.open(folder, os.O_RDONLY)
-    if not _flock(descriptor):
+    try:
+        if try_lock(descriptor) is False:
+            if not wait:
+                raise InputError(f"another process is writing to {folder}: wait for it, or choose another folder")
+            wait_until(
+                lambda: None if try_lock(descriptor) is False else True,
+                lambda: f"waiting for another process that writes to {folder}",
+            )
+    except BaseException:
         os.close(descriptor)
-        raise InputError(f"another process is writing to {folder}: wait for it, or choose another folder")
+        raise
     return descriptor
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Keep other processes out of a folder, as `lock` does, to the end of the block.
+
+    A folder that was made for it, and in which nothing was made, is removed.
+    """
+    new = not folder.exists()
+    descriptor = lock(folder, wait=wait)
+    try:
+        yield
+    finally:
+        if new and not wait and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        os.close(descriptor)
 
 
 def being_written(folder: Path) -> bool:
     """Whether a process has locked the folder for writing, as far as this machine can tell."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        return not _flock(descriptor, shared=True)
+        return try_lock(descriptor, shared=True) is False
     finally:
         os.close(descriptor)
-
-
-def _flock(descriptor: int, *, shared: bool = False) -> bool:
-    """Whether no other process holds a lock that excludes this one; then it is taken, where there are locks."""
-    try:
-        import fcntl  # not on Windows
-
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):  # a file system without locks
-        pass
-    return True
 
 
 def _totals(folder: Path, manifest: Manifest, window: int) -> Totals:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from glp_lens.directions.direction import KEY, Direction, writing
 from glp_lens.errors import InputError, first_line
-from glp_lens.files import read_tensors, sync_folder, write_atomic
+from glp_lens.files import read_tensors, replaced, sync_folder, write_atomic
 
 SUFFIXES = (".safetensors", ".gguf", ".pt", ".npy")
 _ARCHITECTURE = "controlvector"
@@ -274,9 +274,7 @@ def _of_gguf(path: Path) -> dict[int | None, Tensor]:
 
 def _write_gguf(path: Path, layers: Mapping[int, Tensor], model_hint: str) -> None:
     gguf = _import_gguf()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with replaced(path, by_library=True) as temporary:
         writer = gguf.GGUFWriter(temporary, _ARCHITECTURE)
         writer.add_string(f"{_ARCHITECTURE}.model_hint", model_hint)
         writer.add_uint32(f"{_ARCHITECTURE}.layer_count", len(layers))
@@ -286,10 +284,7 @@ def _write_gguf(path: Path, layers: Mapping[int, Tensor], model_hint: str) -> No
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        temporary.replace(path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
 def _import_gguf() -> Any:

@@ -121,8 +121,12 @@ def flops(value: float | None) -> str:
     if value <= 0:
         return "0"
     power = math.floor(math.log10(value))
-    digits = str(power).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"{value / 10**power:.1f} × 10{digits}"
+    return f"{value / 10**power:.1f} × 10{superscript(str(power))}"
+
+
+def superscript(number: str) -> str:
+    """A written number as a power."""
+    return number.translate(str.maketrans(f"0123456789-{MINUS}", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁻"))
 
 
 def duration(seconds: float | None) -> str:

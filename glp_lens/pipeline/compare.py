@@ -20,7 +20,7 @@ from glp_lens.pipeline.inputs import (
     TextsSettings,
     open_language_model,
 )
-from glp_lens.pipeline.report import ReportJob, report
+from glp_lens.pipeline.report import ReportJob, read_results, write_all
 from glp_lens.pipeline.stages import Stage, run_stages, stage_seconds
 from glp_lens.pipeline.suites import run_suite
 from glp_lens.pipeline.train import STATE, TrainJob, train
@@ -128,16 +128,20 @@ def compare(
         The path of `report.html`.
 
     Raises:
-        InputError: bad settings, a model or hook point that cannot be used, or a folder that holds another run.
+        InputError: bad settings, a model or hook point that cannot be used, or a folder that holds another run, or in
+            which one is at work.
     """
+    from glp_lens.activations.writer import locked
+
     files: Json = {}
     for suite in settings.compared:  # refused before any work, and not after minutes
         files |= suite.job.check(settings)
     run = _Comparison(settings, model, texts, command)
-    shared = settings.to_json() | files | run.identify()
-    run_stages(
-        run.stages(), shared, settings.out, overwrite=settings.overwrite, say=say, defaults=CompareJob().to_json()
-    )
+    with locked(settings.out):
+        shared = settings.to_json() | files | run.identify()
+        run_stages(
+            run.stages(), shared, settings.out, overwrite=settings.overwrite, say=say, defaults=CompareJob().to_json()
+        )
     say(f"report: {settings.out / 'report.html'}")
     say(f"numbers: {settings.out / 'metrics.csv'} and {settings.out / 'results.json'}")
     return settings.out / "report.html"
@@ -292,8 +296,8 @@ class _Comparison:
             "notes": [f"Wall-clock seconds by stage: {seconds}."],
         }
         title = f"GLP, SAE and PCA on {about['model']['name'].split(' (')[0].split('/')[-1]}"
-        folders = tuple(s.out / "results" / suite.name for suite in s.compared)
-        report(ReportJob(folders=folders, out=s.out, title=title, overwrite=True), context=context, say=_quiet)
+        results = [each for suite in s.compared for each in read_results(s.out / "results" / suite.name)]
+        write_all(results, s.out, {"title": title, "focus": ReportJob.focus, **context})
 
 
 def _names(settings: type[Settings]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from glp_lens.errors import InputError
 from glp_lens.evals.steering.settings import ConceptName
 from glp_lens.pipeline.inputs import LanguageModelSettings, RunSettings, open_language_model
+from glp_lens.pipeline.stages import refuse_existing
 from glp_lens.settings import option
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ def direction(
     """
     from glp_lens import directions, lm
 
-    if settings.out.exists() and not settings.overwrite:
-        raise InputError(f"{settings.out} already exists: choose another --out, or pass --overwrite")
+    if not settings.overwrite:
+        refuse_existing(settings.out)
     name, positive, negative = _texts(settings)
     model = model or open_language_model(settings, settings.device)
     hook = lm.check_hook(model, settings.hook or lm.default_hook(model))

@@ -18,6 +18,7 @@ from glp_lens.pipeline.inputs import (
     open_language_model,
     open_training_store,
 )
+from glp_lens.pipeline.stages import refuse_existing
 from glp_lens.settings import option
 
 if TYPE_CHECKING:
@@ -92,8 +93,8 @@ def generate(settings: GenerateJob, *, model: lm.Model | None = None, say: Calla
     from glp_lens.evals.steering.suite import SteeringData
     from glp_lens.pipeline.ranks import matched_ranks
 
-    if settings.out is not None and settings.out.exists() and not settings.overwrite:
-        raise InputError(f"{settings.out} already exists: choose another --out, or pass --overwrite")
+    if settings.out is not None and not settings.overwrite:
+        refuse_existing(settings.out)
     trained = load_models(settings.prior, settings.device) if settings.prior else {}
     store, trained, notes = open_training_store(settings.store, trained, allow_mismatch=settings.allow_mismatch)
     model = model or open_language_model(settings, settings.device)
@@ -129,10 +130,11 @@ def generate(settings: GenerateJob, *, model: lm.Model | None = None, say: Calla
                 }
                 for (i, alpha), made in batch.items()
             ]  # fmt: skip
+    if settings.out is not None:
+        _write(rows, settings.out)
     for line in [*_side_by_side(rows), *(f"note: {note}" for note in notes if note)]:
         say(line)
     if settings.out is not None:
-        _write(rows, settings.out)
         say(f"texts: {settings.out}")
     return rows
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glp_lens.defaults import DEFAULT_BACKEND, DEFAULT_DEVICE, DEFAULT_DTYPE, DEFAULT_MODEL, Backend, Dtype
 from glp_lens.errors import InputError
+from glp_lens.pipeline.stages import JobInFolder, job_at_work, state_of_files
 from glp_lens.settings import Settings, option
 
 if TYPE_CHECKING:
@@ -37,18 +39,24 @@ class ResultSettings(Settings):
     overwrite: bool = False
     """Replace results that are already in --out, instead of refusing."""
 
-    def refuse_overwrite(self, *names: str) -> None:
-        """Refuse, before any work, to replace results without being asked to.
+    @contextmanager
+    def at_work(self, job: str, *names: str, in_memory: bool = False) -> Iterator[JobInFolder]:
+        """Keep other jobs out of `out` to the end of the block.
 
         Args:
-            names: of files in `out`; none where `out` is the file.
+            job: its name.
+            names: of the files that it makes in `out`, the results first.
+            in_memory: whether the job has inputs besides its settings.
 
         Raises:
-            InputError: one of the files is there and `overwrite` is not set.
+            InputError: another process is at work there; results are, and `overwrite` is not set, unless an
+                interrupted run of the same job left them.
         """
-        for file in (self.out / name for name in names or ("",)):
-            if file.exists() and not self.overwrite:
-                raise InputError(f"{file} already exists: choose another --out, or pass --overwrite")
+        settings = {name: value for name, value in self.to_json().items() if name not in ("out", "overwrite")}
+        named = {name: value for name, value in settings.items() if name != "cache"}
+        files = None if in_memory else state_of_files(named)
+        with job_at_work(JobInFolder(self.out, job, settings, files, names), overwrite=self.overwrite) as begun:
+            yield begun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +113,10 @@ class SuiteJob(ResultSettings, RunSettings):
     folders, Hub ids, or sae-lens:RELEASE:SAE_ID."""
     allow_mismatch: bool = option(False, panel="Language model")
     """Use models trained at another hook point, on another language model or weight processing."""
+
+    def show(self) -> list[Path]:
+        """Write the suite's own pages of results that are in `out`, besides report.html, and give their paths."""
+        return []
 
 
 def open_language_model(settings: LanguageModelSettings, device: str) -> lm.Model:

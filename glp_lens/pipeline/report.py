@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, one_line
 from glp_lens.pipeline.inputs import ResultSettings
 from glp_lens.settings import option
 
@@ -41,20 +41,36 @@ def report(settings: ReportJob, *, context: Json | None = None, say: Callable[[s
         The path of the page.
 
     Raises:
-        InputError: no results, damaged ones, or a report that is already there.
+        InputError: no results, damaged ones, a report that is already there, or results that no page can be made of.
     """
-    from glp_lens.report import write_report
-
-    settings.refuse_overwrite("report.html", "results.json")
-    results = [each for folder in settings.folders for each in _load(folder)]
-    context = {"title": settings.title, "focus": settings.focus, **(context or {})}
-    page = write_report(results, settings.out, context)
-    _merge(results, settings.out, context)
+    results = [each for folder in settings.folders for each in read_results(folder)]
+    with settings.at_work("report", "results.json", "report.html") as begun:
+        begun.saving()
+        context = {"title": settings.title, "focus": settings.focus, **(context or {})}
+        page = write_all(results, settings.out, context)
     say(f"report: {page}")
     return page
 
 
-def _load(folder: Path) -> list[Results]:
+def write_all(results: Sequence[Results], out: Path, context: Json) -> Path:
+    """Write all numbers, as metrics.csv and results.json, then report.html, whose path it gives.
+
+    Raises:
+        InputError: no page can be made of the numbers.
+    """
+    from glp_lens.report import write_report
+
+    _merge(results, out, context)
+    try:
+        return write_report(results, out, context)
+    except (InputError, OSError):
+        raise
+    except Exception as error:
+        numbers = out / "results.json"
+        raise InputError(f"no page could be made ({one_line(error)}), all numbers are saved: {numbers}") from error
+
+
+def read_results(folder: Path) -> list[Results]:
     """The results of suites in a folder and those below it."""
     from glp_lens.evals.results import Results
     from glp_lens.files import read_json

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from glp_lens.errors import InputError
 from glp_lens.pipeline.inputs import ResultSettings, RunSettings
+from glp_lens.pipeline.stages import refuse_existing
 from glp_lens.settings import option
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def sample(settings: SampleJob, *, say: Callable[[str], None] = print) -> Acts:
     from glp_lens.interface import Sampler
     from glp_lens.lm import check_device
 
-    settings.refuse_overwrite()
+    if not settings.overwrite:
+        refuse_existing(settings.out)
     check_device(settings.device)
     model = models.load(settings.folder).to(settings.device)
     if not isinstance(model, Sampler):

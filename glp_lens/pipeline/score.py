@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, or_warning
 from glp_lens.evals.detect.settings import OWN, ScoreSettings
 from glp_lens.pipeline.inputs import (
     ColumnSettings,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from glp_lens.corpus import Document
     from glp_lens.evals.detect.detectors import Detector
     from glp_lens.evals.entries import Entry
+    from glp_lens.pipeline.stages import JobInFolder
 
 _ENDLESS = 2**40
 """More tokens than a text has."""
@@ -90,6 +92,19 @@ def score(
     Raises:
         InputError: models, texts or a hook point that cannot be used, or scores that are already there.
     """
+    in_memory = model is not None or texts is not None
+    with settings.at_work("score", TOKENS, TEXTS, PAGE, in_memory=in_memory) as begun:
+        return _score(settings, begun, model, texts, say)
+
+
+def _score(
+    settings: ScoreJob,
+    begun: JobInFolder,
+    model: lm.Model | None,
+    texts: Sequence[str | Document] | None,
+    say: Callable[[str], None],
+) -> pd.DataFrame:
+    """`score`, in a folder that is its own."""
     from glp_lens import lm, provenance
     from glp_lens.corpus import Document
     from glp_lens.evals.detect.detectors import nearest
@@ -97,7 +112,6 @@ def score(
     from glp_lens.evals.detect.measures import conformal_p
     from glp_lens.evals.detect.tokens_page import write_tokens_page
 
-    settings.refuse_overwrite(TOKENS, TEXTS, PAGE)
     trained = load_models(settings.models, settings.device)
     if texts is None:
         given = _read(settings.texts, settings)
@@ -106,7 +120,6 @@ def score(
     given = given[: settings.documents]
     if not given:
         raise InputError("no texts to score: pass --texts")
-    settings.out.mkdir(parents=True, exist_ok=True)
     model = model or open_language_model(settings, settings.device)
     point = hook_point(model, settings.hook, trained)
     here = provenance.here(model, point)
@@ -130,15 +143,17 @@ def score(
         for name in scorer.names:
             pooled[f"{name}_p"] = conformal_p(known[f"{name}_mean"].dropna(), pooled[f"{name}_mean"])
     folder = settings.out
+    begun.saving()
     _write(tokens, folder / TOKENS)
     _write(pooled.reset_index(), folder / TEXTS)
     others = "tokens of normal texts" if settings.normal else "tokens here"
     note = f"{lm.name_of(model)} at {point}; a token's colour is the share of {others} with a lower score."
-    write_tokens_page(
-        tokens, pooled, folder / PAGE, note=note, first=next(iter(trained)),
+    show = partial(
+        write_tokens_page, tokens, pooled, folder / PAGE, note=note, first=next(iter(trained)),
         title=f"Token scores of {len(pooled)} text{'' if len(pooled) == 1 else 's'}",
         normal=None if normal is None else {name: normal[name].to_numpy() for name in scorer.names},
     )  # fmt: skip
+    begun.complete = or_warning(PAGE, show) is not None
     for name in scorer.names:
         say(f"{name:24} mean {tokens[name].mean():.4g}, 99% {tokens[name].quantile(0.99):.4g}")
     for line in notes:

@@ -1,12 +1,14 @@
-"""Stages of a run: done once, skipped when done, refused when done with other settings."""
+"""What is done of a run: stages, and single jobs, each done once and refused where something else was done."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,109 @@ from glp_lens.files import read_json, write_json
 
 if TYPE_CHECKING:
     from glp_lens.types import Json
+
+
+MARK = "job.json"
+"""In the folder of a job's results: which job they are of, and whether it has come to its end."""
+
+
+@dataclass
+class JobInFolder:
+    """A job at work in the folder of its results, which are saved before the pages that show them.
+
+    Attributes:
+        folder: of the results.
+        job: name of the job.
+        settings: all that its results depend on.
+        files: the state of all files that the settings name; None if something is in memory, and so unknown.
+        made: names of the files that it makes, the results first.
+        has_results: whether an interrupted run of the same job saved its results, and its files have not changed.
+        complete: whether the job is done at the end of the block.
+    """
+
+    folder: Path
+    job: str
+    settings: Json
+    files: Json | None
+    made: Sequence[str]
+    has_results: bool = field(default=False, init=False)
+    complete: bool = field(default=True, init=False)
+
+    def saving(self) -> None:
+        """To be called before the first result is written: whoever finds it knows whose it is."""
+        self._write(None, done=False)
+
+    def saved(self) -> None:
+        """To be called once the results are written: the same job goes on from there."""
+        self._write(self.files, done=False)
+
+    def done(self) -> None:
+        """The last file is there."""
+        self._write(self.files, done=True)
+
+    def left(self) -> Json | None:
+        """What an unfinished run of the same job left of its mark; None if there was none, or it was finished."""
+        try:
+            mark = read_json(self.folder / MARK, "mark of a job")
+        except InputError:
+            return None
+        if mark.get("job") != self.job or mark.get("settings") != self.settings:
+            return None
+        if mark.get("done") is False:
+            return mark
+        deleted = not all((self.folder / name).exists() for name in self.made)
+        return mark if deleted and self.files is not None and mark.get("files") == self.files else None
+
+    def _write(self, files: Json | None, *, done: bool) -> None:
+        write_json(self.folder / MARK, {"job": self.job, "settings": self.settings, "files": files, "done": done})
+
+
+def refuse_existing(*files: Path) -> None:
+    """Refuse, before any work, to replace results without being asked to.
+
+    Raises:
+        InputError: one of the files is there.
+    """
+    for file in files:
+        if file.exists():
+            raise InputError(f"{file} already exists: choose another --out, or pass --overwrite")
+
+
+@contextmanager
+def job_at_work(job: JobInFolder, *, overwrite: bool) -> Iterator[JobInFolder]:
+    """Keep other jobs out of a folder to the end of the block, after which this one is done.
+
+    Args:
+        overwrite: whether other results may be replaced.
+
+    Raises:
+        InputError: another process is at work in the folder, or it holds results that are not of this job.
+    """
+    from glp_lens.activations.writer import locked
+
+    with locked(job.folder):
+        mark = job.left()
+        if mark is None and not overwrite:
+            refuse_existing(*(job.folder / name for name in job.made))
+        saved = mark is not None and mark.get("files") is not None and mark["files"] == job.files
+        job.has_results = saved and (job.folder / job.made[0]).exists()
+        yield job
+        if job.complete:
+            job.done()
+
+
+def state_of_files(settings: Json) -> Json:
+    """Number, bytes and time of the last change of the files that settings name, by the value that names them."""
+    found = {}
+    for each in settings.values():
+        for value in each if isinstance(each, list) else [each]:
+            path = value.rpartition("=")[2] if isinstance(value, str) else ""  # of name=folder
+            if path and os.path.exists(path):
+                files = [Path(path), *Path(path).rglob("*")]
+                known = [file.stat() for file in files if file.is_file()]
+                newest = max((each.st_mtime_ns for each in known), default=0)
+                found[value] = [len(known), sum(each.st_size for each in known), newest]
+    return found
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from glp_lens.errors import InputError, or_warning
 from glp_lens.evals.registry import SUITES, Suite
 from glp_lens.pipeline.inputs import LanguageModelSettings, SuiteJob, load_models, open_language_model
 
@@ -43,7 +45,7 @@ def run_suite(
 ) -> Results:
     """Measure trained models by the suite that a job is of. Writes results.json, metrics.csv and report.html to `out`.
 
-    A second run continues where the first stopped.
+    A second run continues where the first stopped. Results are saved before any page is made of them.
 
     Args:
         job: of any suite, for example a `SteerJob`.
@@ -56,22 +58,35 @@ def run_suite(
     Raises:
         InputError: models, stores, texts or a hook point that cannot be used, or results that are already there.
     """
+    from glp_lens.evals.results import Results
     from glp_lens.report import write_report
 
     suite = suite_of(type(job))
-    job.refuse_overwrite("results.json")
-    trained = load_models(job.models, job.device)
-    job.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is told before the work
-    results: Results = suite.job.measure(job, trained, Inputs(model, texts))
-    results.save(job.out)
-    files = [job.out / "results.json", job.out / "metrics.csv"]
-    if page:
-        context = {"title": suite.page.TITLE, "command": command, "seed": job.seed}
-        files.insert(0, write_report([results], job.out, context))
-    say(suite.page.text_table(results))
-    for sentence in results.failures:
-        say(f"note: {sentence}")
-    say(f"saved: {', '.join(map(str, files[:-1]))} and {files[-1]}")
+    in_memory = model is not None or texts is not None
+    with job.at_work(suite.name, "results.json", *(["report.html"] if page else []), in_memory=in_memory) as begun:
+        files = [job.out / "results.json", job.out / "metrics.csv"]
+        results: Results | None = None
+        if begun.has_results:
+            with suppress(InputError):  # if they are damaged, they are made again
+                results = Results.load(job.out)
+                say(f"{files[0]} is complete: what an interrupted run left to make is made of it")
+        if results is None:
+            trained = load_models(job.models, job.device)
+            results = suite.job.measure(job, trained, Inputs(model, texts))
+            begun.saving()
+            results.save(job.out)
+            begun.saved()
+        if table := or_warning("a table of the results", lambda: suite.page.text_table(results)):
+            say(table)
+        for sentence in results.failures:
+            say(f"note: {sentence}")
+        pages = [or_warning("a page of the results", job.show)]
+        if page:
+            context = {"title": suite.page.TITLE, "command": command, "seed": job.seed}
+            pages.append(or_warning("report.html", lambda: [write_report([results], job.out, context)]))
+        files = [*(file for made in reversed(pages) for file in made or ()), *files]
+        begun.complete = None not in pages
+        say(f"saved: {', '.join(map(str, files[:-1]))} and {files[-1]}")
     return results
 
 

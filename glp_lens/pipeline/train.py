@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, or_warning
 from glp_lens.kinds import KINDS, Fit, kind_of
 from glp_lens.settings import Settings, option, options
 
@@ -27,6 +26,7 @@ else:
 
 STATE = "training.state"
 CHECKPOINTS = "checkpoints"
+PICTURE = "loss.png"
 _FITS = dict.fromkeys(kind.fit for kind in KINDS.values() if kind.fit and kind.fit is not Fit)
 
 
@@ -104,12 +104,15 @@ def train(settings: TrainJob, *, say: Callable[[str], None] = print) -> Activati
             in, or a diverged loss.
     """
     from glp_lens import provenance
+    from glp_lens.activations.writer import locked
     from glp_lens.artifacts import CONFIG
     from glp_lens.lm import check_device
     from glp_lens.training import distributed
 
     kind, folder = settings.kind, settings.folder
-    if (folder / CONFIG).exists() and not settings.overwrite:
+    # An interrupted training has its state, even if the model is there: then only the end is left to do.
+    goes_on = kind == "glp" and (folder / STATE).exists()
+    if (folder / CONFIG).exists() and not goes_on and not settings.overwrite:
         raise InputError(f"{folder} already holds a model: choose another --out, or pass --overwrite")
     check_device(settings.device)
     with distributed.session(settings.device):
@@ -119,29 +122,18 @@ def train(settings: TrainJob, *, say: Callable[[str], None] = print) -> Activati
         if len(stores) > 1 and kind != "glp":
             raise InputError(f"a {kind} is trained on one store, got {len(stores)}: only a GLP takes siblings")
         held_out = _open_validation(settings, stores)
-        with _locked(folder):  # a folder that cannot be written must fail before the training
+        # A folder that cannot be written must fail before the training; of several processes the main one locks it.
+        with locked(folder) if distributed.is_main() else nullcontext():
             model = (_fit_glp if kind == "glp" else _fit)(settings, stores, held_out)
             if distributed.is_main():
                 model.save_pretrained(folder)
+                if kind == "glp":
+                    _draw_curve(folder)
                 (folder / STATE).unlink(missing_ok=True)
                 say(f"saved {kind}: {folder}")
                 say(provenance.describe(model))
             distributed.barrier()
     return model
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Create the model's folder and keep other trainings out of it; of several processes the main one does."""
-    from glp_lens.activations.writer import lock
-    from glp_lens.training import distributed
-
-    descriptor = lock(folder) if distributed.is_main() else None
-    try:
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 def _folders(given: Sequence[Path]) -> list[Path]:
@@ -246,10 +238,9 @@ def _clear(folder: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def _curve(folder: Path, logger: str | None, config: Json) -> Iterator[Callable[[Json], None]]:
-    """A function to call with each entry of the training curve; the curve is drawn at the end, also of a failure."""
-    from glp_lens.report.plots import loss_curve
+    """A function to call with each entry of the training curve, which is drawn after a failure."""
     from glp_lens.training import distributed
-    from glp_lens.training.history import FILE, add_to_history, read_history
+    from glp_lens.training.history import add_to_history
     from glp_lens.training.loggers import open_logger
 
     sink = open_logger(logger, folder, config) if logger and distributed.is_main() else None
@@ -261,8 +252,23 @@ def _curve(folder: Path, logger: str | None, config: Json) -> Iterator[Callable[
 
     try:
         yield note
+    except BaseException:
+        if distributed.is_main():
+            with suppress(OSError):  # the failure is what is told
+                _draw_curve(folder)
+        raise
     finally:
         if sink:
             sink.close()
-        if distributed.is_main() and (folder / FILE).exists():
-            loss_curve(read_history(folder), folder / "loss.png", title="Training of the GLP")
+
+
+def _draw_curve(folder: Path) -> None:
+    """Draw the training curve in a folder that has one."""
+    from glp_lens.report.plots import loss_curve
+    from glp_lens.training.history import FILE, read_history
+
+    def draw() -> None:
+        loss_curve(read_history(folder), folder / PICTURE, title="Training of the GLP")
+
+    if (folder / FILE).exists():
+        or_warning(PICTURE, draw)

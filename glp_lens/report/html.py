@@ -77,9 +77,8 @@ def write_report(results: Sequence[Results], out: str | Path, context: Mapping[s
         )
     )
     out = Path(out)
-    (out / "plots").mkdir(parents=True, exist_ok=True)
     for plot in (p for part in parts for p in part.all_plots):
-        (out / "plots" / f"{plot.name}.png").write_bytes(plot.png)
+        write_atomic(out / "plots" / f"{plot.name}.png", plot.png)
     path = out / "report.html"
     write_atomic(path, page)
     return path

@@ -11,6 +11,7 @@ import pandas as pd
 from glp_lens.display.labels import Palette
 from glp_lens.display.plots import GRID, INK, render
 from glp_lens.evals.results import Setting
+from glp_lens.files import write_atomic
 
 _TRAINED = Palette(["glp"]).color("glp")
 
@@ -56,9 +57,7 @@ def norm_histogram(norms: np.ndarray, path: str | Path, *, title: str = "", limi
         axes.set_title(title)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2)
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(render("norms", "", (7.6, 3.8), draw).png)
+    write_atomic(Path(path), render("norms", "", (7.6, 3.8), draw).png)
 
 
 def loss_curve(history: pd.DataFrame, path: str | Path, *, title: str = "") -> None:
@@ -113,9 +112,7 @@ def loss_curve(history: pd.DataFrame, path: str | Path, *, title: str = "") -> N
             panel.legend()
         figure.legend(*handles, loc="outside upper left", ncols=2)
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(render("loss", "", (9.6 if len(parts) else 6.4, 3.9), draw).png)
+    write_atomic(Path(path), render("loss", "", (9.6 if len(parts) else 6.4, 3.9), draw).png)
 
 
 def _count(value: float, _: object = None) -> str:

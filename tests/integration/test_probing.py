@@ -1,6 +1,7 @@
 """Activations of probing texts from tiny language models: what they are, and what is collected again."""
 
 import os
+import time
 
 import numpy as np
 import pytest
@@ -126,6 +127,35 @@ def test_an_interrupted_run_goes_on_after_the_finished_tasks(tiny_hooked, tmp_pa
     for hook in (HOOK, LATER):
         for one in tasks:
             torch.testing.assert_close(both.rows(one.name, hook).acts, whole.rows(one.name, hook).acts)
+
+
+def test_two_runs_that_share_a_cache_wait_for_one_another(tiny_hooked, tmp_path, monkeypatch, read_texts):
+    """The second finds what the first has collected meanwhile, and reads only the rest."""
+    first, second = [task(), task(31, "one", seed=1)], [task(), task(31, "two", seed=2)]
+    start, stop = os.pipe()
+    forward = lm.activations
+
+    def slow(*arguments):
+        os.write(stop, b"x")
+        time.sleep(0.2)
+        return forward(*arguments)
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            torch.set_num_threads(1)
+            monkeypatch.setattr(lm, "activations", slow)
+            collect(tiny_hooked, first, HOOK, cache=tmp_path, batch_tokens=500)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    os.read(start, 1)  # it is at work, and has saved nothing
+    found = collect(tiny_hooked, second, HOOK, cache=tmp_path, batch_tokens=10_000)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert read_texts == [len(set(second[1].texts) - set(first[0].texts) - set(first[1].texts))]
+    whole = collect(tiny_hooked, second, HOOK)
+    for name in ("tiny", "two"):
+        torch.testing.assert_close(found.rows(name).acts, whole.rows(name).acts)
 
 
 def test_smaller_batches_may_follow_an_interrupted_run(tiny_hooked, tmp_path, monkeypatch):

@@ -155,7 +155,10 @@ def test_suites_do_not_see_each_other():
 def test_what_shows_results_sees_results_only():
     """A report can be made of files alone: neither it nor a suite's page needs what measured them."""
     shared = ("display", "errors", "types", "evals.results")
-    shows = {"display": ("display", "kinds"), "report": (*shared, "report", "files", "kinds", "evals.registry")}
+    shows = {
+        "display": ("display", "errors", "kinds"),
+        "report": (*shared, "report", "files", "kinds", "evals.registry"),
+    }
     for path, tree in SOURCES.items():
         allowed = shows.get(part(path), ())
         if part(path) == "evals" and path.endswith(("/page.py", "/plots.py")):

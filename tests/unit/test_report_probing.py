@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from glp_lens.display.labels import PAPER, Palette
+from glp_lens.display.plots import render
 from glp_lens.evals.probing import page
 from glp_lens.evals.results import Results, metrics_frame, structured_frame
 from glp_lens.report import write_report
@@ -232,3 +233,35 @@ def test_text_table_of_one_task_has_no_intervals_and_of_none_says_so():
         "glp          99          0.812",
     ]
     assert page.text_table(Results("probing")) == "no probing task could be scored"
+
+
+MARKUP = ("a$b$", "$x_1^{2}$", "_hidden", "100$ vs $5", r"back\slash\frac{", "two\nlines$")
+"""Names that matplotlib would read as mathematics, or leave out."""
+
+
+def test_names_are_drawn_as_plain_text():
+    results = probing_results(TASKS[:6], FAMILIES[:6], sigmas=SIGMAS, sparse=True)
+    models = dict(zip(("sae", "pca", "raw"), MARKUP, strict=False))
+    tasks = dict(zip(TASKS[:6], MARKUP, strict=True))
+    results.metrics = [
+        replace(
+            m, model=models.get(m.model, m.model), task=tasks.get(m.task, m.task), other=models.get(m.other, m.other)
+        )
+        for m in results.metrics
+    ]
+    results.data["tasks"] = {tasks.get(task, task): about for task, about in results.data["tasks"].items()}
+    drawn = {plot.name: [text.strip("\u2060") for text in words(plot.svg)] for plot in section(results).all_plots}
+    for name in ("a$b$", "$x_1^{2}$", "_hidden"):
+        assert name in drawn["probing_means"]
+        assert name in drawn["probing_features"]  # in the legend
+    assert {"100$ vs $5", r"back\slash\frac{"} <= set(drawn["probing_tasks"]) | set(drawn["probing_heat"])
+
+
+def test_logarithmic_axes_have_powers_of_ten():
+    def draw(figure):
+        axes = figure.subplots()
+        axes.plot([1e-3, 20], [-5, 2000])
+        axes.set_xscale("log")
+        axes.set_yscale("symlog", linthresh=1)
+
+    assert {"10⁻³", "10¹", "−10⁰", "0", "10³"} <= set(words(render("powers", "", (5, 4), draw).svg))

@@ -20,7 +20,7 @@ from glp_lens.display.elements import (
     value_cells,
 )
 from glp_lens.display.labels import DASH, GREY, Palette, Style, count, display, family, interval, number
-from glp_lens.display.plots import GRID, INK, Plot, render
+from glp_lens.display.plots import GRID, INK, Plot, in_legend, render
 from glp_lens.evals.results import Results, Setting, structured_frame
 
 TITLE = "Density"
@@ -163,7 +163,7 @@ def curves(frame: pd.DataFrame, palette: Palette) -> Plot:
                 "markersize": 4 if faint else 6,
             }
             name = "isotropic Gaussian (knows no covariance)" if faint else f"{display(model)}, measured"
-            top.plot(line.index, line.value, label=name, **options)
+            top.plot(line.index, line.value, label=in_legend(name), **options)
             if bottom is not None and not faint:
                 shared = line.index.intersection(bound.index)
                 percent, low, high = (

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.stats import betabinom
 
 from glp_lens.display.labels import Palette, display
-from glp_lens.display.plots import GRID, INK, Plot, render
+from glp_lens.display.plots import GRID, INK, Plot, in_legend, render
 from glp_lens.types import Json
 
 _COLUMNS = 3
@@ -43,8 +43,8 @@ def roc(curves: Mapping[str, Json], shown: Sequence[str], palette: Palette, titl
                     curve = own[label]
                     axes.fill_between(curve["fpr"], curve["low"], curve["high"], color=palette.color(label), alpha=0.13,
                                       linewidth=0)  # fmt: skip
-                    axes.plot(curve["fpr"], curve["tpr"], color=palette.color(label), label=display(label, titles),
-                              linewidth=1.4)  # fmt: skip
+                    axes.plot(curve["fpr"], curve["tpr"], color=palette.color(label),
+                              label=in_legend(display(label, titles)), linewidth=1.4)  # fmt: skip
         for axes in panels[len(curves) :]:
             axes.set_visible(False)
         handles = {text: line for axes in panels for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -82,7 +82,8 @@ def calibration(frame: pd.DataFrame, texts: Sequence[int], palette: Palette, tit
         for place, (label, own) in enumerate(rates.groupby("model", sort=False)):
             shift = 1 + 0.012 * (place - rates.model.nunique() / 2)
             axes.plot(own.rate * shift, own.value, linestyle="", marker=palette.marker(str(label)), markersize=4,
-                      color=palette.color(str(label)), alpha=0.55, label=display(str(label), titles))  # fmt: skip
+                      color=palette.color(str(label)), alpha=0.55,
+                      label=in_legend(display(str(label), titles)))  # fmt: skip
         axes.set_xscale("log")
         axes.set_xticks(levels, [f"{rate:.0%}" for rate in levels])
         axes.minorticks_off()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from glp_lens.display.labels import GREY, Palette, Style, display
-from glp_lens.display.plots import GRID, INK, Plot, render
+from glp_lens.display.plots import GRID, INK, Plot, in_legend, render
 
 REFERENCE = "reference"
 _PANELS = 8
@@ -107,5 +107,5 @@ def _stairs(
         style = ["-", (0, (4, 2)), (0, (1, 1))][i % 3]
         axes.stairs(
             shares[label], one["edges"], color=palette.color(label), linestyle=style, linewidth=1.4,
-            label=display(label, own),
+            label=in_legend(display(label, own)),
         )  # fmt: skip

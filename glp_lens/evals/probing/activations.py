@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -26,7 +27,7 @@ from tqdm.auto import tqdm
 from glp_lens import activations, lm
 from glp_lens.activations import ActivationStore
 from glp_lens.activations.manifest import MANIFEST, Manifest
-from glp_lens.activations.writer import lock
+from glp_lens.activations.writer import lock, locked
 from glp_lens.corpus import Document
 from glp_lens.errors import InputError
 from glp_lens.evals.probing.settings import Pooling
@@ -133,32 +134,39 @@ def collect(
     }
     temporary = tempfile.TemporaryDirectory(prefix="glp-lens-tasks-") if cache is None else None
     folder = Path(cache if temporary is None else temporary.name) / _key(source)  # type: ignore[arg-type]
-    index = {name: _Index(folder, name) for name in names}
     # A mean over tokens of a bfloat16 model needs more digits, their activations and maxima do not.
     narrow = source["model"]["dtype"] == "bfloat16" and pooling != "mean"
     batch_size = max(1, batch_tokens // context)
+    index = {name: _Index(folder, name) for name in names}
     work, total = _missing(model, tasks, index, folder, context)
-    with tqdm(total=total, desc="probing texts", unit="tok", unit_scale=True, mininterval=2, disable=not work) as bar:
-        for out, where, documents in work:
-            _clear(out, where, batch_size)
-            activations.collect(
-                model,
-                documents,
-                where,
-                out / where[0] if len(where) == 1 else out,
-                context=context,
-                truncate="left",
-                batch_size=batch_size,
-                dtype="bfloat16" if narrow else "float32",
-                keep=pooling,
-                massive=None,
-                corpus="probing tasks",
-                shard_tokens=_SHARD_TEXTS * context,
-                progress=bar.update,
-                identity=identity,
-            )
-            for name in where:
-                index[name].add(out / name)
+    # Another run that shares the cache may be collecting the same: it is waited for, and then only the rest is made.
+    with locked(folder, wait=True) if work else nullcontext():
+        now = {name: _Index(folder, name) for name in names} if work else index
+        if any(len(now[name].stores) != len(index[name].stores) for name in names):
+            index = now
+            work, total = _missing(model, tasks, index, folder, context)
+        bar = tqdm(total=total, desc="probing texts", unit="tok", unit_scale=True, mininterval=2, disable=not work)
+        with bar:
+            for out, where, documents in work:
+                _clear(out, where, batch_size)
+                activations.collect(
+                    model,
+                    documents,
+                    where,
+                    out / where[0] if len(where) == 1 else out,
+                    context=context,
+                    truncate="left",
+                    batch_size=batch_size,
+                    dtype="bfloat16" if narrow else "float32",
+                    keep=pooling,
+                    massive=None,
+                    corpus="probing tasks",
+                    shard_tokens=_SHARD_TEXTS * context,
+                    progress=bar.update,
+                    identity=identity,
+                )
+                for name in where:
+                    index[name].add(out / name)
 
     def read(task: str, hook: str, _keep: Any = temporary) -> TaskRows:  # the folder lives as long as its reader
         if task not in texts:

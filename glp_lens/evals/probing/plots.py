@@ -12,7 +12,7 @@ import pandas as pd
 
 from glp_lens.display import labels
 from glp_lens.display.labels import GREY, PAPER, Palette, Style, count, family, number
-from glp_lens.display.plots import GRID, INK, Plot, errors, render
+from glp_lens.display.plots import GRID, INK, Plot, errors, in_legend, render
 from glp_lens.evals.results import Setting
 
 CONDITIONS = {"dense": Style("dense probe", GREY, "|")}
@@ -206,7 +206,8 @@ def dot_plot(
             axes.set_xlabel("test AUC" if many else "test AUC of the best single feature")
         key = grid[0]
         for model in models:
-            key.plot([], [], linestyle="-" if model == focus else "", label=display(model), **_marks(styles[model]))
+            line = "-" if model == focus else ""
+            key.plot([], [], linestyle=line, label=in_legend(display(model)), **_marks(styles[model]))
         if dense:
             key.plot([], [], **_DENSE, label="dense probe, all dimensions")
         figure.legend(*key.get_legend_handles_labels(), loc="outside upper left", ncols=4)
@@ -251,14 +252,15 @@ def sweeps(
                     axes.fill_between(rows.index, rows.ci_low, rows.ci_high, color=color, alpha=0.13, linewidth=0)
                 axes.plot(
                     rows.index, rows.value, palette.marker(name), linestyle=_LINES[i % 4 if panel == "noise" else 0],
-                    color=color, label=display(name), linewidth=2.2 if main else 1.3, markersize=6 if main else 4,
+                    color=color, label=in_legend(display(name)),
+                    linewidth=2.2 if main else 1.3, markersize=6 if main else 4,
                     alpha=1 if main else 0.85 - 0.55 * i / len(lines), zorder=3 if main else 2,
                 )  # fmt: skip
         axes = grid[0]
         if noise:
             for i, (name, value) in enumerate(joined.items()):
                 axes.axhline(value, color=palette.color(name), linestyle=_LINES[1 + i % 3], linewidth=1.4,
-                             label=display(name))  # fmt: skip
+                             label=in_legend(display(name)))  # fmt: skip
             axes.set_xlim(0, 1.4 * max(float(rows.index.max()) for rows in noise.values()))
             axes.set_xlabel("noise level σ (0 is data, 1 is noise)")
         for name, value in peers.items():
@@ -375,7 +377,7 @@ def _curves(axes: Any, curves: Mapping[str, pd.DataFrame], focus: str, palette: 
         rows = curves[model]
         if model == focus and rows.ci_low.notna().any():
             axes.fill_between(rows.index, rows.ci_low, rows.ci_high, color=style["color"], alpha=0.13, linewidth=0)
-        axes.plot(rows.index, rows.value, label=display(model), **style | {"markersize": 5})
+        axes.plot(rows.index, rows.value, label=in_legend(display(model)), **style | {"markersize": 5})
 
 
 def _styles(models: Sequence[str], palette: Palette) -> dict[str, dict[str, Any]]:

@@ -38,6 +38,12 @@ class SteerJob(SteeringSettings, LanguageModelSettings, SuiteJob):
     out: Path = option(Path("results/steering"), panel="Run")
     """Folder for the output."""
 
+    def show(self) -> list[Path]:
+        """Write `texts.html`, a page to read the generations, and give its path."""
+        from glp_lens.evals.steering.texts import read_generations, write_texts_page
+
+        return [write_texts_page(read_generations(self.out), self.out)]
+
 
 def in_comparison(folder: Path) -> Json:
     """The models and the store of a comparison."""
@@ -63,7 +69,7 @@ def measure(job: SteerJob, trained: Mapping[str, ActivationModel], inputs: Input
     Also writes `generations.parquet`, every text with its scores, and `texts.html`, a page to read them.
     """
     from glp_lens.evals import steering as suite
-    from glp_lens.evals.steering.texts import write_generations, write_texts_page
+    from glp_lens.evals.steering.texts import write_generations
     from glp_lens.pipeline.ranks import matched_ranks
 
     store, trained, notes = open_training_store(job.store, trained, allow_mismatch=job.allow_mismatch)
@@ -85,7 +91,6 @@ def measure(job: SteerJob, trained: Mapping[str, ActivationModel], inputs: Input
     )
     results.failures += notes
     write_generations(results.tables["generations"], job.out)
-    write_texts_page(results.tables["generations"], job.out)
     return results
 
 

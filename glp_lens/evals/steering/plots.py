@@ -13,7 +13,7 @@ import pandas as pd
 
 from glp_lens.display import labels
 from glp_lens.display.labels import GREY, Palette, Style, family
-from glp_lens.display.plots import GRID, INK, Plot, render
+from glp_lens.display.plots import GRID, INK, Plot, in_legend, render
 from glp_lens.evals.steering.settings import ALL, PLAIN, RANDOM, SAE, SHRINK, UNSTEERED
 
 CONDITIONS = {
@@ -136,7 +136,7 @@ def _line(
     axes.plot(
         fluency, concept, color=color, marker=palette.marker(label), markerfacecolor=palette.face(label),
         linestyle=(0, (4, 2)) if family(label) == RANDOM else _LINES[style % len(_LINES)], alpha=0.9,
-        label=display(label),
+        label=in_legend(display(label)),
     )  # fmt: skip
     for area in _bands(sweep):
         axes.fill(*area.T, color=color, alpha=0.13, linewidth=0)
