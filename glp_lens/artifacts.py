@@ -6,7 +6,7 @@ import json
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,24 +15,66 @@ import xxhash
 from torch import Tensor
 
 from glp_lens import hub, numerics
-from glp_lens.errors import InputError
-from glp_lens.files import read_json, read_tensors, versions, write_json, write_tensors
+from glp_lens.errors import InputError, one_line
+from glp_lens.files import Kind, is_number, read_json, read_tensors, versions, write_json, write_tensors
 from glp_lens.types import Json
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+CONFIG_FILE = Kind("model config", "save, copy or download the model again")
+WEIGHTS_FILE = Kind("weights", "save, copy or download the model again", quiet=True)
+"""Of weights of earlier versions it is the config beside them that is said to be unchecked."""
+
+_STORE = {
+    "hook": "text", "hook_names": "texts", "cautions": "texts", "hooks": "object", "model": "object",
+    "corpus": "object", "excluded": "counts", "opened_with": "object", "max_norm": "number", "d_in": "number",
+    "rows": "number",
+}  # fmt: skip
+_MODEL = {"name": "text", "weight_processing": "text", "blocks": "text", "n_layers": "number", "d_model": "number"}
+_TRAINING = dict.fromkeys(("rows_seen", "rows_distinct", "parameters", "flops", "seconds", "seed"), "number")
+"""What the entries of provenance that the code reads are, where they are known."""
 
 
 def check_provenance(value: Any, where: str) -> Json:
     """Provenance that was read from a file; an empty one if there is none.
 
     Raises:
-        InputError: it, or its part on the store or the training, is no JSON object.
+        InputError: it, its parts or their entries are not of the types that they were written with.
     """
     value = value or {}
     if not isinstance(value, dict) or any(not isinstance(value.get(k) or {}, dict) for k in ("store", "training")):
         raise InputError(f"{where} is damaged: expected objects as provenance and its store and training")
+    store, training = value.get("store") or {}, value.get("training") or {}
+    hooks = store.get("hooks") or {}
+    for known in [store, *(hooks.values() if isinstance(hooks, dict) else [hooks])]:
+        strange = _strange(known, _STORE) if isinstance(known, dict) else "its hooks are no objects"
+        strange = strange or _strange(known.get("model") or {}, _MODEL) or _strange(training, _TRAINING)
+        if strange:
+            raise InputError(f"the provenance in {where} is damaged: {strange}")
     return value
+
+
+def _strange(known: Json, entries: Mapping[str, str]) -> str:
+    """The first entry that is known and not what it must be, in words; empty if there is none."""
+    for name, what in entries.items():
+        value = known.get(name)
+        fits = {
+            "text": isinstance(value, str),
+            "texts": isinstance(value, list) and all(isinstance(text, str) for text in value),
+            "object": isinstance(value, dict),
+            "counts": isinstance(value, dict) and all(map(is_number, value.values())),
+            "number": is_number(value),
+        }
+        if value is not None and not fits[what]:
+            return f"its {name} is {str(value)[:60]!r}"
+    return ""
+
+
+def check_shapes(tensors: Mapping[Any, Tensor], shapes: Mapping[Any, tuple[int | None, ...]]) -> None:
+    """ValueError if a tensor, where it is there, has another shape."""
+    for name, shape in shapes.items():
+        if name in tensors and tensors[name].shape != shape:
+            raise ValueError(f"{name} has the shape {tuple(tensors[name].shape)}, expected {shape}")
 
 
 class ActivationModel(ABC):
@@ -119,8 +161,8 @@ class ActivationModel(ABC):
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the model to `folder`, replacing a model saved there before."""
         folder = Path(folder)
-        write_tensors(folder / WEIGHTS, self._tensors())
-        write_json(folder / CONFIG, self._about())
+        digest = write_tensors(folder / WEIGHTS, self._tensors(), WEIGHTS_FILE)
+        write_json(folder / CONFIG, {**self._about(), "weights": digest}, CONFIG_FILE)
         return folder
 
     @classmethod
@@ -136,15 +178,15 @@ class ActivationModel(ABC):
             InputError: nothing there, another kind of model, damaged files, or no network.
         """
         path = hub.fetch(folder, [CONFIG, WEIGHTS], revision=revision)
-        config = read_json(path / CONFIG, "model config")
+        config = read_json(path / CONFIG, CONFIG_FILE)
         if config.get("kind") != cls.kind:
             raise InputError(f"{folder} holds a model of kind {config.get('kind')!r}, expected {cls.kind!r}")
         try:
-            model = cls._restore(config["model"], read_tensors(path / WEIGHTS))
+            model = cls._restore(config["model"], read_tensors(path / WEIGHTS, WEIGHTS_FILE, config.get("weights")))
         except InputError:
             raise
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"{folder}: config and weights do not fit together ({error})") from None
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as e:
+            raise InputError(f"{folder}: config and weights do not fit together ({one_line(e)})") from None
         model.provenance = check_provenance(config.get("provenance"), f"{folder}: {CONFIG}")
         return model
 

@@ -1,24 +1,36 @@
-"""Reading and writing files: a crash or a full disk leaves the old file whole, a damaged file is one clear line."""
+"""Reading and writing files: a crash or a full disk leaves the old file whole, a damaged file is one clear line.
+
+Files that are read again say what they are for and carry a digest: xxh3-128 of all their bytes, with the digest itself
+left blank. It stands under `glp_lens` at the top of JSON, and in the metadata of safetensors and parquet, which other
+programs pass over. A file without one, as earlier versions wrote them, is read, and said to be unchecked.
+"""
 
 from __future__ import annotations
 
+import io
 import json
+import mmap
 import os
 import platform
 import re
 import shutil
+import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from safetensors import SafetensorError
+import xxhash
+from safetensors import SafetensorError, safe_open
 
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, first_line
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor
 
     from glp_lens.types import Json
@@ -27,6 +39,32 @@ _PACKAGES = ("glp-lens", "torch", "transformer-lens", "sae-lens", "sae-probes", 
              "h5py", "numpy")  # fmt: skip
 _SUFFIX = ".tmp"
 """Of temporary files."""
+ENTRY = "glp_lens"
+"""Where a file says what it is for."""
+BLANK = b"xxh3:" + b"-" * 32
+"""Stands in place of the digest while that is computed."""
+_SAID = re.compile(rb"digest\W{1,5}xxh3:[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a file is for.
+
+    Attributes:
+        name: what messages call it, and what the file calls itself.
+        remedy: what to do about a damaged one.
+        version: of what it holds; another one is refused.
+        quiet: not to say of a file without a digest that it was read unchecked.
+    """
+
+    name: str
+    remedy: str
+    version: int = 1
+    quiet: bool = False
+
+    def entry(self, key: str = "") -> Json:
+        """What a file of this kind says of itself, with room for the digest; `key` tells it from others of its kind."""
+        return {"file": self.name, "version": self.version, **({"key": key} if key else {}), "digest": BLANK.decode()}
 
 
 def versions() -> dict[str, str]:
@@ -133,46 +171,201 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """`write_atomic` for JSON; refuses NaN and infinity, which JSON cannot hold."""
-    write_atomic(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+def sealed(content: bytes) -> bytes:
+    """The content of a file with its digest filled in."""
+    start = content.index(BLANK)
+    return content[:start] + _digest(memoryview(content), start) + content[start + len(BLANK) :]
 
 
-def read_json(path: Path, what: str) -> Json:
-    """Read a JSON object; `what` names it in messages.
+def check(path: Path, content: bytes | mmap.mmap, entry: Any, kind: Kind | None, key: str = "") -> str:
+    """Check that a file is whole, and of this kind.
+
+    Args:
+        path: its name, for messages.
+        content: all its bytes.
+        entry: what it says of itself; None if nothing, which is said in a warning.
+        kind: None for any.
+        key: which of its kind it must be.
+
+    Returns:
+        Its digest; empty if it has none.
 
     Raises:
-        InputError: the file is missing or damaged, or holds something other than an object.
+        InputError: damaged or edited, or for something else.
     """
+    if entry is None and isinstance(content, bytes) and _SAID.search(content):
+        entry = {}  # what names it was damaged
+    if entry is None:
+        if kind is not None and not kind.quiet:
+            what = f"{kind.name} in {path.parent} without a digest, as earlier versions wrote them"
+            warnings.warn(f"{what}: read unchecked", stacklevel=3)
+        return ""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        file, version, own, digest = entry["file"], entry["version"], entry.get("key", ""), entry["digest"]
+        start = content.find(digest.encode())
+    except (KeyError, TypeError, ValueError, AttributeError):
+        start = -1
+    if start >= 0:
+        with memoryview(content) as view:
+            whole = len(digest) == len(BLANK) and _digest(view, start) == digest.encode()
+    if start < 0 or not whole:
+        what = "edited since" if path.suffix in (".json", ".yaml") else "changed since"
+        mend = f"; if it was edited on purpose, delete its {ENTRY!r} entry" if path.suffix == ".json" else ""
+        mend = "; if it was edited on purpose, delete the 'digest' in it" if path.suffix == ".yaml" else mend
+        remedy = "write it again" if kind is None else kind.remedy
+        raise InputError(f"{path} is damaged, or was {what} it was written (its digest does not fit): {remedy}{mend}")
+    if kind is None:
+        return str(digest)
+    if file != kind.name:
+        raise InputError(f"{path} holds what another file is for ({file}), expected {kind.name}: {kind.remedy}")
+    if version != kind.version:
+        raise InputError(
+            f"{path} has format version {version} of {kind.name}, this release reads {kind.version}: open it with the "
+            f"glp-lens release that wrote it, or {kind.remedy}"
+        )
+    if key and own != key:
+        raise InputError(f"{path} is {kind.name} of {own or 'something else'}, expected {key}: {kind.remedy}")
+    return str(digest)
+
+
+def _digest(content: memoryview, start: int) -> bytes:
+    """The digest of a file that has it, or room for it, from byte `start` on."""
+    digest = xxhash.xxh3_128(content[:start])
+    digest.update(BLANK)
+    digest.update(content[start + len(BLANK) :])
+    return b"xxh3:" + digest.hexdigest().encode()
+
+
+def write_json(path: Path, value: Json, kind: Kind | None = None, key: str = "") -> None:
+    """`write_atomic` for a JSON object; refuses NaN and infinity, which JSON cannot hold.
+
+    Args:
+        kind: what the file is for; None for one with checks of its own, which gets no digest.
+        key: which of its kind it is.
+    """
+    about = {} if kind is None else {ENTRY: kind.entry(key)}
+    text = json.dumps({**about, **value}, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    write_atomic(path, text if kind is None else sealed(text.encode()))
+
+
+def read_json(path: Path, kind: Kind | str, key: str = "") -> Json:
+    """Read a JSON object that `write_json` wrote, without what it says of itself.
+
+    Args:
+        kind: what it must be for; for one with checks of its own what messages call it.
+        key: which of its kind it must be.
+
+    Raises:
+        InputError: the file is missing, damaged, edited, or holds something other than an object of this kind.
+    """
+    what = kind if isinstance(kind, str) else kind.name
+    try:
+        content = path.read_bytes()
+        value = json.loads(content.decode("utf-8"), parse_constant=_no_number)
+        if b"\\ud" in content or b"\\uD" in content:  # half a character, which no file or page could be written with
+            json.dumps(value, ensure_ascii=False).encode()
     except FileNotFoundError:
         raise InputError(f"{what} not found: {path} does not exist") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{what} cannot be read: {path}: {error}") from None
+        raise InputError(f"{what} cannot be read: {path}: {first_line(error)}") from None
     if not isinstance(value, dict):
         raise InputError(f"{what} is damaged: {path} holds {type(value).__name__}, expected a JSON object")
+    if isinstance(kind, Kind):
+        check(path, content, value.pop(ENTRY, None), kind, key)
     return value
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file.
+def has_digest(path: Path) -> bool:
+    """Whether a JSON file says what it is for, and so was checked when it was read."""
+    return f'"{ENTRY}"'.encode() in path.read_bytes()
+
+
+def is_number(value: object) -> bool:
+    """Whether a value that was read is a number that float64 can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) > sys.float_info.max
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"holds {name}, which JSON cannot hold")
+
+
+def write_table(path: Path, frame: pd.DataFrame, kind: Kind) -> None:
+    """Write a frame as a parquet file, without its index, atomically."""
+    import pyarrow  # type: ignore[import-untyped]
+    from pyarrow import parquet
+
+    table = pyarrow.Table.from_pandas(frame, preserve_index=False)
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), ENTRY: json.dumps(kind.entry())})
+    content = io.BytesIO()
+    parquet.write_table(table, content, compression="zstd")
+    write_atomic(path, sealed(content.getvalue()))
+
+
+def read_table(path: Path, kind: Kind) -> pd.DataFrame:
+    """Read what `write_table` wrote.
 
     Raises:
-        InputError: the file is missing, truncated, or of another format.
+        InputError: the file is missing, damaged, or for something else.
+    """
+    from pyarrow import parquet
+
+    try:
+        content = path.read_bytes()
+        opened = parquet.ParquetFile(io.BytesIO(content))
+        entry = json.loads((opened.metadata.metadata or {}).get(ENTRY.encode(), b"null"))
+        check(path, content, entry, kind)
+        frame: pd.DataFrame = opened.read().to_pandas()
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{kind.name} not found: {path} does not exist") from None
+    except Exception as error:  # damaged bytes fail in the readers of parquet, of JSON or of pandas, each in its way
+        raise InputError(f"{path} cannot be read as parquet ({first_line(error)}): {kind.remedy}") from None
+    return frame
+
+
+def read_tensors(path: Path, kind: Kind | None = None, digest: str | None = None) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Args:
+        kind: what it must be for; None for a file of any origin.
+        digest: that the file must have, if known.
+
+    Raises:
+        InputError: the file is missing, damaged, of another format, for something else, or of another digest.
     """
     from safetensors.torch import load_file
 
+    _, own = check_tensors(path, kind)
+    if digest is not None and own != digest:
+        raise InputError(f"{path} is not the file that was written with the config beside it: write both again")
+    return load_file(path)
+
+
+def check_tensors(path: Path, kind: Kind | None = None) -> tuple[dict[str, str], str]:
+    """Check a safetensors file; gives its metadata, without what it says of itself, and its digest, empty if none.
+
+    Raises:
+        InputError: as `read_tensors`.
+    """
+    what = "weights" if kind is None else kind.name
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as opened:
+            about: dict[str, str] = opened.metadata() or {}
+        entry = about.pop(ENTRY, None)
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return about, check(path, content, None if entry is None else json.loads(entry), kind)
     except FileNotFoundError:
-        raise InputError(f"weights not found: {path} does not exist") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"weights cannot be read: {path} is truncated or no safetensors file ({error})") from None
+        raise InputError(f"{what} not found: {path} does not exist") from None
+    except InputError:
+        raise
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        line = f"{path} is damaged, truncated or no safetensors file ({first_line(error)})"
+        raise InputError(f"{what} cannot be read: {line}{'' if kind is None else f': {kind.remedy}'}") from None
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file so that a crash or a full disk leaves the old one.
+def write_tensors(path: Path, tensors: dict[str, Tensor], kind: Kind, metadata: dict[str, str] | None = None) -> str:
+    """Write a safetensors file so that a crash or a full disk leaves the old one; gives its digest.
 
     Raises:
         InputError: the disk is full or cannot be written.
@@ -181,10 +374,23 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
     try:
         with replaced(path, by_library=True) as temporary:
-            save_file(_on_cpu(tensors), temporary, metadata)
+            save_file(_on_cpu(tensors), temporary, {**(metadata or {}), ENTRY: json.dumps(kind.entry())})
+            digest = fill_digest(temporary)
         sync_folder(path.parent)
+        return digest
     except SafetensorError as error:
         raise InputError(f"cannot write {path} ({error}): free space or choose another folder") from None
+
+
+def fill_digest(path: Path) -> str:
+    """Fill in the digest of a file; gives it."""
+    with path.open("r+b") as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
+            start = content.find(BLANK)
+            digest = _digest(view, start)
+        file.seek(start)
+        file.write(digest)
+    return digest.decode()
 
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

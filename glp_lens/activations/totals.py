@@ -18,10 +18,11 @@ from torch import Tensor
 from glp_lens.activations.shard import no_space
 from glp_lens.activations.stats import Stats, merge
 from glp_lens.errors import InputError
-from glp_lens.files import read_tensors, write_tensors
+from glp_lens.files import Kind, read_tensors, write_tensors
 from glp_lens.types import Acts
 
 STATISTICS: Final = "statistics.safetensors"
+_FILE = Kind("statistics of a stream", "collect the stream again, in a new folder", quiet=True)
 _VECTORS = ("mean", "M2", "min", "max")
 _BINS = 1 << 15
 
@@ -94,7 +95,7 @@ class Totals:
         kept = {"opening": self.opening, "last": self.last, "before": self.before}
         tensors = {f"{name}.{k}": v for name, total in kept.items() if total for k, v in _tensors(total).items()}
         with no_space(folder):
-            write_tensors(folder / STATISTICS, tensors)
+            write_tensors(folder / STATISTICS, tensors, _FILE)
 
     @classmethod
     def read(cls, folder: Path, window: int) -> Self:
@@ -106,7 +107,7 @@ class Totals:
         path = folder / STATISTICS
         if not path.exists():
             return cls(window)
-        tensors = read_tensors(path)
+        tensors = read_tensors(path, _FILE)
         try:
             totals = {
                 name: _total({k: tensors[f"{name}.{k}"] for k in ("numbers", "norms", *_VECTORS)})

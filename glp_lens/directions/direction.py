@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from glp_lens.errors import InputError, first_line
-from glp_lens.files import write_tensors
+from glp_lens.files import Kind, check_tensors, is_number, read_tensors, write_tensors
 from glp_lens.intervals import Interval
 from glp_lens.types import Json
 
 KEY = "glp_lens_direction"
 """Under this key the metadata of a safetensors file holds everything but the vector, as JSON."""
+_FILE = Kind("direction", "make or copy it again")
 
 
 @contextmanager
@@ -96,7 +96,7 @@ class Direction:
         about = self.to_json()
         del about["vector"]
         with writing(path):
-            write_tensors(path, {"vector": self.vector}, {KEY: json.dumps(about, allow_nan=False)})
+            write_tensors(path, {"vector": self.vector}, _FILE, {KEY: json.dumps(about, allow_nan=False)})
         return path
 
     def to_json(self) -> Json:
@@ -112,6 +112,10 @@ class Direction:
         """What `to_json` gave; ValueError, KeyError or TypeError if it is something else."""
         auroc = None if value["auroc"] is None else Interval(**value["auroc"])
         vector = torch.as_tensor(value["vector"], dtype=torch.float32)
+        if vector.ndim != 1 or not len(vector) or not vector.isfinite().all() or not is_number(value["norm"]):
+            raise ValueError("expected a vector (d,) of finite numbers, and its norm")
+        if auroc is not None and not all(map(is_number, auroc)):
+            raise ValueError("its auroc is no interval")
         hook, name, method = (str(value[key]) for key in ("hook", "name", "method"))
         return cls(vector, hook, name, method, auroc, dict(value["provenance"]), float(value["norm"]))
 
@@ -123,19 +127,13 @@ class Direction:
             InputError: the file is missing, damaged, or another kind of safetensors file.
         """
         path = Path(path)
-        try:
-            with safe_open(path, framework="pt") as file:
-                about = (file.metadata() or {}).get(KEY)
-                vector = file.get_tensor("vector") if about is not None else None
-        except FileNotFoundError:
-            raise InputError(f"direction not found: {path} does not exist") from None
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"direction cannot be read: {path}: {first_line(error)}") from None
-        if about is None or vector is None:
+        metadata, _ = check_tensors(path)
+        about = metadata.get(KEY)
+        if about is None:
             raise InputError(
                 f"{path} was not saved by this package: read it with glp_lens.directions.read(path, hook=...)"
             )
         try:
-            return cls.from_json({**json.loads(about), "vector": vector})
+            return cls.from_json({**json.loads(about), "vector": read_tensors(path, _FILE)["vector"]})
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"direction is damaged: {path}: {first_line(error)}") from None

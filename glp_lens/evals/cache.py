@@ -15,10 +15,12 @@ import xxhash
 
 from glp_lens.errors import InputError
 from glp_lens.evals.results import Results, without_nan
-from glp_lens.files import read_json, versions, write_json
+from glp_lens.files import ENTRY, Kind, read_json, versions, write_json
 from glp_lens.types import Json
 
 T = TypeVar("T")
+
+_FILE = Kind("cached result", "delete it, and it is made again")
 
 
 class ResultCache:
@@ -50,12 +52,12 @@ class ResultCache:
         path = self._path(name, inputs)
         if path is not None:
             try:
-                return read(read_json(path, "cached result")["value"])
+                return read(read_json(path, _FILE, path.stem)["value"])
             except (InputError, KeyError, TypeError, ValueError, AttributeError):
                 pass
         value = without_nan(make())
         if path is not None:
-            write_json(path, {"value": value})
+            write_json(path, {"value": value}, _FILE, path.stem)
         return read(value)
 
     def results(self, name: str, inputs: Callable[[], Any], make: Callable[[], Results]) -> Results:
@@ -89,7 +91,9 @@ class ResultCache:
 class Records:
     """JSON-like values by key, appended to one file of JSON lines: an interrupted run loses what it was making.
 
-    A line that is damaged, as the last one of a killed run may be, is left out, and its value is made again.
+    The first line says what the file is for; each other one ends in a checksum of that and of itself. A line that is
+    damaged, as the last one of a killed run may be, or that was copied from another file, is left out, and its value
+    is made again.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -97,29 +101,33 @@ class Records:
         self.values: dict[str, Any] = {}
         if path is not None and path.is_file():
             for line in path.read_bytes().splitlines():
-                try:
-                    key, value = json.loads(line)
-                    self.values[str(key)] = value
-                except (ValueError, TypeError, RecursionError):
-                    continue
+                text, _, checksum = line.rpartition(b" ")
+                if checksum == self._checksum(text):
+                    key, value = json.loads(text)
+                    self.values[key] = value
 
     def add(self, values: Mapping[str, Any]) -> None:
         """Keep values; those of keys that are there are replaced."""
         self.values.update(values)
         if self._path is None or not values:
             return
-        lines = "".join(
-            json.dumps([key, without_nan(value)], separators=(",", ":")) + "\n" for key, value in values.items()
-        )
+        texts = (json.dumps([key, without_nan(value)], separators=(",", ":")).encode() for key, value in values.items())
+        lines = b"".join(text + b" " + self._checksum(text) + b"\n" for text in texts)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # A torn line of a killed run must not take the next one with it: begin on a line of our own.
         with self._path.open("a+b") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
-                lines = lines if file.read(1) == b"\n" else "\n" + lines
-            file.write(lines.encode())
+                lines = lines if file.read(1) == b"\n" else b"\n" + lines
+            else:
+                about = {ENTRY: {"file": "records", "version": 1, "key": self._path.stem}}
+                lines = json.dumps(about).encode() + b"\n" + lines
+            file.write(lines)
             file.flush()
             os.fsync(file.fileno())
+
+    def _checksum(self, text: bytes) -> bytes:
+        return xxhash.xxh3_64_hexdigest(f"{self._path and self._path.stem}\n".encode() + text).encode()
 
 
 def digest(*inputs: Any) -> str:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from operator import itemgetter
 from pathlib import Path
+from types import NoneType
 from typing import Any, Self
 
 import pandas as pd
 
 from glp_lens.errors import InputError
-from glp_lens.files import read_json, versions, write_atomic, write_json
+from glp_lens.files import Kind, is_number, read_json, versions, write_atomic, write_json
 from glp_lens.types import Json
 
 FORMAT = 1
+FILE = Kind("results", "run the suite again")
 
 
 class Setting:
@@ -154,6 +157,13 @@ class Metric:
 
 COLUMNS = ("suite", "model", "task", "setting", "metric", "value", "ci_low", "ci_high", "n")
 """Of `metrics.csv`."""
+_NUMBER, _TEXT = {int, float, NoneType}, {str, NoneType}
+_KINDS = {"suite": {str}, "model": _TEXT, "task": _TEXT, "setting": _TEXT, "metric": {str}, "value": _NUMBER,
+          "ci_low": _NUMBER, "ci_high": _NUMBER, "n": _NUMBER}  # fmt: skip
+"""What the columns of metrics are in JSON."""
+_TYPES = {"suite": str, "metrics": list, "config": dict, "data": dict, "failures": list, "extras": dict,
+          "seconds": int | float, "versions": dict}  # fmt: skip
+"""What `Results` are in JSON."""
 
 
 @dataclass
@@ -212,13 +222,21 @@ class Results:
     @classmethod
     def from_json(cls, value: Json) -> Self:
         """What `to_json` gave; KeyError, TypeError or AttributeError if it is something else."""
+        for name, kind in _TYPES.items():
+            if name in value and (isinstance(value[name], bool) or not isinstance(value[name], kind)):
+                raise TypeError(f"its {name} is {value[name]!r:.40}")
+        if not all(isinstance(text, str) for text in [*value.get("failures", ()), *value.get("versions", {}).values()]):
+            raise TypeError("its failures or versions are no texts")
+        if not is_number(value.get("seconds", 0.0)):
+            raise TypeError("its seconds are no number")
+        _check_rows(value["metrics"])
         return cls(**value | {"metrics": [Metric.from_row(row) for row in value["metrics"]]})
 
     def save(self, folder: str | Path) -> Path:
         """Write `results.json` and `metrics.csv` to `folder`, each atomically."""
         folder = Path(folder)
         write_atomic(folder / "metrics.csv", self.frame().to_csv(index=False))
-        write_json(folder / "results.json", {"format": FORMAT, **self.to_json()})
+        write_json(folder / "results.json", {"format": FORMAT, **self.to_json()}, FILE)
         return folder
 
     @classmethod
@@ -229,13 +247,22 @@ class Results:
             InputError: nothing there, or another format.
         """
         path = Path(folder) / "results.json"
-        value = read_json(path, "results")
+        value = read_json(path, FILE)
         if value.pop("format", None) != FORMAT or not {f.name for f in fields(cls)} - {"tables"} >= set(value):
             raise InputError(f"{path} is not a results file of format {FORMAT}: run the suite again")
         try:
             return cls.from_json(value)
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is damaged ({error}): run the suite again") from None
+
+
+def _check_rows(rows: list[Json]) -> None:
+    """KeyError or TypeError if rows that were read are not of the types that were written."""
+    for name, kinds in _KINDS.items():
+        column = list(map(itemgetter(name), rows))
+        found = set(map(type, column))
+        if not found <= kinds or (int in found and any(type(v) is int and abs(v) >= 2**63 for v in set(column))):
+            raise TypeError(f"{name} of its metrics holds other things than were written")
 
 
 def metrics_frame(metrics: Iterable[Metric]) -> pd.DataFrame:

@@ -112,7 +112,8 @@ def _reference(folder: str, n_layers: int, ids: Tensor) -> tuple[dict[int, Tenso
     """Transformers' own outputs of each block, and logits; None without weights of a head."""
     import transformers
 
-    named = str((_config(folder).get("architectures") or [""])[0])
+    architectures = _config(folder).get("architectures")
+    named = str(architectures[0]) if architectures and isinstance(architectures, list) else ""
     kind = getattr(transformers, named, None) if named.endswith(_HEADS) else None
     if kind is None:
         kind = transformers.AutoModelForMaskedLM if named.startswith("Bert") else transformers.AutoModelForCausalLM
@@ -167,7 +168,7 @@ def _marker(folder: str, backend: str, cache: Path) -> Path:
 def _config(folder: str) -> dict[str, Any]:
     try:
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{folder}: config.json cannot be read ({error})") from None
     if not isinstance(config, dict):
         raise InputError(f"{folder}: config.json holds {type(config).__name__}, expected a JSON object")

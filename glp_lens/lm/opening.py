@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import xxhash
-from safetensors import SafetensorError
 
 from glp_lens.defaults import DEFAULT_BACKEND, DEFAULT_DEVICE, DEFAULT_DTYPE, DEFAULT_MODEL, Backend
 from glp_lens.errors import InputError, first_line, one_line
@@ -123,9 +123,14 @@ def open_model(
 def _open(folder: str, name: str, backend: Backend, device: str, dtype: str) -> Any:
     try:
         return (_open_bridge if backend == "bridge" else _open_hooked)(folder, device, DTYPES[dtype])
-    except InputError:
+    except (InputError, MemoryError):
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except UnpicklingError as error:  # torch's message says how to run what is in it
+        raise InputError(
+            f"model {name!r} cannot be opened: its weights are damaged, or a pickle of Python objects, which could run "
+            "code and is not loaded: save it as safetensors"
+        ) from error
+    except Exception as error:  # damaged and edited files fail in each library in a way of its own
         line = f"model {name!r} cannot be opened with backend={backend!r} ({one_line(error)})"
         raise InputError(line) from error
 
@@ -189,7 +194,7 @@ def _missing(folder: Path) -> str:
     index = folder / "model.safetensors.index.json"
     try:
         parts = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError):
         return "index of weights"
     there = {path.name for path in folder.glob("*.safetensors") if path.is_file()}  # a link may lead nowhere
     return "" if there and parts <= there else "weights"

@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 from glp_lens import hub
-from glp_lens.artifacts import CONFIG, ActivationModel
+from glp_lens.artifacts import CONFIG, CONFIG_FILE, ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.files import read_json
 from glp_lens.kinds import KINDS, kind_of
@@ -51,7 +51,7 @@ def load(folder: str | Path, *, revision: str | None = None) -> ActivationModel:
             from glp_lens.models.sae import SAE
 
             return SAE.from_sae_lens(hub.fetch(folder, _SAE_LENS, revision=revision))
-    kind = read_json(path / CONFIG, "model config").get("kind")
+    kind = read_json(path / CONFIG, CONFIG_FILE).get("kind")
     if not isinstance(kind, str):
         raise InputError(f"{folder}: {CONFIG} names no kind of model: expected one of {', '.join(KINDS)}")
     return model_class(kind).from_pretrained(folder, revision=revision)

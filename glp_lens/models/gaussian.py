@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from glp_lens import numerics
 from glp_lens.activations.store import ActivationStore
-from glp_lens.artifacts import ActivationModel
+from glp_lens.artifacts import ActivationModel, check_shapes
 from glp_lens.errors import InputError
 from glp_lens.interface import Featurizer, Projector, Reconstructor, Sampler, Scorer, VelocityField
 from glp_lens.models.normalizer import mean_and_std
@@ -193,6 +193,8 @@ class Gaussian(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, S
     @classmethod
     def _restore(cls, config: Json, tensors: dict[str, Tensor]) -> Self:
         eigenvectors = None if config["diagonal"] else tensors["eigenvectors"]
+        d = len(tensors["mean"])
+        check_shapes(tensors, dict.fromkeys(("mean", "std", "eigenvalues"), (d,)) | {"eigenvectors": (d, d)})
         return cls(tensors["mean"], tensors["std"], tensors["eigenvalues"], eigenvectors)
 
 

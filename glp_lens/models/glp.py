@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from glp_lens import hub, lm, numerics, provenance
 from glp_lens.activations.massive import Massive
-from glp_lens.artifacts import CONFIG, WEIGHTS, ActivationModel
+from glp_lens.artifacts import CONFIG, WEIGHTS, ActivationModel, check_shapes
 from glp_lens.errors import InputError
+from glp_lens.files import is_number
 from glp_lens.flow.guidance import Classifier, Guide
 from glp_lens.flow.likelihood import LogDensity, draw_probes, log_density, rising_grid
 from glp_lens.flow.path import interpolate, velocity_target
@@ -578,8 +579,14 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         mean, var = tensors.pop("normalizer.mean"), tensors.pop("normalizer.var")
         classes = dict(zip(config.get("classes", []), tensors.pop("classes", []), strict=True))
         model = cls(Denoiser.filled(config["denoiser"], tensors), mean, var)
+        width, history = model.denoiser.config.d_condition, config.get("history", [])
+        check_shapes(classes, dict.fromkeys(classes, (width,)))
+        if not (isinstance(history, list) and all(isinstance(each, dict) for each in history)):
+            raise ValueError("its history is no list of objects")
+        if not all(map(is_number, classes)):
+            raise ValueError("its classes are no numbers")
         model.class_vectors = classes
-        model.history = config.get("history", [])
+        model.history = history
         return model
 
     # -- inside --------------------------------------------------------------------------------------------

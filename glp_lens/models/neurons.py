@@ -64,4 +64,6 @@ class Neurons(ActivationModel, Featurizer):
 
     @classmethod
     def _restore(cls, config: Json, tensors: dict[str, Tensor]) -> Self:
+        if type(config["d_in"]) is not int or config["d_in"] < 1:
+            raise ValueError(f"d_in is {config['d_in']!r}")
         return cls(config["d_in"])

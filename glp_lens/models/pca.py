@@ -11,8 +11,9 @@ from torch import Generator, Tensor
 
 from glp_lens import numerics
 from glp_lens.activations.store import ActivationStore
-from glp_lens.artifacts import ActivationModel
+from glp_lens.artifacts import ActivationModel, check_shapes
 from glp_lens.errors import InputError
+from glp_lens.files import is_number
 from glp_lens.interface import Decoder, Featurizer, Projector, Reconstructor, Sampler, Scorer
 from glp_lens.models.normalizer import mean_and_std
 from glp_lens.models.row_checks import check_rows, draw_noise
@@ -244,4 +245,11 @@ class PCA(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sample
 
     @classmethod
     def _restore(cls, config: Json, tensors: dict[str, Tensor]) -> Self:
-        return cls(**tensors, discarded_variance=config["discarded_variance"], k=config["k"])
+        model = cls(**tensors, discarded_variance=config["discarded_variance"], k=config["k"])
+        if type(model.k) is not int or not is_number(model.discarded_variance) or model.discarded_variance < 0:
+            raise ValueError("k or discarded_variance is no such number")
+        shapes = dict.fromkeys(("mean", "std"), (model.d_in,))
+        shapes |= {"components": (model.n_features, model.d_in), "explained_variance": (model.n_features,)}
+        check_shapes(tensors, shapes)
+        model._rank(model.k)
+        return model

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from glp_lens import numerics
 from glp_lens.activations.store import ActivationStore
-from glp_lens.artifacts import ActivationModel
+from glp_lens.artifacts import ActivationModel, check_shapes
 from glp_lens.errors import InputError
 from glp_lens.interface import Featurizer
 from glp_lens.models.normalizer import mean_and_std
@@ -84,4 +84,6 @@ class RandomFeatures(ActivationModel, Featurizer):
 
     @classmethod
     def _restore(cls, config: Json, tensors: dict[str, Tensor]) -> Self:
+        _, d_in = tensors["weights"].shape
+        check_shapes(tensors, {"mean": (d_in,), "std": (d_in,)})
         return cls(**tensors)

@@ -82,4 +82,7 @@ class Raw(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sample
 
     @classmethod
     def _restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        rows, d_in = tensors["reservoir"].shape
+        if not rows * d_in:
+            raise ValueError("its reservoir is empty")
         return cls(tensors["reservoir"])

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 import yaml
 from torch import Tensor
 
 from glp_lens.artifacts import CONFIG as OWN_CONFIG
-from glp_lens.artifacts import check_provenance
+from glp_lens.artifacts import CONFIG_FILE, WEIGHTS_FILE, check_provenance
 from glp_lens.errors import InputError, first_line
-from glp_lens.files import read_tensors, versions, write_atomic, write_tensors
+from glp_lens.files import ENTRY, check, read_tensors, sealed, versions, write_atomic, write_tensors
 from glp_lens.types import Json
 
 CONFIG = "config.yaml"
@@ -79,7 +80,8 @@ def read(folder: Path, checkpoint: str) -> tuple[Json, dict[str, Tensor], Tensor
         InputError: files missing or not in the released format.
     """
     try:
-        config = _PlainLoader((folder / CONFIG).read_text(encoding="utf-8")).get_single_data()
+        content = (folder / CONFIG).read_bytes()
+        config = _PlainLoader(content.decode("utf-8")).get_single_data()
         denoiser = dict(config["glp_kwargs"]["denoiser_config"])
         normalizer = dict(config["glp_kwargs"].get("normalizer_config") or {})
         trace = dict(config["glp_kwargs"].get("tracedict_config") or {})
@@ -95,13 +97,13 @@ def read(folder: Path, checkpoint: str) -> tuple[Json, dict[str, Tensor], Tensor
         there = sorted(path.stem for path in _weights(folder))
         known = f": there are {', '.join(there)}" if there else ""
         raise InputError(f"checkpoint {checkpoint!r} is not in {folder}{known}")
-    mean, var = _statistics(folder / STATISTICS)
+    mean, var = _statistics(folder / STATISTICS, _check(folder / CONFIG, content, config))
     depth = denoiser.get("multi_layer_n_layers")
     if depth is None and mean.ndim == 2 and len(mean) == 1:
         mean, var = mean[0], var[0]
-    if depth == 1 and "glp_lens" not in config:
+    if depth == 1 and ENTRY not in config:
         raise InputError(f"{folder / CONFIG} has multi_layer_n_layers 1, for which the released code gives NaN")
-    return denoiser, read_tensors(weights), mean, var, _provenance(config, trace)
+    return denoiser, read_tensors(weights, WEIGHTS_FILE), mean, var, _provenance(config, trace)
 
 
 def _weights_of(folder: Path, checkpoint: str) -> Path:
@@ -117,11 +119,25 @@ def _weights(folder: Path) -> list[Path]:
     return [*folder.glob("*.safetensors"), *folder.glob("checkpoints/*.safetensors")]
 
 
-def _statistics(path: Path) -> tuple[Tensor, Tensor]:
+def _check(path: Path, content: bytes, config: Json) -> str | None:
+    """Check the digest of a config that this library wrote; gives that of the statistics, if it says one."""
+    own = config.get(ENTRY)
+    entry: Json = own if isinstance(own, dict) else {}
+    # Configs of other programs never have one.
+    check(path, content, entry if "digest" in entry else None, CONFIG_FILE if entry else None)
+    return entry.get("key")
+
+
+def _statistics(path: Path, digest: str | None = None) -> tuple[Tensor, Tensor]:
     """Mean and variance; NaN only in whole rows of both: layers that a prior was not trained on."""
     try:
-        statistics = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+        if digest is not None and xxhash.xxh3_128_hexdigest(content) != digest:
+            raise InputError(f"{path} is damaged, or was written with another {CONFIG}: {CONFIG_FILE.remedy}")
+        statistics = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         mean, var = statistics["mean"].float(), statistics["var"].float()
+    except InputError:
+        raise
     except Exception as error:  # damaged bytes fail in the reader of archives, of pickles or of text, each in its way
         line = first_line(error)
         raise InputError(f"{path} does not hold a mean and a var ({line})") from None
@@ -187,7 +203,7 @@ def write(
         "model_name": "" if "${" in name else name,  # it would be filled in
         "rep_statistic": STATISTICS,
         "glp_kwargs": kwargs,
-        "glp_lens": {"provenance": _sealed(provenance), "versions": versions()},
+        ENTRY: {"provenance": _sealed(provenance), "versions": versions()},
     }
     var = _divisible(var.detach().cpu())
     statistics = io.BytesIO()
@@ -198,9 +214,11 @@ def write(
         pairs = (old_mean, mean.cpu()), (_divisible(old_var), var)
         if not all(old.numel() == new.numel() and old.allclose(new.view_as(old), equal_nan=True) for old, new in pairs):
             raise InputError(f"{folder} holds {others[0].name} of a prior of other data: choose another folder")
-    write_tensors(weights, tensors)
+    config[ENTRY] |= CONFIG_FILE.entry(xxhash.xxh3_128_hexdigest(statistics.getvalue()))
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=float("inf"))
+    write_tensors(weights, tensors, WEIGHTS_FILE)
     write_atomic(folder / STATISTICS, statistics.getvalue())
-    write_atomic(folder / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=float("inf")))
+    write_atomic(folder / CONFIG, sealed(text.encode()))
     if not (entry := weights.with_suffix("")).exists():
         write_atomic(entry, _ENTRY.format(weights.name))
 
@@ -241,7 +259,7 @@ def _trace(hooks: list[str], layer_prefix: str | None) -> Json:
 
 def _provenance(config: Json, trace: Json) -> Json:
     """Provenance that this library wrote, or else that of a store as far as the released config tells it."""
-    own = config.get("glp_lens")
+    own = config.get(ENTRY)
     if isinstance(own, dict) and (said := own.get("provenance")):
         try:
             return check_provenance(json.loads(said) if isinstance(said, str) else said, CONFIG)

@@ -361,7 +361,9 @@ class SAE(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Scorer
 
     @classmethod
     def _restore(cls, config: Json, tensors: dict[str, Tensor]) -> Self:
-        return cls(_from_memory(config, tensors))
+        model = cls(_from_memory(config, tensors))
+        sae_metadata.check_types(model.sae.cfg)
+        return model
 
 
 def _from_memory(config: Json, tensors: dict[str, Tensor]) -> sae_lens.SAE:

@@ -5,7 +5,8 @@ docs/probing.md has a table of all fields. Nothing here imports sae_lens.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from dataclasses import fields
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from glp_lens import provenance
 from glp_lens.errors import InputError
@@ -54,6 +55,21 @@ def check(cfg: Any) -> None:
             f"this autoencoder was trained at {about['hook_name']} with {asked[0]}, which changes that hook point and "
             "which a language model keeps no record of: use one that was trained without it"
         )
+
+
+def check_types(cfg: Any) -> None:
+    """ValueError if a setting, as an edited file may have it, is not of the type that sae-lens declares."""
+    declared = get_type_hints(type(cfg))
+    for known in fields(cfg):
+        value, kind = getattr(cfg, known.name), declared[known.name]
+        if kind in (bool, int, float, str):
+            fits = isinstance(value, int | float if kind is float else kind) and (kind is bool) == (type(value) is bool)
+        else:
+            fits = get_origin(kind) is not Literal or value in get_args(kind)
+        if not fits:
+            raise ValueError(f"its {known.name} is {str(value)[:60]!r}")
+    if not 1 <= getattr(cfg, "k", 1) <= cfg.d_sae:
+        raise ValueError(f"its k is {cfg.k}, and it has {cfg.d_sae} latents")
 
 
 def store(cfg: Any) -> Json:

@@ -43,11 +43,22 @@ def report(settings: ReportJob, *, context: Json | None = None, say: Callable[[s
     Raises:
         InputError: no results, damaged ones, a report that is already there, or results that no page can be made of.
     """
+    from glp_lens.evals.results import FILE
+    from glp_lens.files import has_digest
+
     results = [each for folder in settings.folders for each in read_results(folder)]
     with settings.at_work("report", "results.json", "report.html") as begun:
         begun.saving()
         context = {"title": settings.title, "focus": settings.focus, **(context or {})}
-        page = write_all(results, settings.out, context)
+        try:
+            page = write_all(results, settings.out, context)
+        except InputError as error:  # what was edited fails in whichever page reads it
+            edited = [file for folder in settings.folders for file in _files(folder) if not has_digest(file)]
+            if not edited:
+                raise
+            raise InputError(
+                f"{error}; {edited[0]} carries no digest: undo what was edited, or {FILE.remedy}"
+            ) from None
     say(f"report: {page}")
     return page
 
@@ -73,23 +84,29 @@ def write_all(results: Sequence[Results], out: Path, context: Json) -> Path:
 def read_results(folder: Path) -> list[Results]:
     """The results of suites in a folder and those below it."""
     from glp_lens.evals.results import Results
-    from glp_lens.files import read_json
 
     if not folder.is_dir():
         raise InputError(f"folder {folder} does not exist")
-    # What `compare` and `report` put together has several suites, and is no suite's own.
-    files = [file for file in sorted(folder.glob("**/results.json")) if "suites" not in read_json(file, "results")]
+    files = _files(folder)
     if not files:
         raise InputError(f"{folder} holds no results.json of a suite: run probe, steer, fidelity or density first")
     return [Results.load(file.parent) for file in files]
 
 
+def _files(folder: Path) -> list[Path]:
+    """Files of results of single suites; what `compare` and `report` put together has several."""
+    from glp_lens.evals.results import FILE
+    from glp_lens.files import read_json
+
+    return [file for file in sorted(folder.glob("**/results.json")) if "suites" not in read_json(file, FILE)]
+
+
 def _merge(results: Sequence[Results], out: Path, context: Json) -> None:
     """`metrics.csv` and `results.json` of all suites together."""
-    from glp_lens.evals.results import metrics_frame
+    from glp_lens.evals.results import FILE, metrics_frame
     from glp_lens.files import write_atomic, write_json
 
     frame = metrics_frame(metric for each in results for metric in each.metrics)
     write_atomic(out / "metrics.csv", frame.to_csv(index=False))
     suites = {each.suite: each.to_json() for each in results}
-    write_json(out / "results.json", {"format": 1, **context, "suites": suites})
+    write_json(out / "results.json", {"format": 1, **context, "suites": suites}, FILE)

@@ -113,10 +113,10 @@ def _options(settings: SampleJob, model: ActivationModel, known: object) -> Json
 
 
 def _write(rows: Tensor, path: Path, about: dict[str, str]) -> None:
-    from glp_lens.files import write_atomic, write_tensors
+    from glp_lens.files import Kind, write_atomic, write_tensors
 
     if path.suffix == ".safetensors":
-        write_tensors(path, {"activations": rows}, about)
+        write_tensors(path, {"activations": rows}, Kind("activations", "sample them again"), about)
         return
     import numpy as np
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -244,8 +243,6 @@ def _read(spec: Sequence[str], settings: ScoreJob) -> list[Document]:
 
 
 def _write(frame: pd.DataFrame, path: Path) -> None:
-    from glp_lens.files import write_atomic
+    from glp_lens.files import Kind, write_table
 
-    content = io.BytesIO()
-    frame.to_parquet(content, index=False, compression="zstd")
-    write_atomic(path, content.getvalue())
+    write_table(path, frame, Kind("scores", "run glp-lens score again"))

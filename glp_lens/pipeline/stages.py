@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from glp_lens.errors import InputError
-from glp_lens.files import read_json, write_json
+from glp_lens.files import Kind, is_number, read_json, write_json
 
 if TYPE_CHECKING:
     from glp_lens.types import Json
 
+_MARK = Kind("stage mark", "delete it, and the stage runs again")
+
 
 MARK = "job.json"
 """In the folder of a job's results: which job they are of, and whether it has come to its end."""
+_JOB = Kind("mark of a job", "delete it")
 
 
 @dataclass
@@ -62,7 +65,7 @@ class JobInFolder:
     def left(self) -> Json | None:
         """What an unfinished run of the same job left of its mark; None if there was none, or it was finished."""
         try:
-            mark = read_json(self.folder / MARK, "mark of a job")
+            mark = read_json(self.folder / MARK, _JOB, self.job)
         except InputError:
             return None
         if mark.get("job") != self.job or mark.get("settings") != self.settings:
@@ -73,7 +76,12 @@ class JobInFolder:
         return mark if deleted and self.files is not None and mark.get("files") == self.files else None
 
     def _write(self, files: Json | None, *, done: bool) -> None:
-        write_json(self.folder / MARK, {"job": self.job, "settings": self.settings, "files": files, "done": done})
+        write_json(
+            self.folder / MARK,
+            {"job": self.job, "settings": self.settings, "files": files, "done": done},
+            _JOB,
+            self.job,
+        )
 
 
 def refuse_existing(*files: Path) -> None:
@@ -173,7 +181,7 @@ def run_stages(
         own = {name: settings[name] for name in stage.settings}
         inputs[stage.name] = {"settings": own, "needs": {n: _digest(inputs[n]) for n in stage.needs}}
         if marks[stage.name].exists():
-            mark = read_json(marks[stage.name], f"mark of stage {stage.name!r}")
+            mark = _read(marks[stage.name])
             before = {**(defaults or {}), **mark.get("settings", {})}
             changed = _difference(before, mark.get("needs"), inputs[stage.name])
             if changed and _made(stage, folder):
@@ -196,23 +204,42 @@ def run_stages(
 
     for number, stage in enumerate(stages, 1):
         path, head = marks[stage.name], f"[{number}/{len(stages)}] {stage.name}"
-        mark = read_json(path, "mark") if path.exists() else {}
+        mark = _read(path) if path.exists() else {}
         if mark.get("seconds") is not None and all((folder / name).exists() for name in mark.get("made", [])):
             say(f"{head}: already done")
             continue
         say(head)
-        write_json(path, {**inputs[stage.name], "seconds": None})
+        write_json(path, {**inputs[stage.name], "seconds": None}, _MARK, stage.name)
         began = time.monotonic()
         stage.work()
         seconds = round(time.monotonic() - began, 1)
-        write_json(path, {**inputs[stage.name], "seconds": seconds, "made": _made(stage, folder)})
+        made = {"seconds": seconds, "made": _made(stage, folder)}
+        write_json(path, {**inputs[stage.name], **made}, _MARK, stage.name)
         say(f"{head}: done in {seconds:.0f} s")
 
 
 def stage_seconds(folder: Path) -> dict[str, float]:
     """Wall-clock seconds of each finished stage."""
-    marks = {path.stem: read_json(path, "mark") for path in sorted((folder / "stages").glob("*.json"))}
+    marks = {path.stem: _read(path) for path in sorted((folder / "stages").glob("*.json"))}
     return {name: mark["seconds"] for name, mark in marks.items() if mark.get("seconds") is not None}
+
+
+def _read(path: Path) -> Json:
+    """The mark of a stage.
+
+    Raises:
+        InputError: damaged, of another stage, or holding what no mark does.
+    """
+    mark = read_json(path, _MARK, path.stem)
+    seconds, made = mark.get("seconds"), mark.get("made", [])
+    if not (
+        all(isinstance(mark.get(name, {}), dict) for name in ("settings", "needs"))
+        and (seconds is None or (is_number(seconds) and seconds >= 0))
+        and isinstance(made, list)
+        and all(isinstance(name, str) for name in made)
+    ):
+        raise InputError(f"{path} is damaged: it holds what no {_MARK.name} does: {_MARK.remedy}")
+    return mark
 
 
 def _made(stage: Stage, folder: Path) -> list[str]:

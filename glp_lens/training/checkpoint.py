@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from glp_lens.errors import InputError
-from glp_lens.files import write_tensors
+from glp_lens.files import Kind, check_tensors, write_tensors
 from glp_lens.training import distributed
 from glp_lens.types import Json
+
+_FILE = Kind("training state", "delete it to start afresh")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def save(path: Path, key: Json, parts: Parts, place: Place) -> None:
     for name, value in parts.average.items():
         tensors[f"average.{name}"] = distributed.whole(value)
     if distributed.is_main():
-        write_tensors(path, tensors, {"place": json.dumps({"key": key, **asdict(place)})})
+        write_tensors(path, tensors, _FILE, {"place": json.dumps({"key": key, **asdict(place)})})
     distributed.barrier()
 
 
@@ -83,8 +85,9 @@ def load(path: Path, key: Json, parts: Parts) -> Place | None:
             f"process {distributed.rank()} does not see {path}: put it in a folder that all machines share"
         )
     try:
+        metadata, _ = check_tensors(path, _FILE)
         with safe_open(path, framework="pt") as file:
-            place, names = json.loads(file.metadata()["place"]), set(file.keys())
+            place, names = json.loads(metadata["place"]), set(file.keys())
             before, now = place.pop("key"), json.loads(json.dumps(key))
             if before != now:
                 other = [name for part in now for name in now[part] if before[part].get(name) != now[part][name]]
@@ -115,7 +118,7 @@ def load(path: Path, key: Json, parts: Parts) -> Place | None:
 def history(path: Path) -> list[Json]:
     """The history in a saved state; empty if there is none or it is damaged, which `load` refuses."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return list(json.loads(file.metadata()["place"])["history"])
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError):
+        metadata, _ = check_tensors(path)
+        return list(json.loads(metadata["place"])["history"])
+    except (KeyError, TypeError, ValueError):  # InputError is a ValueError
         return []

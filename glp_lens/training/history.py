@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glp_lens.errors import InputError, first_line
-from glp_lens.files import write_atomic
+from glp_lens.errors import InputError
+from glp_lens.files import Kind, read_table, write_table
 from glp_lens.types import Json
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FILE = "history.parquet"
+_KIND = Kind("training curve", "delete it")
 
 
 def write_history(folder: str | Path, entries: Sequence[Json]) -> Path:
@@ -24,7 +25,7 @@ def write_history(folder: str | Path, entries: Sequence[Json]) -> Path:
     import pandas as pd
 
     path = Path(folder) / FILE
-    write_atomic(path, pd.DataFrame(list(entries)).to_parquet(index=False))
+    write_table(path, pd.DataFrame(list(entries)), _KIND)
     return path
 
 
@@ -44,12 +45,12 @@ def read_history(folder: str | Path) -> pd.DataFrame:
     Raises:
         InputError: there is none, or the file is damaged.
     """
-    import pandas as pd
-
     path = Path(folder) / FILE
-    try:
-        return pd.read_parquet(path)
-    except FileNotFoundError:
-        raise InputError(f"no {FILE} in {folder}: a trained GLP's folder has one") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as parquet ({first_line(error)}): delete it") from None
+    if not path.exists():
+        raise InputError(f"no {FILE} in {folder}: a trained GLP's folder has one")
+    frame = read_table(path, _KIND)
+    strange = [str(name) for name in frame if not (isinstance(name, str) and frame[name].dtype.kind in "if")]
+    if "step" not in frame or strange or frame["step"].isna().any():
+        what = f"{', '.join(strange)[:100]} holds no numbers" if strange else "it has no step in each row"
+        raise InputError(f"{path} is no training curve ({what}): {_KIND.remedy}")
+    return frame

@@ -60,7 +60,7 @@ HOMES = {
     "huggingface_hub": {"lm/opening.py", "hub.py"},
     "transformers": {"lm/opening.py", "lm/checking.py", "evals/steering/judges.py"},
     "yaml": {"models/released.py"},
-    "pyarrow": {"corpus/tables.py"},
+    "pyarrow": {"files.py", "corpus/tables.py"},
     "datasets": {"activations/convert/sae_lens.py", "corpus/hub.py"},
     "httpx": {"evals/steering/hosted.py"},
     "ray": {"activations/cluster.py"},

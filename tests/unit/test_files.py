@@ -11,6 +11,8 @@ from glp_lens.directions import Direction
 
 DIRECTION = Direction(torch.tensor([1.0, 0, 0]), hook="blocks.1.hook_resid_post", name="mine", method="mean")
 
+KIND = files.Kind("weights", "save them again")
+
 
 def test_tensors_of_one_piece_of_memory_are_written_without_copies(tmp_path, monkeypatch):
     """Only those that overlap are copied, which safetensors would refuse."""
@@ -21,7 +23,7 @@ def test_tensors_of_one_piece_of_memory_are_written_without_copies(tmp_path, mon
     }  # fmt: skip
     copied, clone = [], torch.Tensor.clone
     monkeypatch.setattr(torch.Tensor, "clone", lambda self, **options: copied.append(self) or clone(self, **options))
-    files.write_tensors(tmp_path / "weights.safetensors", tensors)
+    files.write_tensors(tmp_path / "weights.safetensors", tensors, KIND)
     assert len(copied) == 2
     found = files.read_tensors(tmp_path / "weights.safetensors")
     assert found.keys() == tensors.keys()

@@ -72,12 +72,12 @@ def test_killed_between_the_step_and_the_end_of_its_save(tmp_path, monkeypatch, 
     settings, final, history, _ = whole
     state, usual = tmp_path / "state.safetensors", checkpoint.write_tensors
 
-    def dying(path, tensors, metadata):
+    def dying(path, tensors, kind, metadata):
         step = checkpoint.json.loads(metadata["place"])["step"]
         if step == at and moment == "written":
-            usual(path.with_name("half"), tensors, metadata)
+            usual(path.with_name("half"), tensors, kind, metadata)
         if step != at or moment == "after":
-            usual(path, tensors, metadata)
+            usual(path, tensors, kind, metadata)
         if step == at:
             raise Killed
 

@@ -29,6 +29,7 @@ from glp_lens.activations.manifest import COLUMNS, STORED, label_name
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.writer import Block
 from glp_lens.errors import InputError, first_line
+from glp_lens.files import ENTRY, Kind, check_tensors, fill_digest
 
 KEY: Final = "activations"
 """Name of the tensor with the rows in an exported safetensors file."""
@@ -125,7 +126,8 @@ def _write_safetensors(store: ActivationStore, path: Path, bar: Bar) -> None:
         name: next(k for k, v in _LABELS.items() if v == labels[name]) for name in labels
     }
     n, size = len(store), len(store) * store.d_in * STORED[store.dtype].itemsize
-    header: dict[str, Any] = {"__metadata__": {"hook": store.hook}}
+    about = Kind("activations", "export them again").entry()
+    header: dict[str, Any] = {"__metadata__": {"hook": store.hook, ENTRY: json.dumps(about)}}
     header[KEY] = {"dtype": _SAFETENSORS[store.dtype], "shape": [n, store.d_in], "data_offsets": [0, size]}
     for name, dtype in dtypes.items():
         end = size + n * (8 if dtype == "I64" else 4)
@@ -139,6 +141,7 @@ def _write_safetensors(store: ActivationStore, path: Path, bar: Bar) -> None:
             file.write(x.data)
         for name, dtype in dtypes.items():
             file.write(store.column(name).astype("<i8" if dtype == "I64" else "<f4").data)
+    fill_digest(path)
 
 
 def _open(path: Path, key: str | None) -> _Array:
@@ -166,6 +169,7 @@ def _open_npy(path: Path) -> _Array:
 
 
 def _open_safetensors(path: Path, key: str | None) -> _Array:
+    check_tensors(path)
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118

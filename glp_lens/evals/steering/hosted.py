@@ -26,13 +26,14 @@ from glp_lens.evals.steering import checks
 from glp_lens.evals.steering.concepts import Concept
 from glp_lens.evals.steering.ngrams import Floats
 from glp_lens.evals.steering.settings import JudgeSettings
-from glp_lens.files import read_json, write_json
+from glp_lens.files import Kind, read_json, write_json
 from glp_lens.intervals import Interval
 from glp_lens.types import Json
 
 if TYPE_CHECKING:
     import httpx
 
+_FILE = Kind("hosted answer", "delete it to ask again", quiet=True)
 _VERSION = 1
 """Of the questions: another wording is another judge."""
 _SYSTEM = (
@@ -237,7 +238,7 @@ class HostedJudge:
         path = None if self._folder is None else self._folder / key[:2] / f"{key}.json"
         if path is not None:
             try:
-                answer = read_json(path, "hosted answer")["answer"]
+                answer = read_json(path, _FILE, key)["answer"]
             except (InputError, KeyError):
                 answer = None  # none yet, or a damaged one
             if isinstance(answer, str):
@@ -246,7 +247,7 @@ class HostedJudge:
                 return answer
         answer, usage = self._ask(key, request)
         if path is not None:
-            write_json(path, {"answer": answer, "usage": usage})
+            write_json(path, {"answer": answer, "usage": usage}, _FILE, key)
         return answer
 
     def _ask(self, key: str, request: Json) -> tuple[str, Json]:

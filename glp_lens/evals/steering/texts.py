@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import io
 import json
 from importlib import resources
 from pathlib import Path
@@ -15,9 +14,10 @@ import pandas as pd
 from glp_lens.errors import InputError
 from glp_lens.evals.results import without_nan
 from glp_lens.evals.steering.settings import UNSTEERED
-from glp_lens.files import write_atomic
+from glp_lens.files import Kind, read_table, write_atomic, write_table
 
 GENERATIONS = "generations.parquet"
+_FILE = Kind("generations", "run glp-lens steer again")
 PAGE = "texts.html"
 TEXTS = ("experiment", "concept", "method", "setting", "prompt", "text", "lm_dtype")
 """Columns of text in a frame of generations."""
@@ -48,11 +48,8 @@ def write_generations(frame: pd.DataFrame, folder: str | Path) -> Path:
     Raises:
         InputError: a column is missing, or holds what it should not.
     """
-    frame = _checked(frame)
-    content = io.BytesIO()
-    frame.to_parquet(content, index=False, compression="zstd")
     path = Path(folder) / GENERATIONS
-    write_atomic(path, content.getvalue())
+    write_table(path, _checked(frame), _FILE)
     return path
 
 
@@ -63,13 +60,9 @@ def read_generations(folder: str | Path) -> pd.DataFrame:
         InputError: no such file, or it is damaged.
     """
     path = Path(folder) / GENERATIONS if Path(folder).is_dir() else Path(folder)
-    try:
-        frame = pd.read_parquet(path)
-    except FileNotFoundError:
-        raise InputError(f"no generations: {path} does not exist, run glp-lens steer first") from None
-    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-        raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-    return _checked(frame)
+    if not path.exists():
+        raise InputError(f"no generations: {path} does not exist, run glp-lens steer first")
+    return _checked(read_table(path, _FILE))
 
 
 def _checked(frame: pd.DataFrame) -> pd.DataFrame:
