@@ -68,7 +68,7 @@ class JobInFolder:
             mark = read_json(self.folder / MARK, _JOB, self.job)
         except InputError:
             return None
-        if mark.get("job") != self.job or mark.get("settings") != self.settings:
+        if mark.get("settings") != self.settings:
             return None
         if mark.get("done") is False:
             return mark
