@@ -1,9 +1,11 @@
 """One-feature probes of a task, against fitting a logistic regression to every feature, and their peak memory; and
-k-sparse probes, against scikit-learn's regression."""
+k-sparse and dense probes, against scikit-learn's regression; and several tasks side by side."""
 
 import tracemalloc
 import warnings
 from collections.abc import Iterable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -16,11 +18,15 @@ from joblib import Parallel, delayed
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from glp_lens.evals.probing import rank, sparse
+from glp_lens import numerics
+from glp_lens.evals.entries import Entry
+from glp_lens.evals.probing import ProbingData, TaskActivations, build, dense, rank, sparse, suite
 from glp_lens.evals.probing.settings import Solver
+from glp_lens.evals.results import Results
 from glp_lens.models.glp import GLP
 
 TRAIN, TEST, FEATURES, FOLDS = 1024, 1024, 512, 5
@@ -198,3 +204,44 @@ def test_sparse_probes(
         theirs = LogisticRegression(C=probe.c, solver="newton-cholesky", tol=1e-10, max_iter=1000)
         expected = theirs.fit(rows[:cut], y[:cut]).decision_function(rows[cut:])
         assert probe.auc == pytest.approx(roc_auc_score(y[cut:], expected), abs=1e-3)
+
+
+@pytest.mark.parametrize("way", [OURS, "GridSearchCV of a pipeline"])
+def test_dense_probe(way: str, task: tuple[np.ndarray, np.ndarray], timed: Timed) -> None:
+    x, y = (values[:768] for values in task)
+    folds = folds_of(y)
+
+    def searched() -> dense.DenseProbe:
+        search = GridSearchCV(
+            make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
+            {"logisticregression__C": dense.PENALTIES},
+            scoring="roc_auc",
+            cv=folds,
+        ).fit(x.astype(np.float64), y)
+        best = float(search.best_params_["logisticregression__C"])
+        return dense.DenseProbe(search.decision_function(task[0][768:].astype(np.float64)), search.best_score_, best)
+
+    fit = partial(dense.fit, x, y, task[0][768:], folds) if way == OURS else searched
+    found = timed(f"dense probe, 768 rows of {FEATURES} features", way, fit, amount=1, unit="probes")
+    np.testing.assert_allclose(found.scores, searched().scores, rtol=1e-12)
+
+
+@pytest.mark.parametrize("way", [OURS, "one after the other"])
+def test_tasks(way: str, timed: Timed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a task but reading its texts: with one core both ways are the same."""
+    prior, generator, n = random_prior(D_IN, 3), torch.Generator().manual_seed(0), TRAIN + 256
+    tasks = [
+        build(f"task {t}", [f"{t} {i}" for i in range(n)], labels(n), range(TRAIN), range(TRAIN, n)) for t in range(4)
+    ]
+    rows = {task.name: prior.mean + torch.randn(n, D_IN, generator=generator) for task in tasks}
+    data = ProbingData(tasks, TaskActivations.of(rows, {}))
+    if way != OURS:
+        monkeypatch.setattr(suite, "_SIDE_BY_SIDE", 1)
+        monkeypatch.setattr(numerics, "blas_threads", lambda _: nullcontext())  # as it was before
+    entries = [Entry("glp", prior, {"sigma": 0.1})]
+
+    def score_all() -> Results:
+        return suite.run(entries, data)
+
+    results = timed(f"probing, {TRAIN} + 256 texts, GLP of 3 blocks", way, score_all, amount=4, unit="tasks", rounds=1)
+    assert {metric.task for metric in results.metrics} == {"all", *(task.name for task in tasks)}

@@ -17,6 +17,7 @@ from conftest import OURS, Sized, turns
 from torch import Tensor
 
 from glp_lens import hooks, lm
+from glp_lens.evals.steering.generate import Method, generate, own_nll
 from glp_lens.evals.steering.settings import PROMPTS
 
 BRIDGE = "TransformerLens's own generate"
@@ -119,3 +120,28 @@ def test_generation(n: int, model: lm.Model, sized: Sized) -> None:
     # A token in a near tie may be another after rounding, and the rest of its text with it.
     same = [(texts[OURS, way] == texts[BRIDGE, way]).all(1) for way in ways]
     assert torch.cat(same).double().mean() > 0.75
+
+
+def test_losses_of_steered_texts(model: lm.Model, sized: Sized, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the unsteered model: from the hook point on, against reading the whole texts."""
+    n, new = 64, 24
+    prompts, hook = prompts_of(model, n), lm.default_hook(model)
+    direction = torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(3))
+    calls: list[tuple[Any, ...]] = []
+
+    def kept(*args: Any) -> Tensor:
+        calls.append(args)
+        return own_nll(*args)
+
+    monkeypatch.setattr("glp_lens.evals.steering.generate.own_nll", kept)
+    method = Method("plain", (1.0,), direction)
+    list(generate(model, method, prompts.tolist(), [(i, 1.0) for i in range(n)], hook=hook,
+                  keys=[str(i) for i in range(n)], new_tokens=new))  # fmt: skip
+    (call,) = calls
+    whole = "reading the whole texts"
+    seconds, losses = turns({OURS: lambda: own_nll(*call), whole: lambda: own_nll(*call[:3])}, 3)
+    for way, value in seconds.items():
+        sized(
+            f"losses of {n} steered texts of {new} tokens", way, torch.get_num_threads() * n * new / value, "tokens/s"
+        )
+    torch.testing.assert_close(losses[OURS], losses[whole], rtol=0.02, atol=0.02)

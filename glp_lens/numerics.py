@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from threadpoolctl import threadpool_limits
 
 _AUTOCAST = tuple(kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind))
 """Kinds of device that have an autocast of their own."""
@@ -31,6 +32,22 @@ def own() -> Iterator[None]:
         for kind in _AUTOCAST:
             if torch.is_autocast_enabled(kind):
                 modes.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def threads(n: int) -> None:
+    """Let torch use `n` threads for what the calling thread does, one of several that share the work.
+
+    The threads of one operation would else wait for each other while another thread works.
+    """
+    torch.get_num_threads()  # torch sets the number at the first call in a thread
+    threadpool_limits(n, user_api="openmp")
+
+
+@contextmanager
+def blas_threads(n: int) -> Iterator[None]:
+    """Let NumPy's and SciPy's matrix products use `n` threads in the block, in all threads of the process."""
+    with threadpool_limits(n, user_api="blas"):
         yield
 
 

@@ -14,13 +14,14 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Protocol, Self
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from glp_lens import numerics
 from glp_lens.activations.reader import to_tensor
 from glp_lens.errors import InputError
 from glp_lens.types import Acts, Json
@@ -317,18 +318,11 @@ def _make_batches(
 ) -> Generator[Tensor]:
     """The share's batches. All work is done in threads; the caller only waits for finished batches."""
     threads = min(_THREADS, torch.get_num_threads())
-    with ThreadPoolExecutor(threads, thread_name_prefix="batches", initializer=_single_threaded) as pool:
+    # One thread of torch in each of the pool's, which share the work already.
+    alone = partial(numerics.threads, 1)
+    with ThreadPoolExecutor(threads, thread_name_prefix="batches", initializer=alone) as pool:
         windows = _prefetch(shuffle.windows(share), rows, min(shuffle.window, shuffle.n_rows), pool)
         yield from _cut(windows, share, _Memory(share.batch_size, *rows.shape), normalize, pool)
-
-
-def _single_threaded() -> None:
-    """Let torch use one thread in each of the pool's threads, which share the work already.
-
-    The threads of one operation would wait for each other while another thread reads.
-    """
-    torch.get_num_threads()  # torch sets the number at the first call in a thread
-    threadpool_limits(1, user_api="openmp")
 
 
 def _prefetch(windows: Iterator[_Window], rows: Rows, size: int, pool: ThreadPoolExecutor) -> Iterator[_Loaded]:

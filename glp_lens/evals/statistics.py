@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +12,8 @@ from scipy.special import ndtri, stdtr, stdtrit
 from glp_lens.intervals import Interval
 
 Floats = NDArray[np.float64]
+_MOST_KEPT = 2**21
+"""Numbers of draws that are kept, 16 MiB of them."""
 
 
 def bootstrap_mean(
@@ -46,11 +48,26 @@ def bootstrap_mean(
     n = len(sums)
     if n < 2:
         return Interval(float(x.mean()), np.nan, np.nan, n)
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
+    weights = _draws(n, resamples, seed)
     means = (weights @ sums) / (weights @ counts)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(x.mean()), float(low), float(high), n)
+
+
+def _draws(n: int, resamples: int, seed: int) -> Floats:
+    """How often each of `n` units is drawn in each resample, `(resamples, n)`, not to be written to.
+
+    The last ones are kept, unless they are many: drawing takes longer than all else in an interval, and a suite has
+    thousands of means over the same units.
+    """
+    return (_kept_draws if n * resamples <= _MOST_KEPT else _kept_draws.__wrapped__)(n, resamples, seed)
+
+
+@lru_cache(maxsize=2)
+def _kept_draws(n: int, resamples: int, seed: int) -> Floats:
+    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+    draws.flags.writeable = False
+    return draws
 
 
 def bootstrap_ratio(
@@ -85,7 +102,7 @@ def bootstrap_ratio(
     value = float(top.sum() / total) if total else np.nan
     if n < 2 or not total:
         return Interval(value, np.nan, np.nan, n)
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    weights = _draws(n, resamples, seed)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = (weights @ top) / (weights @ bottom)
     low, high = np.nanquantile(ratios, [(1 - level) / 2, (1 + level) / 2])

@@ -123,11 +123,19 @@ def _decoder(model: Model, mask: Tensor, points: Mapping[str, torch.nn.Module | 
 
 @of_others()
 @torch.no_grad()
-def token_nll(model: Model, tokens: Tensor, mask: Tensor, hooks: Hooks = (), *, wanted: Tensor | None = None) -> Tensor:
+def token_nll(
+    model: Model,
+    tokens: Tensor,
+    mask: Tensor,
+    hooks: Hooks = (),
+    *,
+    wanted: Tensor | None = None,
+    known: tuple[str, Tensor] | None = None,
+) -> Tensor:
     """Negative log-likelihood in nats of each next token, `(batch, pos - 1)` float32; 0 where it is not wanted.
 
     Args:
-        tokens, mask, hooks, wanted: see `next_logits`.
+        tokens, mask, hooks, wanted, known: see `next_logits`.
 
     Raises:
         InputError: as `next_logits`.
@@ -135,7 +143,8 @@ def token_nll(model: Model, tokens: Tensor, mask: Tensor, hooks: Hooks = (), *, 
     wanted = mask[:, 1:].bool() if wanted is None else wanted & mask[:, 1:].bool()
     losses = torch.zeros(wanted.shape, dtype=torch.float32)
     if wanted.any():
-        losses[wanted] = nll(next_logits(model, tokens, mask, hooks, wanted=wanted), tokens[:, 1:][wanted])
+        logits = next_logits(model, tokens, mask, hooks, wanted=wanted, known=known)
+        losses[wanted] = nll(logits, tokens[:, 1:][wanted])
     return losses
 
 
@@ -193,18 +202,28 @@ def nll(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.cat([torch.nn.functional.cross_entropy(a.float(), b, reduction="none") for a, b in pairs]).cpu()
 
 
-def divergence(logits: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """How predictions `(n, d_vocab)` differ: KL divergence of the others from the first, and equal likeliest tokens.
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Of logits `(n, d_vocab)`, in float32."""
+    return torch.cat([piece.float().log_softmax(1) for piece in _pieces(logits)])
+
+
+def divergence(log_p: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss of token ids under predictions, and how far these are from others.
+
+    Args:
+        log_p: `log_probabilities` of the others, `(n, d_vocab)`.
+        logits: of the predictions, likewise.
+        targets: token ids `(n,)`.
 
     Returns:
-        `(n,)` float32 in nats, and `(n,)` booleans, on the CPU.
+        Negative log-likelihood and KL divergence from the others, `(n,)` float32 in nats, on the CPU.
     """
-    kl, equal = [], []
-    for a, b in zip(_pieces(logits), _pieces(logits, others), strict=True):
-        p, q = a.float().log_softmax(1), b.float().log_softmax(1)
+    losses, kl = [], []
+    for p, b, t in zip(_pieces(log_p), _pieces(log_p, logits), _pieces(log_p, targets.to(log_p.device)), strict=True):
+        q = b.float().log_softmax(1)
+        losses.append(-q.gather(1, t[:, None])[:, 0])
         kl.append((p.exp() * (p - q)).sum(1))
-        equal.append(a.argmax(1) == b.argmax(1))
-    return torch.cat(kl).cpu(), torch.cat(equal).cpu()
+    return torch.cat(losses).cpu(), torch.cat(kl).cpu()
 
 
 def _pieces(logits: Tensor, values: Tensor | None = None) -> tuple[Tensor, ...]:

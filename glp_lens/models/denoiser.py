@@ -240,10 +240,11 @@ class Denoiser(nn.Module):
         """Hidden units of every block, `(n, n_layers * d_mlp)`, layer-major."""
         terms = self.terms(sigma, layer, condition, z.device)
         h = self.in_proj(z)
-        hidden = []
-        for block in self.blocks:
+        hidden: list[Tensor] = []
+        for i, block in enumerate(self.blocks):
+            if i:
+                h = h + self.blocks[i - 1].down_proj(hidden[-1])  # of the last block it would be for nothing
             hidden.append(block.meta_neurons(h, block.modulation(terms)))
-            h = h + block.down_proj(hidden[-1])
         return torch.cat(hidden, dim=1)
 
     def terms(

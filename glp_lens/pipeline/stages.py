@@ -76,12 +76,8 @@ class JobInFolder:
         return mark if deleted and self.files is not None and mark.get("files") == self.files else None
 
     def _write(self, files: Json | None, *, done: bool) -> None:
-        write_json(
-            self.folder / MARK,
-            {"job": self.job, "settings": self.settings, "files": files, "done": done},
-            _JOB,
-            self.job,
-        )
+        mark = {"settings": self.settings, "files": files, "done": done}
+        write_json(self.folder / MARK, mark, _JOB, self.job)
 
 
 def refuse_existing(*files: Path) -> None:

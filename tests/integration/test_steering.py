@@ -121,6 +121,26 @@ def test_own_nll_is_the_models_loss_of_the_generated_tokens(tiny_model):
         assert float(own_nll(tiny_model, tokens, len(ids))[0]) == pytest.approx(expected, rel=1e-4)
 
 
+def test_own_nll_is_of_the_unsteered_model_also_of_steered_texts(tiny_model, monkeypatch):
+    """The pass begins at the hook point, with what came there before the edit."""
+    push = 40 * torch.randn(tiny_model.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    reads = []
+    token_nll = lm.token_nll
+
+    def watched(*args, known, **rest):
+        reads.append(known)
+        return token_nll(*args, known=known, **rest)
+
+    monkeypatch.setattr(lm, "token_nll", watched)
+    got = made(tiny_model, Method("plain", (0.0, 1.0), push), (0.0, 1.0), new_tokens=4)
+    assert all(known is not None for known in reads)
+    for i, ids in enumerate(ids_of(tiny_model)):
+        assert got[i, 0.0].ids != got[i, 1.0].ids
+        for alpha in (0.0, 1.0):
+            expected = own_nll(tiny_model, torch.tensor([ids + got[i, alpha].ids]), len(ids))
+            assert got[i, alpha].nll_own == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_the_strength_at_which_fluency_halves_is_read_between_the_strengths_tried():
     assert suite.halving_strength([1, 2, 4], [1.0, 1.0, 0.0], unsteered=1.0) == pytest.approx(2**1.5)
     assert suite.halving_strength([1, 2, 4], [0.8, 0.5, 0.0], unsteered=1.0) == pytest.approx(2)

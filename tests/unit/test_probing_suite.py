@@ -339,7 +339,27 @@ class Interrupted(Map):
         return super().encode(x, **options)
 
 
-def test_an_interrupted_run_goes_on_after_the_finished_tasks(tmp_path):
+def test_tasks_side_by_side_give_the_same_results_as_one_after_the_other(monkeypatch):
+    """Also where one is wrong: its error is told, as it stands."""
+    tasks, acts, found = problem(n_tasks=5)
+    entries = [Entry("noisy", Map(torch.randn(D, 9), spread=0.5)), Entry("plain", Map(torch.eye(D)))]
+    results, threads = {}, torch.get_num_threads()
+    try:
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            results[n] = run(entries, tasks, found, ks=(1, 3), seeds=2)
+        acts["task1"][0, 0] = torch.nan
+        with pytest.raises(InputError, match="'task1': expected finite"):
+            run(entries, tasks, found)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert results[1].frame().equals(results[3].frame())
+    assert results[1].extras == results[3].extras
+
+
+def test_an_interrupted_run_goes_on_after_the_finished_tasks(tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "_SIDE_BY_SIDE", 1)  # else it is chance which tasks are finished
     tasks, acts, found = problem(n_tasks=2)
     model = Interrupted(torch.eye(D), spread=0.5)
 

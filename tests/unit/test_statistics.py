@@ -215,3 +215,18 @@ def test_holm_steps_down_and_stays_monotone():
 def test_holm_is_that_of_statsmodels():
     p = np.random.default_rng(13).uniform(0, 0.2, 23)
     np.testing.assert_allclose(holm(p), multipletests(p, method="holm")[1])
+
+
+def test_intervals_do_not_depend_on_which_draws_are_kept(monkeypatch):
+    values, clusters = np.random.default_rng(0).normal(size=23), np.arange(23) // 2
+    asked = [(50, 0), (50, 1), (70, 0), (50, 0)]
+
+    def intervals_of():
+        means = [bootstrap_mean(values, clusters, resamples=n, seed=seed) for n, seed in asked]
+        return means + [bootstrap_ratio(values, 2 + values, clusters, resamples=n, seed=s) for n, s in asked]
+
+    kept = intervals_of()
+    assert kept[0] == kept[3]
+    assert len({(mean.ci_low, mean.ci_high) for mean in kept[:3]}) == 3
+    monkeypatch.setattr("glp_lens.evals.statistics._MOST_KEPT", 0)
+    assert intervals_of() == kept

@@ -89,7 +89,8 @@ class _Batch:
         inner: `(batch, pos)`, positions whose next token is predicted from a replaced activation.
         usual: `(batch, pos)`, activations that get replaced.
         noise: `(r, d_in)`, of the replaced ones.
-        logits: `(t, d_vocab)` of the untouched model at the inner positions.
+        log_p: `(t, d_vocab)` float32, log-probabilities of the untouched model at the inner positions.
+        likeliest: `(t,)`, the likeliest token there.
         nll: `(t,)` clean loss there.
         massive: number of activations left alone for their norm.
     """
@@ -101,7 +102,8 @@ class _Batch:
     inner: Tensor
     usual: Tensor
     noise: Tensor
-    logits: Tensor
+    log_p: Tensor
+    likeliest: Tensor
     nll: np.ndarray
     massive: int
 
@@ -311,7 +313,8 @@ def _clean_pass(data: FidelityData, ids: list[list[int]], *, first: int, limit: 
     owners = np.broadcast_to(np.arange(first, first + len(ids))[:, None], tuple(mask.shape))
     massive = int((mask[:, 1:] & ~usual[:, 1:]).sum())
     clean = lm.nll(logits, tokens[:, 1:][inner]).double().numpy()
-    return _Batch(tokens, mask, stream, owners, _widen(inner), usual, noise[usual], logits, clean, massive)
+    log_p, likeliest = lm.log_probabilities(logits), logits.max(1).indices
+    return _Batch(tokens, mask, stream, owners, _widen(inner), usual, noise[usual], log_p, likeliest, clean, massive)
 
 
 def _widen(inner: Tensor) -> Tensor:
@@ -356,8 +359,8 @@ def _replaced(model: lm.Model, batch: _Batch, rows: Tensor, hook: str) -> np.nda
     edit = hooks.replace(values, batch.usual, allow_mismatch=True)
     wanted = batch.inner[:, :-1]
     logits = lm.next_logits(model, batch.tokens, batch.mask, [(hook, edit)], wanted=wanted, known=(hook, values))
-    nll = lm.nll(logits, batch.targets)
-    kl, top1 = lm.divergence(batch.logits, logits)
+    nll, kl = lm.divergence(batch.log_p, logits, batch.targets)
+    top1 = (logits.max(1).indices == batch.likeliest).cpu()  # the first of equal ones as `argmax`, which is slower
     return torch.stack([nll.double(), kl.double(), top1.double()], dim=1).numpy()
 
 

@@ -8,11 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import make_pipeline
+from sklearn.model_selection import check_cv
 from sklearn.preprocessing import StandardScaler
 
-PENALTIES = tuple(np.logspace(-5, 0, 6))
+from glp_lens.evals.probing import rank
+
+PENALTIES = tuple(np.logspace(-5, 0, 6).tolist())
 """Inverse L2 strengths C to choose from, the grid of the released GLP probe."""
 
 
@@ -31,11 +32,21 @@ def fit(
 
     `folds` are pairs of train and validation rows, or a number of stratified ones that are not shuffled.
     """
-    search = GridSearchCV(
-        make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
-        {"logisticregression__C": PENALTIES},
-        scoring="roc_auc",
-        cv=folds,
-    ).fit(np.asarray(x_train, dtype=np.float64), np.asarray(y_train))
-    scores = search.decision_function(np.asarray(x_test, dtype=np.float64))
-    return DenseProbe(scores, float(search.best_score_), float(search.best_params_["logisticregression__C"]))
+    x, y, x_test = np.asarray(x_train, dtype=np.float64), np.asarray(y_train), np.asarray(x_test, dtype=np.float64)
+    aucs = []
+    for train, held_out in check_cv(folds, y, classifier=True).split(x, y):
+        scores = _scores(x[train], y[train], x[held_out], PENALTIES)
+        aucs.append(rank.auc(scores, y[held_out]))
+    means = np.mean(aucs, axis=0)
+    best = int(means.argmax())
+    return DenseProbe(_scores(x, y, x_test, PENALTIES[best : best + 1])[:, 0], float(means[best]), PENALTIES[best])
+
+
+def _scores(
+    x: NDArray[np.float64], y: NDArray[np.int64], others: NDArray[np.float64], penalties: Sequence[float]
+) -> NDArray[np.float64]:
+    """Scores `(n, penalties)` of other rows by fits on `x`, which is standardised once for all of them."""
+    scaler = StandardScaler().fit(x)
+    x, others = scaler.transform(x), scaler.transform(others)
+    fits = [LogisticRegression(C=c, max_iter=1000).fit(x, y) for c in penalties]
+    return np.stack([fit.decision_function(others) for fit in fits], axis=1)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from io import FileIO
 from math import prod
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +28,8 @@ IN_MEMORY = 2**30
 BLOCK = 2**23
 """Features of a block of rows that is encoded at once, 32 MiB of them; at most `MOST_ROWS` rows."""
 MOST_ROWS = 1024
+_ENCODING = Lock()
+"""Models need not be safe to use from two threads at once, and their products use all cores anyway."""
 
 
 class NotFinite(ValueError):
@@ -133,7 +136,8 @@ def encode(
     def block(start: int) -> Values:
         part = slice(start, start + step)
         eps = None if noise is None else noise[part].to(device)
-        encoded = model.encode(acts[part].to(device), noise=eps, **entry.options).float()
+        with _ENCODING:
+            encoded = model.encode(acts[part].to(device), noise=eps, **entry.options).float()
         if not torch.isfinite(encoded).all():
             raise NotFinite("features are not finite")
         return encoded.cpu().numpy()

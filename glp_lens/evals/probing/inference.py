@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -26,13 +27,21 @@ def sign_flip_p(values: ArrayLike, clusters: ArrayLike | None = None, *, draws: 
     sums = np.bincount(index, weights=x[np.isfinite(x)])
     if not len(sums):
         return float("nan")
-    if 2 ** len(sums) <= draws:
-        signs = np.array(list(product((-1, 1), repeat=len(sums))), dtype=np.int8)
-    else:
-        signs = np.random.default_rng(seed).choice(np.array([-1, 1], dtype=np.int8), (draws - 1, len(sums)))
-        signs = np.concatenate([np.ones((1, len(sums)), dtype=np.int8), signs])
+    flipped = _signs(len(sums), draws, seed) @ sums
     # The slack counts patterns that equal the observed one but for rounding.
-    return float(np.mean(np.abs(signs @ sums) >= abs(sums.sum()) - 1e-12 * np.abs(sums).sum()))
+    return float(np.mean(np.abs(flipped) >= abs(sums.sum()) - 1e-12 * np.abs(sums).sum()))
+
+
+@lru_cache(maxsize=2)
+def _signs(n: int, draws: int, seed: int) -> NDArray[np.int8]:
+    """Patterns of signs `(at most draws, n)`, not to be written to: many tests over the same clusters share them."""
+    if 2**n <= draws:
+        signs = np.array(list(product((-1, 1), repeat=n)), dtype=np.int8)
+    else:
+        signs = np.random.default_rng(seed).choice(np.array([-1, 1], dtype=np.int8), (draws - 1, n))
+        signs = np.concatenate([np.ones((1, n), dtype=np.int8), signs])
+    signs.flags.writeable = False
+    return signs
 
 
 def null_best(k: int, n0: ArrayLike, n1: ArrayLike) -> float:

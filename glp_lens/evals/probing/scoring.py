@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +30,8 @@ PAPER, ALL, SPARSE = Setting(mode="paper"), Setting(mode="all"), Setting(probe="
 """Settings of the best of the candidates as in the paper, of the best of all features, and of k-sparse probes."""
 _TEXTS, _TEXT_LENGTH = 5, 160
 _COLUMNS = 8192
+_LARGE = Lock()
+"""Many features are kept of one task at a time, of those that are scored side by side."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,15 @@ def score(
     Returns:
         Scores by label and split, of the entries that could be scored, and a sentence for each failure.
     """
+    width = sum(features.count(entry) for entry in entries)
+    large = 4 * len(rows.acts) * width > features.IN_MEMORY // 4
+    with _LARGE if large else nullcontext():
+        return _score(entries, rows, options, folder, advance)
+
+
+def _score(
+    entries: Sequence[Entry], rows: Rows, options: Options, folder: Path | None, advance: Callable[[], Any]
+) -> tuple[dict[str, dict[str, SplitScores]], list[str]]:
     scores = {entry.label: {split: SplitScores() for split in rows.splits} for entry in entries}
     failed: dict[str, str] = {}
     notes: dict[str, None] = {}

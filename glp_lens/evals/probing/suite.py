@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
+from glp_lens import numerics
 from glp_lens.errors import InputError
 from glp_lens.evals.cache import ResultCache
 from glp_lens.evals.entries import Entry, usable
@@ -27,6 +33,9 @@ from glp_lens.evals.probing.tasks import Task
 from glp_lens.evals.results import Metric, Results
 from glp_lens.interface import Featurizer
 from glp_lens.types import Json
+
+_SIDE_BY_SIDE = 4
+"""Most tasks that are scored at once."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +132,7 @@ def run(
     results = _begin(placed, tasks, activations, options)
     results.config |= {"resamples": settings.resamples, "seed": settings.seed}
     results.failures += failures
-    for record in _records(placed, tasks, activations, options, folder):
+    for record in _records(placed, data, options, folder):
         results.metrics += map(Metric.from_row, record.metrics)
         results.failures += record.failures
         results.extras["probes"] += record.probes
@@ -162,26 +171,45 @@ def _begin(entries: Sequence[Entry], tasks: Sequence[Task], activations: TaskAct
     )
 
 
-def _records(
-    entries: Sequence[Entry],
-    tasks: Sequence[Task],
-    activations: TaskActivations,
-    options: Options,
-    folder: Path | None,
-) -> Iterator[Record]:
-    """The record of each task, of finished ones from the cache."""
-    cache = ResultCache(folder, lambda: [[entry.identity() for entry in entries], asdict(options)])
-    used = hooks(entries, activations)
+def _records(entries: Sequence[Entry], data: ProbingData, options: Options, folder: Path | None) -> list[Record]:
+    """The record of each task, of finished ones from the cache.
+
+    Some tasks are scored side by side, each in a thread of its own, as most of the work on one task uses one core.
+    Records do not depend on it.
+    """
+    about = functools.cache(lambda: [[entry.identity() for entry in entries], asdict(options)])
+    cache = ResultCache(folder, about)
+    used = hooks(entries, data.activations)
     each = sum(len(features.noise_seeds(entry, options.seeds)) for entry in entries)
-    with tqdm(total=each * len(tasks), desc="probing", unit="model", mininterval=2) as bar:
-        for task in tasks:
-            start, at_hooks = bar.n, {hook: read(task, activations, hook) for hook in used}
-            make = partial(_score_task, entries, at_hooks, options, folder, bar.update)
-            inputs = partial(_inputs, task, list(at_hooks.values()))
-            yield cache.get(task.name, inputs, make, lambda value: Record(**value))
-            # What was not scored now, since it is finished or cannot be, must not count towards the rate.
-            bar.total = (bar.total or 0) - (start + each - bar.n)
+    cores = torch.get_num_threads()
+    workers = min(_SIDE_BY_SIDE, cores, len(data.tasks))
+    turn = Lock()
+
+    def record(task: Task) -> Record:
+        done = 0
+
+        def advance() -> None:
+            nonlocal done
+            done += 1
+            with turn:
+                bar.update()
+
+        with turn:  # readers need not be safe to use from two threads at once
+            at_hooks = {hook: read(task, data.activations, hook) for hook in used}
+        make = partial(_score_task, entries, at_hooks, options, folder, advance)
+        inputs = partial(_inputs, task, list(at_hooks.values()))
+        found = cache.get(task.name, inputs, make, lambda value: Record(**value))
+        with turn:  # what was not scored now, since it is finished or cannot be, must not count towards the rate
+            bar.total = (bar.total or 0) - (each - done)
             bar.refresh()
+        return found
+
+    bar = tqdm(total=each * len(data.tasks), desc="probing", unit="model", mininterval=2)
+    # Only encoding uses several of torch's threads, in one task at a time.
+    pool = ThreadPoolExecutor(workers, "probing", partial(numerics.threads, cores - workers + 1))
+    # Filters of warnings belong to the process: what fits that end in another order make of them is undone here.
+    with warnings.catch_warnings(), bar, pool, numerics.blas_threads(1):
+        return list(pool.map(record, data.tasks))
 
 
 def _inputs(task: Task, rows: Sequence[Rows]) -> list[Any]:

@@ -141,18 +141,43 @@ def generate(
             tokens = torch.tensor([list(prompts[i]) for i, _ in batch])
             noise = hooks.SeededNoise(seed, [keys[i] for i, _ in batch])
             edit = method.edit([alpha for _, alpha in batch], noise, model, allow_mismatch=allow_mismatch)
-            edits = [] if edit is None else [(hook, edit)]
+            seen: list[Tensor] = []
+            edits = [(hook, _keeping(seen)), *([] if edit is None else [(hook, edit)])]
             text = lm.generate(model, tokens, new_tokens, temperature=temperature, hooks=edits, seed=seed)
-            nll = own_nll(model, text, tokens.shape[1])
+            nll = own_nll(model, text, tokens.shape[1], (hook, torch.cat(seen, dim=1)))
             rows = text[:, tokens.shape[1] :].tolist()
             yield {pair: Generation(ids, loss) for pair, ids, loss in zip(batch, rows, nll.tolist(), strict=True)}
 
 
-def own_nll(model: lm.Model, tokens: Tensor, start: int) -> Tensor:
-    """Mean loss a token of what follows position `start`, under the unsteered model, `(n,)`."""
+def _keeping(seen: list[Tensor]) -> HookFunction:
+    """A hook function that adds the stream `(batch, pos, d)` of each call to `seen`, and changes nothing."""
+
+    def hook_fn(tensor: Tensor, *, hook: Any = None) -> Tensor:
+        seen.append(tensor.detach().clone())
+        return tensor
+
+    return hook_fn
+
+
+def own_nll(model: lm.Model, tokens: Tensor, start: int, known: tuple[str, Tensor] | None = None) -> Tensor:
+    """Mean loss a token of what follows position `start`, under the unsteered model, `(n,)`.
+
+    Args:
+        model: the language model.
+        tokens: whole texts `(n, pos)`.
+        start: where the continuations begin.
+        known: a hook point, and what came there before any edit, `(n, pos - 1, d)`: an edit changes nothing before its
+            hook point, so that the blocks before need not run again. Of another length it is not used, as where
+            generation has no cache and calls the hook with the whole text each time.
+    """
+    stream = None
+    if known is not None and known[1].shape[:2] == (len(tokens), tokens.shape[1] - 1):
+        stream = torch.nn.functional.pad(known[1], (0, 0, 0, 1))  # nothing is read at the last token
     means = []
-    for block in tokens.split(_OWN_NLL_ROWS):
+    for rows in torch.arange(len(tokens)).split(_OWN_NLL_ROWS):
+        block = tokens[rows]
         real = torch.ones_like(block, dtype=torch.bool)
         wanted = (torch.arange(1, block.shape[1]) >= start).expand(len(block), -1)
-        means.append(lm.token_nll(model, block, real, wanted=wanted)[:, start - 1 :].mean(1))
+        at_hook = None if known is None or stream is None else (known[0], stream[rows])
+        means.append(lm.token_nll(model, block, real, wanted=wanted, known=at_hook)[:, start - 1 :].mean(1))
     return torch.cat(means)
