@@ -53,12 +53,10 @@ def save_tokenizer(folder: Path) -> int:
     return len(vocabulary)
 
 
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random 4-layer Llama of width 24 with a word tokenizer, as a Hugging Face folder."""
+def save_tiny_model(folder: Path) -> Path:
+    """Write a random 4-layer Llama of width 24 with a word tokenizer, as a Hugging Face folder."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("models") / "tiny"
     config = LlamaConfig(
         vocab_size=save_tokenizer(folder), hidden_size=24, intermediate_size=40, num_hidden_layers=4,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0,
@@ -68,6 +66,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as a folder."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -4,18 +4,16 @@ import os
 import random
 import signal
 import sys
-import threading
 import time
-from functools import partial
 
 import pytest
 import torch
-from tqdm.auto import tqdm
 
 from glp_lens.activations import ActivationStore, collect
 from glp_lens.activations.manifest import MANIFEST, Manifest
 from glp_lens.errors import InputError
 from tests.conftest import tiny_texts
+from tests.fuzz.children import fork, kill_after_renaming, kill_at, wait, watch
 
 HOOK, OTHER = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"
 SMALL = {"context": 24, "batch_size": 4, "dtype": "bfloat16", "shard_tokens": 24 * 4}
@@ -23,58 +21,21 @@ TEXTS = tiny_texts(54)  # 14 shards, the last of 2 texts
 STEPS = ("posix_fallocate", "fsync", "replace")
 
 
-def kill_at(step, after):
-    """Make this process kill itself at the `step`-th call that changes the disk, before it or `after` it."""
-    count = 0
+def start(model, hooks, out, act=None):
+    """Collect in a forked process; `act` as in `watch`."""
 
-    def deadly(call):
-        def wrapped(*arguments, **options):
-            nonlocal count
-            count += 1
-            if count == step and not after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            result = call(*arguments, **options)
-            if count == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
+    def work():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        if act is not None:
+            watch(act, STEPS)
+        collect(model, TEXTS, hooks, out, **SMALL)
 
-        return wrapped
-
-    for name in STEPS:
-        setattr(os, name, deadly(getattr(os, name)))
-
-
-def kill_after_renaming(name):
-    """Make this process kill itself when it has given a file this name."""
-    real = os.replace
-
-    def deadly(source, target):
-        real(source, target)
-        if os.path.basename(target) == name:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    os.replace = deadly
-
-
-def start(model, hooks, out, prepare=lambda: None):
-    """Collect in a forked process."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            torch.set_num_threads(1)
-            tqdm.set_lock(threading.RLock())  # the usual one is shared with the parent, which a killed child would stop
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            prepare()
-            collect(model, TEXTS, hooks, out, **SMALL)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    return pid
+    return fork(work)
 
 
 def ended(pid):
     """Whether it came to its end, rather than being killed."""
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    code = wait(pid)
     assert code in (0, -signal.SIGKILL)
     return code == 0
 
@@ -142,7 +103,7 @@ def test_killed_at_every_step_of_writing(tiny_bridge, tmp_path, whole, after):
     hooks, want = whole
     before, out, run = {}, tmp_path / "s", 0
     # One step further each time, so that every run but the first few adds a step of its own.
-    while not ended(start(tiny_bridge, hooks, out, partial(kill_at, run + 1, after))):
+    while not ended(start(tiny_bridge, hooks, out, kill_at(run + 1, after))):
         run += 1
         found = committed(out)
         assert keeps(before, found)
@@ -154,7 +115,7 @@ def test_killed_at_every_step_of_writing(tiny_bridge, tmp_path, whole, after):
 @pytest.mark.parametrize("n_hooks", [1, 2])
 def test_a_shard_that_was_finished_but_not_listed_is_not_made_again(tiny_bridge, tmp_path, monkeypatch, n_hooks):
     hooks, out = [HOOK, OTHER][:n_hooks], tmp_path / "s"
-    assert not ended(start(tiny_bridge, hooks, out, lambda: kill_after_renaming("shard-00000001.h5")))
+    assert not ended(start(tiny_bridge, hooks, out, kill_after_renaming("shard-00000001.h5")))
     first = stores(out)[0]
     assert [shard.index for shard in Manifest.read(first).shards] == [0]
     orphan = first / "shard-00000001.h5"
@@ -175,15 +136,10 @@ def test_a_second_writer_is_refused_and_a_killed_one_holds_nothing(tiny_bridge, 
     out = tmp_path / "s"
     ready, tell = os.pipe()
 
-    def stall():
-        real = os.posix_fallocate
-
-        def wait(*arguments):
+    def stall(number, name, *_):
+        if name == "posix_fallocate":
             os.write(tell, b"!")
             time.sleep(60)
-            real(*arguments)
-
-        os.posix_fallocate = wait
 
     pid = start(tiny_bridge, HOOK, out, stall)
     assert os.read(ready, 1) == b"!"

@@ -1,0 +1,1 @@
+"""Fuzzing: command lines, damaged files, kills and full disks, seeded. `python -m tests.fuzz --help`"""
