@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import typer
-import yaml
+from safetensors import SafetensorError
 from typer.core import TyperGroup
 
-from glp_lens.errors import InputError
+from glp_lens.errors import DISK_FULL, InputError, disk_error, first_line, memory_wanted
+from glp_lens.settings import Settings
+from glp_lens.yaml_files import read_yaml
 
-_DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+_OUT_OF_MEMORY = "out of memory: {} could not be had; what is saved is safe"
 # typer brings its own copy of click from some version on, so its classes are found through what both export.
 _Context: TypeAlias = Any
 _UsageError: Any = typer.BadParameter.__mro__[1]
@@ -51,13 +52,36 @@ def _mistakes_told() -> Iterator[None]:
             raise
         hint = f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
         _fail(error.format_message().replace("Value error, ", "") + hint)  # which pydantic puts before
-    except OSError as error:
-        if error.errno not in _DISK:
+    except (OSError, SafetensorError, MemoryError, RuntimeError) as error:
+        if (wanted := memory_wanted(error)) is not None:
+            _fail(f"{_OUT_OF_MEMORY.format(wanted)}: use less data or a machine with more")
+        code = disk_error(error)
+        if code is None or isinstance(error, ConnectionError | TimeoutError):
             raise
-        _fail(f"cannot write or read {error.filename or 'a file'}: {error.strerror}; choose another folder")
+        place = getattr(error, "filename", None) or "a file"
+        reason = getattr(error, "strerror", None) or first_line(error)
+        if code in DISK_FULL:
+            _fail(f"cannot write {place}: {reason}; what is saved is safe: free space and run the same command again")
+        _fail(f"cannot write or read {place}: {reason}; choose another folder")
     except KeyboardInterrupt:
         typer.secho("interrupted: run the same command again to go on", err=True)
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def memory_told(settings: Settings) -> Iterator[None]:
+    """When memory ends, say how much was wanted, if that is known, and which options of the job lower it.
+
+    Raises:
+        InputError: memory has ended.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if (wanted := memory_wanted(error)) is None:
+            raise
+        lower = f"lower {', '.join(flags)}" if (flags := settings.memory_flags()) else "use less data"
+        raise InputError(f"{_OUT_OF_MEMORY.format(wanted)}: {lower}, or use a machine with more") from None
 
 
 @contextmanager
@@ -86,12 +110,7 @@ def _load_config(ctx: typer.Context, value: Path | None) -> Path | None:
     """Give the options not on the command line the values of a YAML file."""
     if value is None:
         return None
-    try:
-        settings = yaml.safe_load(value.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"config file {value} does not exist") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"config file {value} is not readable YAML: {error}") from None
+    settings = read_yaml(value, "config file")
     if not isinstance(settings, dict):
         raise InputError(f"config file {value} must hold 'option: value' lines, got {type(settings).__name__}")
     known = {
@@ -117,6 +136,8 @@ def _as_option(option: Any, value: Any) -> Any:
     """A value of a YAML file as click takes it: lists for options that may be repeated, else text with commas."""
     if isinstance(value, dict):
         raise InputError(f"{option.name} must be a value or a list of values, got a mapping in the config file")
+    if isinstance(value, list) and any(isinstance(item, list | dict) for item in value):
+        raise InputError(f"{option.name} must be a value or a list of values, got a list of lists in the config file")
     if getattr(option, "multiple", False) or option.nargs == -1:
         return [str(item) for item in (value if isinstance(value, list) else [value])]
     return ",".join(map(str, value)) if isinstance(value, list) else value

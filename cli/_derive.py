@@ -14,7 +14,7 @@ import typer
 from glp_lens.errors import InputError
 from glp_lens.settings import Option, Settings, options
 
-from ._app import Config, split
+from ._app import Config, memory_told, split
 
 
 def command(
@@ -29,12 +29,17 @@ def command(
     """
     known = options(settings)
 
-    def run(config: Path | None = None, **values: Any) -> None:
-        job(settings(**{each.name: _value(each, values[each.name], each.name in arguments) for each in known}))
+    def run(ctx: typer.Context, config: Path | None = None, **values: Any) -> None:
+        made = settings(**{each.name: _value(each, values[each.name], each.name in arguments) for each in known})
+        sources = {each.name: ctx.get_parameter_source(each.name) for each in known}
+        made.refuse_ignored({name for name, source in sources.items() if source and source.name != "DEFAULT"})
+        with memory_told(made):
+            job(made)
 
     last = sorted(known, key=lambda option: option.panel == "Run")  # where and how stands below what
     parameters = [_parameter(option, argument=option.name in arguments) for option in last]
     parameters.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, annotation=Config, default=None))
+    parameters.append(inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__doc__ = help
@@ -47,6 +52,8 @@ def _parameter(option: Option, *, argument: bool) -> inspect.Parameter:
     limits: dict[str, Any] = {}
     if option.several:
         kind = list[str]
+    elif kind is Path:  # a text until its setting is checked: an empty one would become the current folder
+        kind, limits = str, {"metavar": "PATH"}
     elif option.parse is None and kind in (int, float):
         limits = {"min": option.min, "max": option.max}
     default: Any = option.default
@@ -54,7 +61,7 @@ def _parameter(option: Option, *, argument: bool) -> inspect.Parameter:
         default = ...
     elif option.several:
         default = [str(item) for item in default]
-    elif option.parse is not None and default is not None:
+    elif (option.parse is not None or option.type is Path) and default is not None:
         default = str(default)
     if option.optional:
         kind = kind | None
@@ -81,12 +88,12 @@ def _value(option: Option, value: Any, argument: bool) -> Any:
     numeric = option.parse is None and option.type in (int, float)
     try:
         items = [option.type(item) for item in items] if numeric else items
-        usable = all(map(isfinite, items)) if numeric else True
+        usable = option.type is not float or all(map(isfinite, items))
     except ValueError:
         usable = False
-    if not usable or (not items and option.default not in (MISSING, ())):
-        example = ",".join(map(str, option.default[:2]))
+    if not usable or (not items and value and option.default is not MISSING):
+        example = f", for example {','.join(map(str, option.default[:2]))}" if option.default else ""
         given = ",".join(map(str, value))
         what = "numbers" if numeric else "values"
-        raise InputError(f"{option.flag} takes {what} separated by commas, for example {example}; got {given!r}")
+        raise InputError(f"{option.flag} takes {what} separated by commas{example}; got {given!r}")
     return tuple(items)

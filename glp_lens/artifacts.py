@@ -15,7 +15,7 @@ import xxhash
 from torch import Tensor
 
 from glp_lens import hub, numerics
-from glp_lens.errors import InputError, one_line
+from glp_lens.errors import InputError, one_line, pass_shortage
 from glp_lens.files import Kind, is_number, read_json, read_tensors, versions, write_json, write_tensors
 from glp_lens.types import Json
 
@@ -186,6 +186,7 @@ class ActivationModel(ABC):
         except InputError:
             raise
         except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as e:
+            pass_shortage(e)
             raise InputError(f"{folder}: config and weights do not fit together ({one_line(e)})") from None
         model.provenance = check_provenance(config.get("provenance"), f"{folder}: {CONFIG}")
         return model

@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import xxhash
 from safetensors import SafetensorError, safe_open
 
-from glp_lens.errors import InputError, first_line
+from glp_lens.errors import DISK_FULL, InputError, disk_error, first_line, pass_shortage, readable_size
+from glp_lens.limits import check_expansion, check_nesting
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,8 +82,14 @@ def versions() -> dict[str, str]:
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader or a crash sees the old content or the new, never a part."""
-    with replaced(path) as temporary:
-        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    try:
+        with replaced(path) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise OSError(error.errno, f"{error.strerror} ({room(path, len(data))})", str(path)) from None
+        raise
 
 
 @contextmanager
@@ -160,6 +168,32 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:
     except (ImportError, OSError):  # a file system without locks
         return None
     return True
+
+
+def room(path: Path, wanted: int) -> str:
+    """How much is wanted for a file and how much is free beside it, in words."""
+    return f"{readable_size(wanted)} wanted, {readable_size(shutil.disk_usage(path.parent).free)} free"
+
+
+def make_writable(folder: Path) -> None:
+    """Make a folder and check now, not when the first shard is full, that it can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make folder {folder}: {error.strerror}; choose another folder") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write to folder {folder}: choose another folder")
+
+
+def check_writable(file: Path) -> None:
+    """Check before the work that a file can be written at its end; its folder is made.
+
+    Raises:
+        InputError: it is a folder, or its own folder cannot be made or written.
+    """
+    make_writable(file.parent)
+    if file.is_dir():
+        raise InputError(f"{file} is a folder, expected the name of a file: choose another")
 
 
 def sync_folder(folder: Path) -> None:
@@ -270,6 +304,7 @@ def read_json(path: Path, kind: Kind | str, key: str = "") -> Json:
         raise InputError(f"{what} cannot be read: {path}: {first_line(error)}") from None
     if not isinstance(value, dict):
         raise InputError(f"{what} is damaged: {path} holds {type(value).__name__}, expected a JSON object")
+    check_nesting(value, content, f"{what} {path}")
     if isinstance(kind, Kind):
         check(path, content, value.pop(ENTRY, None), kind, key)
     return value
@@ -287,6 +322,20 @@ def is_number(value: object) -> bool:
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"holds {name}, which JSON cannot hold")
+
+
+def check_archive(path: Path) -> None:
+    """Refuse a zip archive, such as `torch.save` writes, that unpacks to very many times its size.
+
+    Raises:
+        InputError: it does. Of a file that is no archive nothing is said.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(part.file_size for part in archive.infolist())
+    except (OSError, zipfile.BadZipFile):
+        return
+    check_expansion(unpacked, path.stat().st_size, str(path))
 
 
 def write_table(path: Path, frame: pd.DataFrame, kind: Kind) -> None:
@@ -360,6 +409,7 @@ def check_tensors(path: Path, kind: Kind | None = None) -> tuple[dict[str, str],
     except InputError:
         raise
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        pass_shortage(error)
         line = f"{path} is damaged, truncated or no safetensors file ({first_line(error)})"
         raise InputError(f"{what} cannot be read: {line}{'' if kind is None else f': {kind.remedy}'}") from None
 
@@ -378,8 +428,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], kind: Kind, metadata: 
             digest = fill_digest(temporary)
         sync_folder(path.parent)
         return digest
-    except SafetensorError as error:
-        raise InputError(f"cannot write {path} ({error}): free space or choose another folder") from None
+    except (SafetensorError, OSError) as error:
+        about = f"; {room(path, sum(t.nbytes for t in tensors.values()))}" if disk_error(error) in DISK_FULL else ""
+        raise InputError(f"cannot write {path} ({error}{about}): free space or choose another folder") from None
 
 
 def fill_digest(path: Path) -> str:

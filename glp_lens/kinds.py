@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from glp_lens.errors import InputError
+from glp_lens.limits import MASSIVE
 from glp_lens.settings import Settings, option
 from glp_lens.training.config import DEFAULT_ROWS
 
@@ -15,12 +16,18 @@ def massive_rule(rule: str | float) -> float | Literal["gap"] | None:
     """`gap`, a multiple of the median norm, or None for 0: which rows count as massive activations.
 
     Raises:
-        InputError: another text.
+        InputError: another text, or a number of medians that leaves out the usual rows, or none ever.
     """
+    low, high = MASSIVE
     try:
-        return "gap" if rule == "gap" else float(rule) or None
-    except ValueError:
-        raise InputError(f"--massive takes 'gap', a number of median norms, or 0, got {rule!r}") from None
+        multiple = 0.0 if rule == "gap" else float(rule)
+    except (ValueError, OverflowError):
+        multiple = -1.0
+    if multiple != 0 and not low < multiple < high:
+        raise InputError(
+            f"--massive takes 'gap', a number of median norms over {low:g} and under {high:g}, or 0, got {rule!r}"
+        )
+    return "gap" if rule == "gap" else multiple or None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +43,7 @@ class GradientFit(Fit):
 
     rows: int = option(DEFAULT_ROWS, min=1)
     """Activations that a GLP or SAE sees; more than the store holds means several epochs."""
-    batch_size: int | None = option(None, min=1)
+    batch_size: int | None = option(None, min=1, memory=True)
     """Rows in each step; by default those of the recipe, and 512 for an SAE."""
     lr: float | None = option(None, min=0, max=1)
     """Peak learning rate; by default that of the recipe, and 2e-3 for an SAE."""
@@ -71,11 +78,11 @@ class GLPFit(GradientFit):
     """AdamW for all weights, or Muon for the matrices inside the blocks; by default that of the recipe."""
     ema: float | None = None
     """Save an exponential moving average of the weights with this decay, such as 0.999."""
-    d_model: int | None = option(None, min=1, flag="--width")
+    d_model: int | None = option(None, min=1, flag="--width", memory=True)
     """Width of the denoiser; by default twice that of the activations."""
-    d_mlp: int | None = option(None, min=1, flag="--mlp")
+    d_mlp: int | None = option(None, min=1, flag="--mlp", memory=True)
     """Meta-neurons in each block; by default four times the width of the activations."""
-    n_layers: int | None = option(None, min=1, flag="--layers")
+    n_layers: int | None = option(None, min=1, flag="--layers", memory=True)
     """Blocks of the denoiser; by default 3."""
     finetune: str | None = None
     """Folder or Hub id of a GLP to train on from; its normaliser stays as it is."""
@@ -104,7 +111,7 @@ class SAEFit(GradientFit):
 
     panel: ClassVar[str] = "SAE"
 
-    n_latents: int | None = option(None, min=1, flag="--latents")
+    n_latents: int | None = option(None, min=1, flag="--latents", memory=True)
     """Dictionary size; by default four times the width of the activations."""
     k: int = option(32, min=1)
     """Latents active on each row."""
@@ -128,7 +135,7 @@ class RandomFit(Fit):
 
     panel: ClassVar[str] = "RANDOM"
 
-    n_features: int | None = option(None, min=1, flag="--features")
+    n_features: int | None = option(None, min=1, flag="--features", memory=True)
     """Number of random features; by default four times the width of the activations."""
 
 

@@ -11,14 +11,15 @@ import numbers
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, first_line
+from glp_lens.limits import LARGEST_INTEGER, LARGEST_NUMBER
 
 
 def option(
@@ -29,18 +30,21 @@ def option(
     panel: str | None = None,
     flag: str | None = None,
     parse: Callable[[Any], Any] | None = None,
+    memory: bool = False,
 ) -> Any:
     """A field of settings with more than a type and a default.
 
     Args:
         default: without one, the setting must be given.
         min: least value, or least of each of several.
-        max: most.
+        max: most; without one, `LARGEST_INTEGER` or, either way, `LARGEST_NUMBER`.
         panel: heading of the help that it stands under; by default that of the class, `panel`.
         flag: its name on the command line, where that is not its own with dashes.
         parse: makes the value of a text or of a value, where it is no plain number, choice or text.
+        memory: whether a smaller value takes less memory: what to lower is told when memory ends.
     """
-    return field(default=default, metadata={"min": min, "max": max, "panel": panel, "flag": flag, "parse": parse})
+    about = {"min": min, "max": max, "panel": panel, "flag": flag, "parse": parse, "memory": memory}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Option:
         optional: whether it may be None.
         default: `MISSING` where it must be given.
         help: its documentation.
-        min, max, panel, flag, parse: as in `option`.
+        min, max, panel, flag, parse, memory: as in `option`.
     """
 
     name: str
@@ -68,6 +72,7 @@ class Option:
     panel: str
     flag: str
     parse: Callable[[Any], Any] | None
+    memory: bool
 
     def check(self, value: Any) -> Any:
         """The value, texts parsed and lists as tuples.
@@ -85,17 +90,17 @@ class Option:
     def _one(self, value: Any) -> Any:
         if isinstance(value, numbers.Real) and not isinstance(value, bool):  # also NumPy's
             value = int(value) if isinstance(value, numbers.Integral) else float(value)
-        if self.parse is not None:
-            value = self.parse(value)
-        elif typing.get_origin(self.type) is Literal:
-            if value not in (known := typing.get_args(self.type)):
-                raise InputError(f"{self.name} must be one of {', '.join(map(str, known))}, got {value!r}")
-        elif (self.type, type(value)) in _ALIKE or (self.type is str and isinstance(value, Path)):
-            value = self.type(value)
-        elif not isinstance(value, self.type) or (self.type is int and isinstance(value, bool)):
-            raise InputError(f"{self.name} must be {_NAMES.get(self.type, self.type.__name__)}, got {value!r}")
+        try:
+            value = self._typed(value) if self.parse is None else self.parse(value)
+        except InputError:
+            raise
+        except (ValueError, TypeError, OverflowError) as error:  # a number of too many digits, or of another type
+            raise InputError(f"{self.name} cannot be read: {first_line(error)}") from None
         if isinstance(value, int | float) and not isinstance(value, bool):
             low, high = self.min, self.max
+            most = LARGEST_INTEGER if isinstance(value, int) else LARGEST_NUMBER
+            if most < abs(value) != inf:
+                raise InputError(f"{self.name} must be at most {most:.16g} in size")
             if not isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
                 limits = {
                     (False, True): f"at least {low}",
@@ -104,6 +109,18 @@ class Option:
                     (True, True): "a finite number",
                 }
                 raise InputError(f"{self.name} must be {limits[low is None, high is None]}, got {value}")
+        return value
+
+    def _typed(self, value: Any) -> Any:
+        if isinstance(value, str | Path) and (not str(value).strip() or "\0" in str(value)):
+            raise InputError(f"{self.name} must not be empty or hold a null character: leave it out, or name something")
+        if typing.get_origin(self.type) is Literal:
+            if value not in (known := typing.get_args(self.type)):
+                raise InputError(f"{self.name} must be one of {', '.join(map(str, known))}, got {value!r}")
+        elif (self.type, type(value)) in _ALIKE or (self.type is str and isinstance(value, Path)):
+            value = self.type(value)
+        elif not isinstance(value, self.type) or (self.type is int and isinstance(value, bool)):
+            raise InputError(f"{self.name} must be {_NAMES.get(self.type, self.type.__name__)}, got {value!r}")
         return value
 
 
@@ -117,6 +134,8 @@ class Settings:
 
     panel: ClassVar[str] = "Run"
     """Heading of the help that a class's own fields stand under."""
+    acts_with: ClassVar[Mapping[str, str]] = {}
+    """Settings that change nothing unless another one is set, and that other: given alone they are refused."""
 
     def __post_init__(self) -> None:
         """Check every setting by itself; subclasses check what several must have in common.
@@ -126,6 +145,26 @@ class Settings:
         """
         for known in options(type(self)):
             object.__setattr__(self, known.name, known.check(getattr(self, known.name)))
+        self.refuse_ignored({each.name for each in options(type(self)) if getattr(self, each.name) != each.default})
+
+    def refuse_ignored(self, given: Collection[str]) -> None:
+        """Refuse settings that would change nothing.
+
+        Args:
+            given: names of the settings that somebody chose.
+
+        Raises:
+            InputError: one of them acts only with another setting, which is not set.
+        """
+        flags = {each.name: each.flag for each in options(type(self))}
+        for cls in type(self).__mro__:
+            for name, other in vars(cls).get("acts_with", {}).items():
+                if name in given and not getattr(self, other):
+                    raise InputError(f"{flags[name]} acts only with {flags[other]}: pass that too, or leave it out")
+
+    def memory_flags(self) -> list[str]:
+        """The options that lower how much memory a run takes."""
+        return [each.flag for each in options(type(self)) if each.memory]
 
     @classmethod
     def of(cls, other: Settings, **changes: Any) -> Self:
@@ -172,8 +211,18 @@ def _option(name: str, hint: Any, default: Any, extra: typing.Mapping[str, Any],
     several = typing.get_origin(kinds[0]) is tuple and typing.get_args(kinds[0])[-1] is Ellipsis
     kind = typing.get_args(kinds[0])[0] if several else kinds[0]
     flag = extra.get("flag") or "--" + name.replace("_", "-")
-    about = extra.get("min"), extra.get("max"), extra.get("panel") or panel, flag, extra.get("parse")
-    return Option(name, kind, several, len(kinds) < len(parts), default, help, *about)
+    about = extra.get("min"), extra.get("max"), extra.get("panel") or panel, flag
+    return Option(
+        name,
+        kind,
+        several,
+        len(kinds) < len(parts),
+        default,
+        help,
+        *about,
+        extra.get("parse"),
+        extra.get("memory", False),
+    )
 
 
 def _docs(cls: type) -> dict[str, str]:

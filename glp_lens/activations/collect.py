@@ -32,10 +32,10 @@ from glp_lens.activations.massive import Massive, check_massive, norm_limit
 from glp_lens.activations.shard import Source
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.tokens import Keep, Kept, Rule
-from glp_lens.activations.writer import StoreWriter, check_dtype, check_labels, make_writable
+from glp_lens.activations.writer import StoreWriter, check_dtype, check_labels
 from glp_lens.corpus import Document
 from glp_lens.errors import InputError
-from glp_lens.files import versions
+from glp_lens.files import make_writable, versions
 from glp_lens.types import DTYPES, Json
 
 SHARD_TOKENS = 65_536

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from glp_lens.errors import InputError
+from glp_lens.limits import MASSIVE
 
 Massive = float | Literal["gap"] | None
 """How massive activations are detected: by a gap in the data, by a multiple of the median norm, or not at all."""
@@ -23,9 +24,11 @@ _FEW, _RARE = 100, 0.02
 
 def check_massive(massive: Massive) -> None:
     """Raises InputError unless it is a way to detect massive activations."""
-    number = isinstance(massive, int | float) and not isinstance(massive, bool)
-    if massive is not None and massive != "gap" and not (number and 1 < massive < math.inf):
-        raise InputError(f"massive must be over 1 (times the median norm), 'gap' or None, got {massive!r}")
+    number, (low, high) = isinstance(massive, int | float) and not isinstance(massive, bool), MASSIVE
+    if massive is not None and massive != "gap" and not (number and low < massive < high):
+        raise InputError(
+            f"massive must be over {low:g} and under {high:g} (times the median norm), 'gap' or None, got {massive!r}"
+        )
 
 
 def norm_limit(rows: Tensor, massive: Massive) -> float | None:

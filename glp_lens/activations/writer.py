@@ -32,7 +32,7 @@ from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.totals import STATISTICS, Total, Totals
 from glp_lens.activations.waiting import wait_until
 from glp_lens.errors import InputError
-from glp_lens.files import sync_folder, try_lock, versions, write_json
+from glp_lens.files import make_writable, sync_folder, try_lock, versions, write_json
 from glp_lens.types import DTYPES, Acts, Json
 
 SHARD_ROWS = 65_536
@@ -251,16 +251,6 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
         if dtype not in LABELS:
             raise InputError(f"label column {name!r} must be {' or '.join(LABELS)}, got {dtype!r}")
     return dict(labels)
-
-
-def make_writable(folder: Path) -> None:
-    """Make a folder and check now, not when the first shard is full, that it can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make folder {folder}: {error.strerror}; choose another folder") from None
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"cannot write to folder {folder}: choose another folder")
 
 
 def lock(folder: Path, *, wait: bool = False) -> int:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from glp_lens.corpus.columns import TEXT, Columns
 from glp_lens.corpus.documents import Document, not_empty, shuffled
 from glp_lens.corpus.tables import Row, kind_of, table_rows
 from glp_lens.errors import InputError, first_line
+from glp_lens.limits import check_expansion
 
 if TYPE_CHECKING:
     import datasets
@@ -114,7 +116,28 @@ def _rows_of_files(files: list[str], columns: Columns, builder: datasets.Dataset
     for file in files:
         with xopen(file, "rb", download_config=access) as opened:
             plain = compr[infer_compression(file)](opened, mode="rb") if kind_of(file) in _COMPRESSED else opened
+            if plain is not opened:
+                plain = io.BufferedReader(_Unpacking(plain, opened, file))
             yield from table_rows(plain, _uncompressed(file), columns, separator)
+
+
+class _Unpacking(io.RawIOBase):
+    """An unpacked file that is refused where it is very many times the size of what it was unpacked from."""
+
+    def __init__(self, unpacked: BinaryIO, packed: BinaryIO, name: str) -> None:
+        self._unpacked, self._packed, self._name, self._count = unpacked, packed, name, 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """The next bytes."""
+        data = self._unpacked.read(len(buffer))
+        buffer[: len(data)] = data
+        self._count += len(data)
+        check_expansion(self._count, self._packed.tell(), self._name)
+        return len(data)
 
 
 def _rows_of_dataset(rows: datasets.IterableDataset, name: str) -> Iterator[Row]:

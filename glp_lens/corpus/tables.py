@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from glp_lens.corpus.columns import Columns
 from glp_lens.errors import InputError
+from glp_lens.limits import check_expansion
 
 Row = tuple[str, Mapping[str, Any]]
 """Place of a row, for error messages, and its columns."""
@@ -148,6 +149,13 @@ def _parquet_rows(opened: BinaryIO, source: str, columns: Columns) -> Iterator[R
 
     table = parquet.ParquetFile(opened)
     names = columns.names(table.schema_arrow.names, source)
-    batches = table.iter_batches(batch_size=1000, columns=names)
-    for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
-        yield f"{source}, row {number}", row
+    size = opened.seek(0, io.SEEK_END)
+    groups = [table.metadata.row_group(i).total_byte_size for i in range(table.metadata.num_row_groups)]
+    check_expansion(max(groups, default=0), size, source)  # a group's pages are unpacked together
+    number = read = 0
+    for batch in table.iter_batches(batch_size=1000, columns=names):
+        read += batch.nbytes  # one value may stand for any number of rows
+        check_expansion(read, size, source)
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{source}, row {number}", row

@@ -135,5 +135,5 @@ class Direction:
             )
         try:
             return cls.from_json({**json.loads(about), "vector": read_tensors(path, _FILE)["vector"]})
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"direction is damaged: {path}: {first_line(error)}") from None

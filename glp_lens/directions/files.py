@@ -29,8 +29,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from glp_lens.directions.direction import KEY, Direction, writing
-from glp_lens.errors import InputError, first_line
-from glp_lens.files import read_tensors, replaced, sync_folder, write_atomic
+from glp_lens.errors import InputError, first_line, pass_shortage
+from glp_lens.files import check_archive, read_tensors, replaced, sync_folder, write_atomic
 
 SUFFIXES = (".safetensors", ".gguf", ".pt", ".npy")
 _ARCHITECTURE = "controlvector"
@@ -106,6 +106,8 @@ def read_layers(path: str | Path) -> dict[int | None, Tensor]:
     for vector in found.values():
         if vector.is_complex() or vector.dtype == torch.bool:
             raise InputError(f"{path} holds {vector.dtype} numbers, expected real ones")
+        if vector.numel() > vector.untyped_storage().nbytes():
+            raise InputError(f"{path} declares {vector.numel():,} numbers and holds fewer: it is damaged")
     return {layer: vector.float() for layer, vector in found.items()}
 
 
@@ -215,7 +217,7 @@ def _of_safetensors(path: Path) -> dict[int | None, Tensor]:
 
 def _of_numpy(path: Path) -> dict[int | None, Tensor]:
     try:
-        values = np.asarray(np.load(path, allow_pickle=False))
+        values = np.lib.format.open_memmap(path, mode="r")  # what a header declares is not reserved before it is there
         if values.dtype.kind not in "fiu":
             raise TypeError(f"of dtype {values.dtype}")
         return {None: torch.from_numpy(values.astype(np.float32)).squeeze()}
@@ -226,9 +228,11 @@ def _of_numpy(path: Path) -> dict[int | None, Tensor]:
 
 
 def _of_torch(path: Path) -> dict[int | None, Tensor]:
+    check_archive(path)
     try:
         held: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever a damaged or foreign file leads to
+        pass_shortage(error)
         raise InputError(
             f"direction cannot be read: {path} is damaged or holds Python objects, which could run code "
             f"({first_line(error, 80)}): of a SteeringVector save "

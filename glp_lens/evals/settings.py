@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from glp_lens.limits import LARGEST_SEED
 from glp_lens.settings import Settings, option
 
 
@@ -12,7 +13,7 @@ from glp_lens.settings import Settings, option
 class SuiteSettings(Settings):
     """Settings of every suite."""
 
-    seed: int = option(0, min=0)
+    seed: int = option(0, min=0, max=LARGEST_SEED)
     """Seed of every random choice."""
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from glp_lens import numerics
-from glp_lens.errors import InputError, one_line
+from glp_lens.errors import InputError, one_line, pass_shortage
 from glp_lens.flow.path import data_from_velocity
 from glp_lens.flow.solvers import Velocity
 from glp_lens.types import Acts
@@ -148,6 +148,7 @@ def _gradient(score: Classifier, x: Acts, at: Tensor, *, through: bool) -> Tenso
     try:
         (gradient,) = torch.autograd.grad(values.sum(), at, create_graph=through)
     except RuntimeError as error:
+        pass_shortage(error)
         raise InputError(
             f"the classifier's scores have no gradient with respect to the rows it got ({one_line(error)})"
         ) from None

@@ -15,7 +15,7 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from glp_lens.errors import InputError, one_line
+from glp_lens.errors import InputError, one_line, pass_shortage
 from glp_lens.lm.description import encoder_decoder
 from glp_lens.lm.hook_points import outputs_of_blocks
 from glp_lens.lm.protocol import Model
@@ -28,12 +28,29 @@ _TOLERANCE = 1e-3
 _TOKENS = (2, 12)
 _HEADS = ("ForCausalLM", "LMHeadModel", "ForMaskedLM")
 """Ends of the names of classes in transformers that give logits of tokens."""
+_DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
+_WIDTHS = ("hidden_size", "n_embd", "d_model", "intermediate_size", "vocab_size")
+"""What configs of transformers call numbers of layers, and widths."""
 
 
 def refuse_encoder_decoder(folder: str, name: str) -> None:
     """Raises InputError if a model's folder says that it is an encoder-decoder."""
     if _config(folder).get("is_encoder_decoder"):
         raise encoder_decoder(f"model {name!r}")
+
+
+def refuse_absurd(folder: str, name: str) -> None:
+    """Raises InputError if a model's folder declares more than its weights hold, which is built before they are read.
+
+    Every layer has a tensor at least, and every width is a dimension of one.
+    """
+    tensors, numbers = _held(Path(folder))
+    config = _config(folder)
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for keys, most, what in ((_DEPTHS, tensors, "tensors"), (_WIDTHS, numbers, "numbers")):
+            for key in keys:
+                if tensors and isinstance(size := part.get(key), int) and size > most:
+                    raise InputError(f"model {name!r} declares {key}={size}, and its weights are {most:,} {what}")
 
 
 def should_compare(folder: str, name: str, backend: str, check: bool | None, cache: Path) -> bool:
@@ -44,7 +61,7 @@ def should_compare(folder: str, name: str, backend: str, check: bool | None, cac
         check = setting == "1"
     if check is False or _marker(folder, backend, cache).is_file():
         return False
-    size = _parameters(Path(folder)) if check is None else 0
+    size = _held(Path(folder))[1] if check is None else 0
     if size > _LARGEST:
         warnings.warn(
             f"{name} was not compared with transformers' own model, being large ({size / 1e9:.1f}B parameters): open "
@@ -75,6 +92,7 @@ def compare(model: Model, folder: str, name: str, backend: str, cache: Path) -> 
         try:
             want, logits = _reference(folder, int(model.cfg.n_layers), ids)
         except Exception as error:  # of remote code, missing kernels, or an architecture that transformers cannot run
+            pass_shortage(error)
             warnings.warn(
                 f"{name} was not compared with transformers' own model, which cannot run ({one_line(error)})",
                 stacklevel=4,
@@ -84,6 +102,7 @@ def compare(model: Model, folder: str, name: str, backend: str, cache: Path) -> 
             outputs = outputs_of_blocks(model, ids, list(want))
             own = model(ids, return_type="logits")
         except Exception as error:  # whatever a wrapped architecture runs into
+            pass_shortage(error)
             line = f"model {name!r}, opened with backend={backend!r}, cannot run ({one_line(error)})"
             raise InputError(line) from error
         differences = {f"after block {i}": _difference(outputs[i], want[i]) for i in want if i in outputs}
@@ -135,16 +154,16 @@ def _reference(folder: str, n_layers: int, ids: Tensor) -> tuple[dict[int, Tenso
     return outputs, None if loaded["missing_keys"] else logits
 
 
-def _parameters(folder: Path) -> int:
-    """Number of parameters in a folder's safetensors files; 0 if they cannot be read, which opening will report."""
-    total = 0
+def _held(folder: Path) -> tuple[int, int]:
+    """Tensors and numbers in a folder's safetensors files; 0 if they cannot be read, which opening will report."""
+    shapes: list[list[int]] = []
     for file in folder.glob("*.safetensors"):
         try:
             with safe_open(file, "pt") as weights:
-                total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+                shapes += [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
         except (OSError, SafetensorError):
-            return 0
-    return total
+            return 0, 0
+    return len(shapes), sum(map(math.prod, shapes))
 
 
 def _difference(ours: Tensor, want: Tensor) -> float:

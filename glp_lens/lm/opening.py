@@ -20,7 +20,7 @@ import torch
 import xxhash
 
 from glp_lens.defaults import DEFAULT_BACKEND, DEFAULT_DEVICE, DEFAULT_DTYPE, DEFAULT_MODEL, Backend
-from glp_lens.errors import InputError, first_line, one_line
+from glp_lens.errors import InputError, first_line, one_line, pass_shortage
 from glp_lens.lm import checking
 from glp_lens.lm.protocol import Model
 from glp_lens.numerics import of_others
@@ -105,6 +105,7 @@ def open_model(
     check_device(device)
     folder = _find(name)
     checking.refuse_encoder_decoder(folder, name)
+    checking.refuse_absurd(folder, name)
     model = None
     if checking.should_compare(folder, name, backend, check, cache_folder()):
         model = _open(folder, name, backend, "cpu", "float32")
@@ -131,6 +132,7 @@ def _open(folder: str, name: str, backend: Backend, device: str, dtype: str) -> 
             "code and is not loaded: save it as safetensors"
         ) from error
     except Exception as error:  # damaged and edited files fail in each library in a way of its own
+        pass_shortage(error)
         line = f"model {name!r} cannot be opened with backend={backend!r} ({one_line(error)})"
         raise InputError(line) from error
 
@@ -142,9 +144,10 @@ def check_device(device: str) -> torch.device:
         InputError: this machine does not have it.
     """
     try:
-        torch.empty(0, device=device)
+        torch.ones(1, dtype=torch.float32, device=device).item()  # `meta` holds no numbers
         return torch.device(device)
     except (RuntimeError, AssertionError, ValueError) as error:
+        pass_shortage(error)
         raise InputError(f"device {device!r} cannot be used here ({first_line(error)}): try --device cpu") from None
 
 
@@ -297,6 +300,7 @@ def _convert_gguf(source: Path, target: Path) -> None:
                 if not (target / "config.json").is_file():  # else another process was first: same content
                     raise
         except Exception as error:  # damaged bytes fail in the reader in many ways, foreign architectures in others
+            pass_shortage(error)
             raise InputError(f"{source} cannot be read as a GGUF language model ({one_line(error)})") from error
 
 

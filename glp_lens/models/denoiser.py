@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, silu
 from torch.utils.checkpoint import checkpoint
 
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, pass_shortage
+from glp_lens.limits import LAYERS, PARAMETERS, check_limit
 from glp_lens.training.mixed_precision import Linear
 from glp_lens.types import Acts, Json
 
@@ -47,10 +48,22 @@ class DenoiserConfig:
     d_condition: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse shapes that cannot be built."""
+        """Refuse shapes that cannot be built, or are beyond the bounds in docs/limits.md."""
         for name, value in asdict(self).items():
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise InputError(f"denoiser: {name} must be a positive integer, got {value!r}")
+        check_limit(LAYERS, self.n_layers, "a denoiser's number of blocks is")
+        check_limit(LAYERS, self.multi_layer_n_layers or 1, "the number of layers that a denoiser is conditioned on is")
+        check_limit(PARAMETERS, self.n_parameters, "a denoiser's number of parameters is")
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of parameters of a denoiser of this shape."""
+        d, wide = self.d_model, self.d_mlp
+        block = 2 * d + 3 * (d + 1) * wide + (wide + 1) * d
+        embeddings = [d, *([] if self.multi_layer_n_layers is None else [d]), *filter(None, [self.d_condition])]
+        ends = (self.d_input + 1) * d + 2 * d + (d + 1) * self.d_input
+        return ends + self.n_layers * block + sum((width + 1) * d + (d + 1) * d for width in embeddings)
 
     def to_json(self) -> Json:
         """As a JSON object."""
@@ -166,7 +179,8 @@ class Denoiser(nn.Module):
             # Copies, since a file's tensors may lie where products of matrices round otherwise.
             weights = {name.removeprefix("model."): t.to(torch.float32, copy=True) for name, t in tensors.items()}
             denoiser.load_state_dict(weights, assign=True)
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, OverflowError) as error:
+            pass_shortage(error)
             line = " ".join(str(error).split())[:300]
             raise InputError(f"{where}: weights do not fit the config ({line})") from None
         return denoiser

@@ -13,6 +13,7 @@ from glp_lens.activations.store import ActivationStore
 from glp_lens.artifacts import ActivationModel, check_shapes
 from glp_lens.errors import InputError
 from glp_lens.interface import Featurizer
+from glp_lens.limits import PARAMETERS, check_limit
 from glp_lens.models.normalizer import mean_and_std
 from glp_lens.models.row_checks import check_rows
 from glp_lens.types import Acts, Features, Json
@@ -45,6 +46,7 @@ class RandomFeatures(ActivationModel, Featurizer):
         """
         if n_features < 1:
             raise InputError(f"n_features must be at least 1, got {n_features}")
+        check_limit(PARAMETERS, n_features * len(mean), "the number of weights of random features is")
         weights = torch.randn(n_features, len(mean), generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
         weights /= weights.norm(dim=1, keepdim=True)
         return cls(mean.float(), std.float(), weights.to(mean.device))

@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 import xxhash
-import yaml
 from torch import Tensor
 
 from glp_lens.artifacts import CONFIG as OWN_CONFIG
 from glp_lens.artifacts import CONFIG_FILE, WEIGHTS_FILE, check_provenance
-from glp_lens.errors import InputError, first_line
-from glp_lens.files import ENTRY, check, read_tensors, sealed, versions, write_atomic, write_tensors
+from glp_lens.errors import InputError, first_line, pass_shortage
+from glp_lens.files import ENTRY, check, check_archive, read_tensors, sealed, versions, write_atomic, write_tensors
 from glp_lens.types import Json
+from glp_lens.yaml_files import read_yaml, to_yaml
 
 CONFIG = "config.yaml"
 STATISTICS = "rep_statistics.pt"
@@ -34,24 +34,6 @@ _NORMALIZER = ("rep_statistic",)
 _ENTRY = "The released GLP code looks for this file before it asks the Hub. The weights are in {}.\n"
 _BLOCK_ENDS = {"hook_resid_post": "output", "hook_out": "output", "hook_resid_pre": "input", "hook_in": "input"}
 """Hook points that are the output or input of a whole block, which is a module under every architecture."""
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """YAML as plain values: a tag is ignored, and its mapping, list or text kept.
-
-    The released training script writes its output folder with the tag of a Python object.
-    """
-
-
-def _untagged(loader: yaml.SafeLoader, tag: str, node: yaml.Node) -> Any:
-    if isinstance(node, yaml.MappingNode):
-        return loader.construct_mapping(node, deep=True)
-    if isinstance(node, yaml.SequenceNode):
-        return loader.construct_sequence(node, deep=True)
-    return loader.construct_scalar(node)  # type: ignore[arg-type]
-
-
-_PlainLoader.add_multi_constructor("", _untagged)
 
 
 def check_checkpoint(name: str) -> str:
@@ -79,13 +61,12 @@ def read(folder: Path, checkpoint: str) -> tuple[Json, dict[str, Tensor], Tensor
     Raises:
         InputError: files missing or not in the released format.
     """
+    config = read_yaml(folder / CONFIG, "config of a released GLP", tags=True)
     try:
-        content = (folder / CONFIG).read_bytes()
-        config = _PlainLoader(content.decode("utf-8")).get_single_data()
         denoiser = dict(config["glp_kwargs"]["denoiser_config"])
         normalizer = dict(config["glp_kwargs"].get("normalizer_config") or {})
         trace = dict(config["glp_kwargs"].get("tracedict_config") or {})
-    except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         line = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise InputError(f"{folder / CONFIG} is not the config of a released GLP ({line})") from None
     if strange := [*(denoiser.keys() - set(_SHAPE)), *(normalizer.keys() - set(_NORMALIZER))]:
@@ -97,7 +78,7 @@ def read(folder: Path, checkpoint: str) -> tuple[Json, dict[str, Tensor], Tensor
         there = sorted(path.stem for path in _weights(folder))
         known = f": there are {', '.join(there)}" if there else ""
         raise InputError(f"checkpoint {checkpoint!r} is not in {folder}{known}")
-    mean, var = _statistics(folder / STATISTICS, _check(folder / CONFIG, content, config))
+    mean, var = _statistics(folder / STATISTICS, _check(folder / CONFIG, config))
     depth = denoiser.get("multi_layer_n_layers")
     if depth is None and mean.ndim == 2 and len(mean) == 1:
         mean, var = mean[0], var[0]
@@ -119,26 +100,31 @@ def _weights(folder: Path) -> list[Path]:
     return [*folder.glob("*.safetensors"), *folder.glob("checkpoints/*.safetensors")]
 
 
-def _check(path: Path, content: bytes, config: Json) -> str | None:
+def _check(path: Path, config: Json) -> str | None:
     """Check the digest of a config that this library wrote; gives that of the statistics, if it says one."""
     own = config.get(ENTRY)
     entry: Json = own if isinstance(own, dict) else {}
     # Configs of other programs never have one.
-    check(path, content, entry if "digest" in entry else None, CONFIG_FILE if entry else None)
+    check(path, path.read_bytes(), entry if "digest" in entry else None, CONFIG_FILE if entry else None)
     return entry.get("key")
 
 
 def _statistics(path: Path, digest: str | None = None) -> tuple[Tensor, Tensor]:
     """Mean and variance; NaN only in whole rows of both: layers that a prior was not trained on."""
+    check_archive(path)
     try:
         content = path.read_bytes()
         if digest is not None and xxhash.xxh3_128_hexdigest(content) != digest:
             raise InputError(f"{path} is damaged, or was written with another {CONFIG}: {CONFIG_FILE.remedy}")
         statistics = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        mean, var = statistics["mean"].float(), statistics["var"].float()
+        mean, var = statistics["mean"], statistics["var"]
+        if any(part.numel() > part.untyped_storage().nbytes() for part in (mean, var)):
+            raise ValueError("it declares more numbers than it holds")  # a stride of 0 repeats one for ever
+        mean, var = mean.float(), var.float()
     except InputError:
         raise
     except Exception as error:  # damaged bytes fail in the reader of archives, of pickles or of text, each in its way
+        pass_shortage(error)
         line = first_line(error)
         raise InputError(f"{path} does not hold a mean and a var ({line})") from None
     usable = mean.isfinite() & var.isfinite() & (var >= 0) if mean.shape == var.shape else torch.tensor(True)
@@ -199,7 +185,7 @@ def write(
     if hooks := [store["hook"]] if store.get("hook") else list(store.get("hooks") or ()):
         kwargs["tracedict_config"] = _trace(hooks, model.get("blocks") if layer_prefix is None else layer_prefix)
     name = str(model.get("name") or "").partition(" (")[0]
-    config = {
+    config: Json = {
         "model_name": "" if "${" in name else name,  # it would be filled in
         "rep_statistic": STATISTICS,
         "glp_kwargs": kwargs,
@@ -215,10 +201,9 @@ def write(
         if not all(old.numel() == new.numel() and old.allclose(new.view_as(old), equal_nan=True) for old, new in pairs):
             raise InputError(f"{folder} holds {others[0].name} of a prior of other data: choose another folder")
     config[ENTRY] |= CONFIG_FILE.entry(xxhash.xxh3_128_hexdigest(statistics.getvalue()))
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=float("inf"))
     write_tensors(weights, tensors, WEIGHTS_FILE)
     write_atomic(folder / STATISTICS, statistics.getvalue())
-    write_atomic(folder / CONFIG, sealed(text.encode()))
+    write_atomic(folder / CONFIG, sealed(to_yaml(config).encode()))
     if not (entry := weights.with_suffix("")).exists():
         write_atomic(entry, _ENTRY.format(weights.name))
 

@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Generator, Tensor
 
 from glp_lens import numerics
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.stream import ActivationStream
 from glp_lens.artifacts import ActivationModel
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, pass_shortage
 from glp_lens.interface import Decoder, Featurizer, Projector, Reconstructor, Scorer
+from glp_lens.limits import PARAMETERS, check_limit
 from glp_lens.models import sae_metadata
 from glp_lens.models.row_checks import check_rows
 from glp_lens.training.config import DEFAULT_ROWS
@@ -133,6 +135,9 @@ class SAE(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Scorer
         n_latents = n_latents or 4 * store.d_in
         if not 1 <= k <= n_latents:
             raise InputError(f"k must be between 1 and n_latents = {n_latents}, got {k}")
+        check_limit(PARAMETERS, 2 * n_latents * store.d_in, "an autoencoder's number of weights is")
+        if validation is not None and len(validation) < 2:
+            raise InputError(f"validation needs at least 2 rows, got {len(validation)}: collect more")
         started = time.perf_counter()
         stats = store.stats  # of a stream, this waits for its first shards
         available = rows if isinstance(store, ActivationStream) else len(store)  # a stream's length is not known yet
@@ -196,7 +201,8 @@ class SAE(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Scorer
         }
         if validation is not None:
             health = model.health(validation if isinstance(validation, Tensor) else validation.rows(0, _HELD_OUT))
-            model.provenance["training"] |= {"alive": health.alive, "l0": health.l0, "heldout_fvu": health.fvu}
+            fvu = health.fvu if math.isfinite(health.fvu) else None  # of rows that are all the same
+            model.provenance["training"] |= {"alive": health.alive, "l0": health.l0, "heldout_fvu": fvu}
         return model
 
     @classmethod
@@ -213,12 +219,15 @@ class SAE(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Scorer
             InputError: no such folder, release or id, damaged files, or what cannot be wrapped.
         """
         sae_lens = _import_sae_lens()
+        if sae_id is None:
+            _check_saved(Path(path_or_release))
         try:
             if sae_id is None:
                 sae = sae_lens.SAE.load_from_disk(path_or_release, device=device, dtype="float32")
             else:
                 sae = sae_lens.SAE.from_pretrained(str(path_or_release), sae_id, device=device)
         except Exception as error:  # missing or damaged files, and each converter of foreign formats, fail differently
+            pass_shortage(error)
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise InputError(
                 f"expected a folder saved by sae-lens, or a release and sae_id, got {str(path_or_release)!r} "
@@ -361,9 +370,32 @@ class SAE(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Scorer
 
     @classmethod
     def _restore(cls, config: Json, tensors: dict[str, Tensor]) -> Self:
+        _check_sizes(config, sum(tensor.numel() for tensor in tensors.values()), "config of the autoencoder")
         model = cls(_from_memory(config, tensors))
         sae_metadata.check_types(model.sae.cfg)
         return model
+
+
+def _check_saved(folder: Path) -> None:
+    """Refuse a folder of sae-lens that declares more than its weights hold; what else is wrong, sae-lens tells."""
+    try:
+        config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
+        with safe_open(folder / "sae_weights.safetensors", "pt") as file:
+            held = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except (OSError, ValueError, RecursionError, SafetensorError):
+        return
+    _check_sizes(config, held, f"{folder / 'cfg.json'}")
+
+
+def _check_sizes(config: Any, held: int, place: str) -> None:
+    """Refuse a description of an autoencoder whose decoder alone has more numbers than its weights.
+
+    Raises:
+        InputError: it has, and would be built before the weights are looked at.
+    """
+    sizes: list[Any] = [config.get(name) for name in ("d_in", "d_sae")] if isinstance(config, dict) else []
+    if all(isinstance(size, int) for size in sizes) and math.prod(sizes) > held:
+        raise InputError(f"{place} declares d_in={sizes[0]} and d_sae={sizes[1]}, and its weights are {held:,} numbers")
 
 
 def _from_memory(config: Json, tensors: dict[str, Tensor]) -> sae_lens.SAE:

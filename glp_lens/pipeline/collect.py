@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from glp_lens.defaults import DEFAULT_DTYPE, Dtype
 from glp_lens.errors import InputError
@@ -44,12 +44,13 @@ class CollectJob(LanguageModelSettings, ContextSettings, ColumnSettings, RunSett
     """Settings of `collect`."""
 
     panel = "Data"
+    acts_with: ClassVar[Mapping[str, str]] = {"temperature": "generate"}
 
     out: Path = option(Path("acts"), panel="Run")
     """Folder for the store; of several hook points, for one store each."""
     hook: tuple[str, ...] = option((), panel="Language model")  # type: ignore[assignment]
     """Hook points, separated by commas; by default the residual stream after the middle layer."""
-    batch_size: int = option(32, min=1, panel="Language model")
+    batch_size: int = option(32, min=1, panel="Language model", memory=True)
     """Full-length texts in one forward pass."""
     labels: tuple[str, ...] = ()
     """Columns of numbers to keep with every row, separated by commas."""

@@ -49,31 +49,31 @@ class CompareJob(
     """Column of the text, or of chat messages, in the files of --texts."""
     tokens: int = option(150_000, min=1)
     """Activations collected for training."""
-    heldout_tokens: int = option(8_000, min=1)
+    heldout_tokens: int = option(8_000, min=2)
     """Activations of held-out documents."""
     rows: int = option(400_000, min=1)
     """Activations shown to the GLP and to the SAE each; above --tokens means several epochs."""
-    glp_width: int = option(768, min=1)
+    glp_width: int = option(768, min=1, memory=True)
     """Width of the GLP's denoiser."""
-    glp_mlp: int = option(1536, min=1)
+    glp_mlp: int = option(1536, min=1, memory=True)
     """Meta-neurons in each block of the GLP's denoiser."""
-    glp_layers: int = option(3, min=1)
+    glp_layers: int = option(3, min=1, memory=True)
     """Blocks of the GLP's denoiser."""
     glp_lr: float | None = option(None, min=0, max=1)
     """Peak learning rate of the GLP; by default that of 'train glp', which falls with the width."""
-    glp_batch: int = option(256, min=1)
+    glp_batch: int = option(256, min=1, memory=True)
     """Rows in each of its steps."""
-    sae_latents: int = option(2304, min=1)
+    sae_latents: int = option(2304, min=1, memory=True)
     """Dictionary size of the SAE."""
     sae_k: int = option(32, min=1)
     """Latents active on a row."""
     sae_lr: float = option(2e-3, min=0, max=1)
     """Peak learning rate of the SAE."""
-    sae_batch: int = option(512, min=1)
+    sae_batch: int = option(512, min=1, memory=True)
     """Rows in each of its steps."""
-    probe_train: int = option(256, min=10, panel="Tasks")
+    probe_train: int = option(256, min=10, panel="Tasks", memory=True)
     """Most training texts a task."""
-    probe_test: int = option(200, min=4, panel="Tasks")
+    probe_test: int = option(200, min=4, panel="Tasks", memory=True)
     """Most test texts a task."""
     ks: tuple[Size, ...] = option((16,), min=1, panel="Probes", parse=parse_size)
     """Numbers of features of the k-sparse probes, 'dense' for all of them; or 'none'."""
@@ -132,10 +132,12 @@ def compare(
             which one is at work.
     """
     from glp_lens.activations.writer import locked
+    from glp_lens.files import make_writable
 
     files: Json = {}
     for suite in settings.compared:  # refused before any work, and not after minutes
         files |= suite.job.check(settings)
+    make_writable(settings.out)
     run = _Comparison(settings, model, texts, command)
     with locked(settings.out):
         shared = settings.to_json() | files | run.identify()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from glp_lens.errors import InputError
 from glp_lens.evals.steering.settings import ConceptName
@@ -23,6 +23,7 @@ class DirectionJob(LanguageModelSettings, RunSettings):
     """Settings of `direction`."""
 
     panel = "Data"
+    acts_with: ClassVar[Mapping[str, str]] = {"text_column": "positive_texts"}
 
     concept: ConceptName | None = None
     """A packaged concept, in place of --positive-texts and --negative-texts."""
@@ -32,7 +33,7 @@ class DirectionJob(LanguageModelSettings, RunSettings):
     """Texts to steer away from; --method pca pairs them with the positives in order."""
     text_column: str = "text"
     """Column of the text in a table."""
-    texts_per_side: int = option(512, min=4)
+    texts_per_side: int = option(512, min=4, memory=True)
     """Most texts of each side, the first ones."""
     method: Literal["mean", "probe", "pca"] = option("mean", panel="Direction")
     """Difference of means, weights of a logistic probe, or first principal direction of the differences."""
@@ -42,9 +43,9 @@ class DirectionJob(LanguageModelSettings, RunSettings):
     """Share of the texts that the AUROC is measured on, and that have no part in the direction."""
     name: str | None = option(None, panel="Direction")
     """What results call it; by default the concept, or the name of the file of positives."""
-    context: int = option(64, min=2, panel="Language model")
+    context: int = option(64, min=2, panel="Language model", memory=True)
     """Most tokens of a text; longer ones are cut on the left."""
-    batch_size: int = option(32, min=1, panel="Language model")
+    batch_size: int = option(32, min=1, panel="Language model", memory=True)
     """Texts in one forward pass."""
     out: Path = option(Path("direction.safetensors"), panel="Run")
     """File to write: .safetensors with all that is known, .gguf for llama.cpp and repeng, .pt for steering-vectors, or
@@ -81,9 +82,11 @@ def direction(
             it.
     """
     from glp_lens import directions, lm
+    from glp_lens.files import check_writable
 
     if not settings.overwrite:
         refuse_existing(settings.out)
+    check_writable(settings.out)
     name, positive, negative = _texts(settings)
     model = model or open_language_model(settings, settings.device)
     hook = lm.check_hook(model, settings.hook or lm.default_hook(model))

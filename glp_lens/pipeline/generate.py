@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from glp_lens.errors import InputError
 from glp_lens.evals.steering.job import SAMPLE, entries
@@ -34,6 +34,9 @@ class GenerateJob(RepairSettings, LanguageModelSettings, RunSettings):
     """Settings of `generate`."""
 
     panel = "Data"
+    acts_with: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("repairs", "project_u", "project_sigma", "difference_sigma", "fast", "allow_mismatch"), "prior"
+    )
 
     prompt: str = "The first thing I noticed"
     """Text to continue."""
@@ -51,7 +54,7 @@ class GenerateJob(RepairSettings, LanguageModelSettings, RunSettings):
     """Folder of the activation store that the models were trained on: strengths are in units of its spread."""
     allow_mismatch: bool = option(False, panel="Language model")
     """Use models trained at another hook point, on another language model or weight processing."""
-    new_tokens: int = option(40, min=1, panel="Run")
+    new_tokens: int = option(40, min=1, panel="Run", memory=True)
     """Tokens generated after each prompt."""
     temperature: float = option(0.0, min=0, panel="Run")
     """Of sampling; 0 takes the likeliest token. Sampled texts depend on what else is generated with them."""
@@ -91,10 +94,13 @@ def generate(settings: GenerateJob, *, model: lm.Model | None = None, say: Calla
     from glp_lens.evals.steering.generate import Method
     from glp_lens.evals.steering.generate import generate as continuations
     from glp_lens.evals.steering.suite import SteeringData
+    from glp_lens.files import check_writable
     from glp_lens.pipeline.ranks import matched_ranks
 
-    if settings.out is not None and not settings.overwrite:
-        refuse_existing(settings.out)
+    if settings.out is not None:
+        if not settings.overwrite:
+            refuse_existing(settings.out)
+        check_writable(settings.out)
     trained = load_models(settings.prior, settings.device) if settings.prior else {}
     store, trained, notes = open_training_store(settings.store, trained, allow_mismatch=settings.allow_mismatch)
     model = model or open_language_model(settings, settings.device)

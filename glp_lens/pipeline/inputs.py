@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from glp_lens.defaults import DEFAULT_BACKEND, DEFAULT_DEVICE, DEFAULT_DTYPE, DEFAULT_MODEL, Backend, Dtype
 from glp_lens.errors import InputError
+from glp_lens.limits import LARGEST_SEED
 from glp_lens.pipeline.stages import JobInFolder, job_at_work, state_of_files
 from glp_lens.settings import Settings, option
 
@@ -26,7 +27,7 @@ class RunSettings(Settings):
 
     device: str = DEFAULT_DEVICE
     """Torch device: cpu, cuda, mps."""
-    seed: int = option(0, min=0)
+    seed: int = option(0, min=0, max=LARGEST_SEED)
     """Of every random choice: same seed, same numbers on one machine."""
 
 
@@ -81,7 +82,7 @@ class ContextSettings(Settings):
 
     panel = "Language model"
 
-    context: int = option(128, min=2)
+    context: int = option(128, min=2, memory=True)
     """Longest sequence in tokens, BOS included."""
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glp_lens.errors import InputError
+from glp_lens.limits import MOST_STEPS
 from glp_lens.pipeline.inputs import ResultSettings, RunSettings
 from glp_lens.pipeline.stages import refuse_existing
 from glp_lens.settings import option
@@ -31,9 +32,9 @@ class SampleJob(ResultSettings, RunSettings):
 
     folder: str
     """Folder or Hub id of a trained model that can sample: a GLP, a Gaussian, PCA, or raw activations."""
-    n: int = option(1024, min=1)
+    n: int = option(1024, min=1, memory=True)
     """Rows to draw."""
-    steps: int | None = option(None, min=1)
+    steps: int | None = option(None, min=1, max=MOST_STEPS)
     """Of a GLP: steps from noise to data; by default 20."""
     solver: str | None = None
     """Of a GLP: how steps are taken; by default euler."""
@@ -74,11 +75,13 @@ def sample(settings: SampleJob, *, say: Callable[[str], None] = print) -> Acts:
     import torch
 
     from glp_lens import models
+    from glp_lens.files import check_writable
     from glp_lens.interface import Sampler
     from glp_lens.lm import check_device
 
     if not settings.overwrite:
         refuse_existing(settings.out)
+    check_writable(settings.out)
     check_device(settings.device)
     model = models.load(settings.folder).to(settings.device)
     if not isinstance(model, Sampler):

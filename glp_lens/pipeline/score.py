@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -46,6 +46,7 @@ class ScoreJob(ScoreSettings, LanguageModelSettings, ContextSettings, ColumnSett
     """Settings of `score`."""
 
     panel = "Data"
+    acts_with: ClassVar[Mapping[str, str]] = {"neighbours": "store", "reference_rows": "store"}
 
     ref: str | None = None
     """Folder or Hub id of the prior that the GLPs were finetuned from: adds the ratio of their errors."""
@@ -54,7 +55,7 @@ class ScoreJob(ScoreSettings, LanguageModelSettings, ContextSettings, ColumnSett
     value that holds for any score."""
     store: Path | None = None
     """Folder of the activation store that the models were trained on, for the distance to nearest neighbours."""
-    documents: int = option(200, min=1)
+    documents: int = option(200, min=1, memory=True)
     """Most texts, the first ones."""
     out: Path = option(Path("scores"), panel="Run")
     """Folder for the output."""

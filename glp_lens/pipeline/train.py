@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from glp_lens.errors import InputError, or_warning
 from glp_lens.kinds import KINDS, Fit, kind_of
+from glp_lens.limits import LARGEST_SEED
 from glp_lens.settings import Settings, option, options
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ def _trainable(name: str) -> str:
     return name
 
 
+def _owners(name: str) -> list[str]:
+    """The kinds that a setting belongs to; none of what all kinds share."""
+    return [kind for kind, row in KINDS.items() if row.fit and name in {each.name for each in options(row.fit)}]
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Shared(Settings):
     """Settings of every kind."""
@@ -54,7 +60,7 @@ class _Shared(Settings):
     """Wait for a store that is not there yet: a stream whose collector is starting."""
     device: str = "cpu"
     """Torch device: cpu, cuda, mps."""
-    seed: int = option(0, min=0)
+    seed: int = option(0, min=0, max=LARGEST_SEED)
     """Of every random choice: same seed, same numbers on one machine."""
     overwrite: bool = False
     """Replace a model that is already there."""
@@ -71,16 +77,28 @@ class TrainJob(*reversed(_FITS), _Shared):  # type: ignore[misc]
             InputError: settings that no training can have, or that are of another kind of model.
         """
         super().__post_init__()
-        fields = {kind: {known.name for known in options(row.fit)} for kind, row in KINDS.items() if row.fit}
-        for known in options(type(self)):
-            owners = [kind for kind, names in fields.items() if known.name in names]  # none of what all kinds share
-            if owners and self.kind not in owners and getattr(self, known.name) != known.default:
-                kinds = " or ".join(map(str.upper, owners))
-                raise InputError(f"{known.flag} is an option of a {kinds}, not of kind {self.kind!r}: leave it out")
         if self.checkpoint and not self.finetune:
             raise InputError("--checkpoint is of the prior to --finetune, and there is none: name it, or leave it out")
+        if self.kind != "glp" and len(self.validation) > 1:
+            raise InputError(f"a {self.kind} is validated on one store, got {len(self.validation)}: name one")
         if self.finetune and (self.d_model or self.d_mlp or self.n_layers):
             raise InputError("a prior that is finetuned keeps its shape: leave out --width, --mlp and --layers")
+
+    def refuse_ignored(self, given: Collection[str]) -> None:
+        """Refuse settings of other kinds of model, too."""
+        super().refuse_ignored(given)
+        for known in options(type(self)):
+            if known.name in given and not self._takes(known.name):
+                kinds = " or ".join(map(str.upper, _owners(known.name)))
+                raise InputError(f"{known.flag} is an option of a {kinds}, not of kind {self.kind!r}: leave it out")
+
+    def memory_flags(self) -> list[str]:
+        """The options of this kind that lower how much memory a training takes."""
+        return [each.flag for each in options(type(self)) if each.memory and self._takes(each.name)]
+
+    def _takes(self, name: str) -> bool:
+        """Whether a setting is one of this kind, or of all."""
+        return self.kind in (owners := _owners(name)) or not owners
 
     @property
     def folder(self) -> Path:
@@ -132,6 +150,8 @@ def train(settings: TrainJob, *, say: Callable[[str], None] = print) -> Activati
                 (folder / STATE).unlink(missing_ok=True)
                 say(f"saved {kind}: {folder}")
                 say(provenance.describe(model))
+                for note in _unused(settings, model):
+                    say(f"note: {note}")
             distributed.barrier()
     return model
 
@@ -180,15 +200,29 @@ def _open_validation(settings: TrainJob, stores: Sequence[Store]) -> list[Activa
     return held_out
 
 
+def _keywords(cls: Any) -> Collection[str]:
+    return inspect.signature(cls.fit).parameters
+
+
+def _unused(settings: TrainJob, model: ActivationModel) -> list[str]:
+    """What a kind does without, in words: it was asked for, and changes nothing."""
+    known = _keywords(type(model))
+    notes = {
+        "device": "it is fitted on the CPU" if settings.device != "cpu" and settings.kind != "glp" else "",
+        "seed": "it makes no random choice" if settings.seed and settings.kind != "glp" else "",
+    }
+    return [
+        f"--{name} is not used for a {settings.kind}: {why}" for name, why in notes.items() if why and name not in known
+    ]
+
+
 def _fit(settings: TrainJob, stores: Sequence[Store], held_out: Sequence[ActivationStore]) -> ActivationModel:
     """A model of any kind but a GLP: all its settings are keywords of its `fit`; those that are None stay its own."""
     from glp_lens import models
 
     cls: Any = models.model_class(settings.kind)
     given = {known.name: getattr(settings, known.name) for known in options(kind_of(settings.kind).fit or Fit)}
-    given |= {
-        name: getattr(settings, name) for name in ("device", "seed") if name in inspect.signature(cls.fit).parameters
-    }
+    given |= {name: getattr(settings, name) for name in ("device", "seed") if name in _keywords(cls)}
     given.pop("allow_mismatch", None)  # of the stores, which were checked
     if "validation" in given:
         given["validation"] = held_out[0] if held_out else None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from glp_lens.errors import InputError
+from glp_lens.limits import LARGEST_SEED
 
 if TYPE_CHECKING:
     from glp_lens.types import Json
@@ -91,8 +92,8 @@ class TrainConfig:
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise InputError(f"lr must be a positive number, got {self.lr}")
         for name, least in (("seed", 0), ("accumulate", 1), ("lr_width", 0)):
-            if (number := getattr(self, name)) < least:
-                raise InputError(f"{name} must be at least {least}, got {number}")
+            if not least <= (number := getattr(self, name)) <= LARGEST_SEED:
+                raise InputError(f"{name} must be between {least} and {LARGEST_SEED}, got {number}")
         if not (self.clip > 0):
             raise InputError(f"clip must be a positive number, got {self.clip}")
         for name in ("lr_start", "lr_end", "warmup", "condition_dropout"):

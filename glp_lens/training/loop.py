@@ -155,6 +155,7 @@ def _is_due(step: int, logged: bool, seconds: float, save_seconds: float) -> boo
 
 def snapshot_steps(steps: int, n: int) -> set[int]:
     """About `n` numbers of steps, from 1 to all, evenly spaced on a logarithmic scale; if one, the last."""
+    n = min(n, steps)
     return {round(steps ** (i / (n - 1))) for i in range(n)} if n > 1 else {steps} if n else set()
 
 

@@ -1,5 +1,6 @@
 """The command line: mistakes end in one line and exit code 2; YAML files give values, the command line wins."""
 
+import errno
 import json
 import re
 import shlex
@@ -14,6 +15,7 @@ import typer
 import yaml
 from glp_lens_cli import app
 from glp_lens_cli._app import warnings_told
+from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 import glp_lens as gl
@@ -181,7 +183,21 @@ MISTAKES = [
     (COLLECT + " --model {f}/cut_lm --lm-dtype int3", "'int3' is not one of 'bfloat16', 'float16', 'float32'"),
     (COLLECT + " --model {f}/cut_lm --backend jax", "'jax' is not one of 'bridge', 'hooked'"),
     (COLLECT + " --hook blocks.1.hook_resid_pots", f"did you mean '{HOOK}'"),
+    (COLLECT + " --seed 4294967296", "Invalid value for '--seed'"),
+    (COLLECT + " --seed 99999999999999999999999", "Invalid value for '--seed'"),
+    (COLLECT + " --documents 99999999999999999999", "documents must be at most 9007199254740991"),
+    (COLLECT + " --hook ''", "--hook takes values separated by commas"),
+    (COLLECT + " --labels ' , '", "--labels takes values separated by commas"),
+    (COLLECT + " --massive 1e308", "over 1 and under 1e+06, or 0, got '1e308'"),
+    (COLLECT + " --massive 1", "over 1 and under 1e+06"),
+    (COLLECT + " --massive nan", "over 1 and under 1e+06"),
+    (COLLECT + " --massive=-3", "over 1 and under 1e+06"),
+    (COLLECT + " --temperature 0.5", "--temperature acts only with --generate"),
+    (COLLECT + " --temperature 1e300 --generate 2", "temperature must be at most 1000000000000"),
+    (COLLECT + " --model {f}/cut_lm --device meta", "device 'meta' cannot be used here"),
+    (COLLECT + " --model ''", "model must not be empty"),
     # collect: output
+    (COLLECT + " --out ''", "out must not be empty"),
     (COLLECT + " --dtype int8 --out {new}", "'int8' is not one of"),
     (COLLECT + " --out {f}/file", "is not an activation store"),
     (COLLECT + " --out {f}/file/below", "Not a directory; choose another folder"),
@@ -196,6 +212,17 @@ MISTAKES = [
     ("train pca --store {f}/cut_store", "is damaged"),
     ("train pca --store {f}/unfinished", "was interrupted"),
     ("train pca --store {f}/store --out {f}/pca", "or pass --overwrite"),
+    ("train pca --store {f}/store --out {new} --rows 5", "--rows is an option of a GLP or SAE"),
+    ("train pca --store {f}/store --out {new} --rows 400000", "--rows is an option of a GLP or SAE"),  # the default
+    ("train pca --store {f}/store --out {new} --device meta", "device 'meta'"),
+    ("train glp --store {f}/store --out {new} --layers 1000000000", "set GLP_LENS_MAX_LAYERS to raise it"),
+    ("train glp --store {f}/store --out {new} --width 1000000000000", "set GLP_LENS_MAX_PARAMETERS to raise it"),
+    ("train random --store {f}/store --out {new} --features 1000000000000", "set GLP_LENS_MAX_PARAMETERS"),
+    ("train sae --store {f}/store --out {new} --latents 1000000000000", "set GLP_LENS_MAX_PARAMETERS"),
+    ("train glp --store {f}/store --out {new} --batch-size 99999999999999999999", "batch_size must be at most"),
+    ("train glp --store {f}/store --out {new} --condition ''", "condition must not be empty"),
+    ("train glp --store {f}/store --out {new} --finetune ' '", "finetune must not be empty"),
+    ("train sae --store {f}/store --out {new} --validation {f}/held,{f}/held", "validated on one store, got 2"),
     ("train pca --store {f}/store --out {f}/file/below", "Not a directory"),
     ("train pca --store {f}/store --out {f}/file", "choose another folder"),
     ("train pca --store {f}/store --out {new} --device banana", "device 'banana'"),
@@ -224,6 +251,7 @@ MISTAKES = [
     (COMPARE + " --glp-lr 0", "glp_lr must be between 0 and 1"),
     (COMPARE + " --sae-lr 2", "Invalid value for '--sae-lr'"),
     (COMPARE + " --sigmas 0.1,0.1", "each once"),
+    (COMPARE + " --hook ''", "hook must not be empty"),
     ("train glp --store {f}/store --out {new} --recipe secret", "'secret' is not one of 'paper', 'small'"),
     ("train glp --store {f}/store --out {new} --validation {f}/none", "no activation store at"),
     ("train glp --store {f}/store --out {new} --validation {f}/narrow", "width 24 (here 7): collect"),
@@ -317,6 +345,14 @@ MISTAKES = [
     (DIRECTION + " --positive-texts {f}/none.txt --negative-texts {f}/texts.txt", "texts cannot be read"),
     (DIRECTION + " --positive-texts {f}/texts.txt --negative-texts {f}/texts.txt", "the same mean activation"),
     (DIRECTION + " --concept sports --out {f}/a.txt", "--out must be a .safetensors"),
+    (DIRECTION + " --concept sports --out {f}/file/a.npy", "cannot make folder"),
+    (DIRECTION + " --concept sports --text-column body", "--text-column acts only with --positive-texts"),
+    (GENERATE + " --direction {f}/wide.npy --out {f}/file/a.csv", "cannot make folder"),
+    (GENERATE + " --direction {f}/wide.npy --project-sigma 0.2", "--project-sigma acts only with --prior"),
+    (STEER + " --hosted-retries 2", "--hosted-retries acts only with --hosted-url"),
+    ("score --model tiny --models {f}/pca --out {f}/file/a", "Not a directory; choose another folder"),
+    ("score --model tiny --models {f}/pca --out {new} --neighbours 3", "--neighbours acts only with --store"),
+    ("report {f}/done --out {f}/file/a", "Not a directory; choose another folder"),
     # fidelity
     (FIDELITY + " --models {f}/none --store {f}/store", "not found"),
     (FIDELITY + " --models {f}/cut_model --store {f}/store", "truncated or no safetensors file"),
@@ -346,6 +382,7 @@ MISTAKES = [
     (DENSITY + " --store {f}/elsewhere", f"model 'pca' was trained at {HOOK} (here blocks.2.hook_resid_post): collect"),
     (DENSITY + " --store {f}/held --out {f}/done", "pass --overwrite"),
     (DENSITY + " --store {f}/held --draws 0", "Invalid value for '--draws'"),
+    (DENSITY + " --store {f}/held --density-rows 0 --ode-steps 9", "--ode-steps acts only with --density-rows"),
     (FIDELITY + " --models {f}/pca --store {f}/heldout_texts", "is of held-out texts"),
     (STEER + " --store {f}/heldout_texts", "is of held-out texts"),
     # generation
@@ -369,6 +406,10 @@ MISTAKES = [
     ("sample {f}/pca --out {new}.npy --class 2", "this pca knows no class 2: it knows none"),
     ("sample {f}/pca --out {new}.npy --guidance 2", "pass --class too"),
     ("sample {f}/pca --out {new}.npy --device banana", "device 'banana'"),
+    ("sample {f}/pca --out {f}/file/rows.npy", "cannot make folder"),
+    ("sample {f}/pca --out {new}.npy --steps 99999999", "Invalid value for '--steps'"),
+    ("sample {f}/pca --out {new}.npy --class 1e300", "class_label must be at most"),
+    ("sample {f}/pca --out {new}.npy --n 9007199254740991", "lower --n, or use a machine with more"),
     ("sample {f}/cut_model --out {new}.npy", "weights cannot be read"),
     # compare and quickstart, which are one
     (COMPARE + " --tokens 0", "Invalid value for '--tokens'"),
@@ -448,6 +489,70 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
     result = run("compare")
     assert isinstance(result.exception, ZeroDivisionError)
     assert result.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "out of memory: memory could not be had"),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has"),
+            "memory: 20.00 GiB could not be had",
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 96000000000 bytes."),
+            "96.0 GB could",
+        ),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory"),
+    ],
+)
+def test_out_of_memory_says_how_much_was_wanted_and_what_lowers_it(error, words, monkeypatch):
+    def broken(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr(glp_lens.pipeline, "compare", broken)
+    monkeypatch.setattr(glp_lens.pipeline, "train", broken)
+    line = told(run("compare"))
+    assert words in line
+    assert "lower " in line
+    assert "--glp-width" in line
+    line = told(run("train sae"))
+    assert words in line
+    assert "--latents" in line
+    assert "--width" not in line
+
+
+def test_a_full_disk_is_told_in_one_line(monkeypatch):
+    def full(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr(glp_lens.pipeline, "compare", full)
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        error = OSError(code, "no room (3 MB wanted, 1 MB free)", "runs/results.json")
+        line = told(run("compare"))
+        assert "runs/results.json: no room (3 MB wanted, 1 MB free); what is saved is safe" in line
+    error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert "what is saved is safe: free space" in told(run("compare"))
+    error = OSError(errno.ENAMETOOLONG, "File name too long", "a" * 300)
+    assert "choose another folder" in told(run("compare"))
+    error = ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+    assert run("compare").exit_code == 1
+
+
+def test_a_config_file_that_is_nested_or_expands_is_one_line(tmp_path):
+    file = tmp_path / "a.yaml"
+    for text, words in {
+        "tasks: " + "[" * 5000: "nested over 100 levels deep",
+        "tasks: [[a, b], c]": "got a list of lists",
+        f"a: &a {'x' * 90_000}\ntasks: [{', '.join(['*a'] * 1000)}]": "by its aliases",
+    }.items():
+        file.write_text(text)
+        assert words in told(run(f"compare --config {file}"))
+
+
+def test_what_a_kind_does_without_is_told(files, tmp_path):
+    line = f"train gaussian --store {files.text}/store --out {tmp_path}/gaussian --seed 3"
+    assert "--seed is not used for a gaussian: it makes no random choice" in run(line).stdout
 
 
 def test_an_interrupted_run_says_how_to_go_on(monkeypatch):

@@ -336,7 +336,7 @@ def test_a_tagged_value_is_the_plain_one(tmp_path):
 def test_yaml_that_cannot_be_read_is_one_line(text, tmp_path):
     shutil.copytree(GOLDEN / "single_layer", tmp_path / "glp")
     (tmp_path / "glp" / "config.yaml").write_text(text)
-    with pytest.raises(InputError, match="is not the config of a released GLP") as caught:
+    with pytest.raises(InputError, match="config of a released GLP") as caught:
         GLP.from_pretrained(tmp_path / "glp")
     assert "\n" not in str(caught.value)
 

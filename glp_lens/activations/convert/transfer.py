@@ -19,8 +19,9 @@ from tqdm.auto import tqdm
 from glp_lens.activations.manifest import MANIFEST, STORED
 from glp_lens.activations.shard import no_space
 from glp_lens.activations.store import ActivationStore
-from glp_lens.activations.writer import Block, make_writable, write_store
+from glp_lens.activations.writer import Block, write_store
 from glp_lens.errors import InputError, first_line
+from glp_lens.files import make_writable
 from glp_lens.types import DTYPES, Json
 
 BLOCK_BYTES: Final = 32 << 20

@@ -55,7 +55,7 @@ class DetectJob(DetectSettings, LanguageModelSettings, ColumnSettings, SuiteJob)
     other way round, with one that was finetuned on odd texts here and the first in --models, these score high."""
     steered_strength: float = option(0.5, min=0, panel="Detection")
     """Strength of 'steered', in median distances of the training activations from their mean."""
-    context: int = option(64, min=2, max=8192, panel="Language model")
+    context: int = option(64, min=2, max=8192, panel="Language model", memory=True)
     """Most tokens of a text, BOS included."""
     out: Path = option(Path("results/detect"), panel="Run")
     """Folder for the output."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from glp_lens.errors import InputError
 from glp_lens.evals.settings import SuiteSettings
+from glp_lens.limits import MOST_STEPS
 from glp_lens.settings import Settings, option
 
 NORM, LOSS, DIAGONAL, NEIGHBOURS = "norm", "lm loss", "diagonal", "neighbours"
@@ -31,7 +32,7 @@ class ScoreSettings(Settings):
     """Noise levels of a GLP's denoising error; its score is the mean over them."""
     neighbours: int = option(10, min=1)
     """Which nearest neighbour's distance is a score."""
-    reference_rows: int = option(8192, min=2)
+    reference_rows: int = option(8192, min=2, memory=True)
     """Activations of the training store among which neighbours are sought."""
     token_quantile: float = option(0.9, min=0, max=1)
     """High quantile over the tokens of a text, beside their mean."""
@@ -50,12 +51,12 @@ class DetectSettings(ScoreSettings, SuiteSettings):
 
     panel: ClassVar[str] = "Detection"
 
-    detect_texts: int = option(100, min=8)
+    detect_texts: int = option(100, min=8, memory=True)
     """Most odd texts of a task; as many normal ones are tested, and as many set the thresholds."""
-    detect_fit: int = option(100, min=8)
+    detect_fit: int = option(100, min=8, memory=True)
     """Most other texts of each class, which detectors of a task's own and the supervised probe are fitted to."""
     false_positive_rates: tuple[float, ...] = option((0.01, 0.02, 0.05, 0.1, 0.2), min=0, max=1)
     """Rates of false alarms, over texts, that thresholds are set for."""
-    detect_ode_steps: int = option(0, min=0)
+    detect_ode_steps: int = option(0, min=0, max=MOST_STEPS)
     """Also score each text's last token by a GLP's log-density, in so many evaluations of its velocity (16 take minutes
     a task); 0 leaves it out."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from glp_lens.errors import InputError
 from glp_lens.evals.settings import SuiteSettings
+from glp_lens.limits import MOST_STEPS
 from glp_lens.settings import option
 
 if TYPE_CHECKING:
@@ -35,8 +36,11 @@ def sampling_options(way: str) -> Json:
     if way == "fast":
         return {"fast": True}
     solver, _, steps = way.rpartition(":")
-    if not steps.isdecimal() or int(steps) < 1:
-        raise InputError(f"a way of sampling is a number of steps, SOLVER:STEPS such as heun:10, or fast; got {way!r}")
+    if not steps.isdecimal() or len(steps) > 9 or not 1 <= int(steps) <= MOST_STEPS:
+        raise InputError(
+            f"a way of sampling is a number of steps up to {MOST_STEPS}, SOLVER:STEPS such as heun:10, or fast; got "
+            f"{way[:80]!r}"
+        )
     if not solver:
         return {"steps": int(steps)}
     from glp_lens.flow.solvers import SOLVERS
@@ -52,7 +56,7 @@ class GenerationSettings(SuiteSettings):
 
     panel: ClassVar[str] = "Generation"
 
-    samples: int = option(4096, min=20)
+    samples: int = option(4096, min=20, memory=True)
     """Rows drawn of each sampler, at most half of the held-out ones, which are as many."""
     sampling: tuple[str, ...] = option(("2", "5", "heun:10", "fast"), parse=sampling_way)
     """Ways of sampling a GLP beside its default of 20 Euler steps: STEPS, SOLVER:STEPS or fast, separated by commas."""

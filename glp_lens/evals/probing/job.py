@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from glp_lens.errors import InputError
 from glp_lens.evals.probing.settings import ProbingSettings, TaskSettings
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class ProbeJob(TaskSettings, ProbingSettings, LanguageModelSettings, ContextSettings, SuiteJob):
     """Settings of `probe`."""
+
+    acts_with: ClassVar[Mapping[str, str]] = {"label": "store"}
 
     store: Path | None = option(None, panel="Tasks")
     """Folder of an activation store with labels, whose rows are probed instead of texts."""

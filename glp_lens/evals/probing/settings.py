@@ -50,9 +50,9 @@ class TaskSettings(Settings):
     """Column of your own files that says train or test. By default a quarter is drawn for the test."""
     positive: str | None = None
     """Of your own classes, where there are more than two: the one against the rest."""
-    probe_train: int = option(1024, min=0)
+    probe_train: int = option(1024, min=0, memory=True)
     """Most training texts a task; 0 takes all."""
-    probe_test: int = option(1024, min=0)
+    probe_test: int = option(1024, min=0, memory=True)
     """Most test texts a task; 0 takes all."""
     pooling: Pooling = "last"
     """What of a text is a row: its last token, the mean or max over its tokens, or all of them."""
@@ -74,11 +74,11 @@ class ProbingSettings(SuiteSettings):
     stop short of it."""
     seeds: int = option(3, min=1)
     """Noise seeds of models with randomness, each of which chooses its own features."""
-    max_features: int = option(512, min=1)
+    max_features: int = option(512, min=1, memory=True)
     """Features that the paper's mode chooses among: those with the largest class-mean difference."""
     sizes: tuple[int, ...] = option(tuple(4**i for i in range(10)), min=1)
     """Numbers of features of the curves at equal count; those above a model's own number are left out."""
-    resamples: int = option(2000, min=1)
+    resamples: int = option(2000, min=1, memory=True)
     """Bootstrap samples of intervals over tasks."""
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Literal, get_args
@@ -13,6 +14,7 @@ from glp_lens.defaults import DEFAULT_DTYPE, Dtype
 from glp_lens.errors import InputError
 from glp_lens.evals.settings import ProjectionSettings
 from glp_lens.evals.steering.personas import PERSONAS
+from glp_lens.limits import LARGEST_SEED
 from glp_lens.settings import Settings, option
 
 UNSTEERED, PLAIN, SHRINK = "unsteered", "plain", "shrink"
@@ -113,6 +115,10 @@ class JudgeSettings(Settings):
     """Who judges generated texts."""
 
     panel: ClassVar[str] = "Judges"
+    acts_with: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("hosted_model", "hosted_key", "hosted_options", "hosted_concurrency", "hosted_timeout", "hosted_retries",
+         "hosted_prompt_price", "hosted_completion_price"), "hosted_url",
+    )  # fmt: skip
 
     fluency_judge: Literal["auto", "lm", "ngram"] = "auto"
     """Judge of fluency: a second language model, a trigram model, or the first where one is installed."""
@@ -191,21 +197,21 @@ class SteeringSettings(JudgeSettings, RepairSettings):
     """Number of SAE latents of the experiment 'features'."""
     strengths: tuple[float, ...] = ()
     """Steering strengths; by default shares of the strength at which fluency halves, found by a short search."""
-    prompts: int = option(24, min=2, max=len(PROMPTS))
+    prompts: int = option(24, min=2, max=len(PROMPTS), memory=True)
     """Neutral prompts that generations start from; of 'persona' questions, 40 at most."""
-    new_tokens: int = option(24, min=1)
+    new_tokens: int = option(24, min=1, memory=True)
     """Tokens generated after each prompt."""
     controls: tuple[Control, ...] = (
         "shrink", "norm-preserving", "clipped", "random isotropic", "random covariance", "random labels",
     )  # fmt: skip
     """Other conditions: weaker steering, plain rescaling, and directions that mean nothing; 'none' for none."""
-    noise_seeds: tuple[int, ...] = option((0,), min=0)
+    noise_seeds: tuple[int, ...] = option((0,), min=0, max=LARGEST_SEED)
     """Seeds of the noise of GLPs; a verdict needs two at least."""
     dtypes: tuple[Dtype, ...] = ()
     """Number formats of the language model in which generations are repeated; a verdict needs bfloat16 and float32."""
     replicate_prompts: int | None = option(None, min=2)
     """Prompts that are repeated with other seeds and number formats; by default all."""
-    texts_per_side: int = option(256, min=1)
+    texts_per_side: int = option(256, min=1, memory=True)
     """Texts about the topic, and as many about others, whose mean activations differ by the steering direction."""
     guidance: tuple[float, ...] = ()
     """Also steer without a push, by a GLP's projection that a probe's gradient leads, or the condition of 'classes', at
