@@ -232,7 +232,7 @@ def check(path: Path, content: bytes | mmap.mmap, entry: Any, kind: Kind | None,
     if entry is None:
         if kind is not None and not kind.quiet:
             what = f"{kind.name} in {path.parent} without a digest, as earlier versions wrote them"
-            warnings.warn(f"{what}: read unchecked", stacklevel=3)
+            warnings.warn(f"{what}: read unchecked", stacklevel=1)  # told once, whoever reads it
         return ""
     try:
         file, version, own, digest = entry["file"], entry["version"], entry.get("key", ""), entry["digest"]

@@ -157,9 +157,12 @@ class Metric:
 
 COLUMNS = ("suite", "model", "task", "setting", "metric", "value", "ci_low", "ci_high", "n")
 """Of `metrics.csv`."""
-_NUMBER, _TEXT = {int, float, NoneType}, {str, NoneType}
-_KINDS = {"suite": {str}, "model": _TEXT, "task": _TEXT, "setting": _TEXT, "metric": {str}, "value": _NUMBER,
-          "ci_low": _NUMBER, "ci_high": _NUMBER, "n": _NUMBER}  # fmt: skip
+_NUMBER: set[type] = {int, float, NoneType}
+_TEXT: set[type] = {str, NoneType}
+_KINDS: dict[str, set[type]] = {
+    "suite": {str}, "model": _TEXT, "task": _TEXT, "setting": _TEXT, "metric": {str}, "value": _NUMBER,
+    "ci_low": _NUMBER, "ci_high": _NUMBER, "n": _NUMBER,
+}  # fmt: skip
 """What the columns of metrics are in JSON."""
 _TYPES = {"suite": str, "metrics": list, "config": dict, "data": dict, "failures": list, "extras": dict,
           "seconds": int | float, "versions": dict}  # fmt: skip

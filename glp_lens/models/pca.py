@@ -248,7 +248,7 @@ class PCA(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sample
         model = cls(**tensors, discarded_variance=config["discarded_variance"], k=config["k"])
         if type(model.k) is not int or not is_number(model.discarded_variance) or model.discarded_variance < 0:
             raise ValueError("k or discarded_variance is no such number")
-        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("mean", "std"), (model.d_in,))
+        shapes: dict[str, tuple[int, ...]] = {"mean": (model.d_in,), "std": (model.d_in,)}
         shapes |= {"components": (model.n_features, model.d_in), "explained_variance": (model.n_features,)}
         check_shapes(tensors, shapes)
         model._rank(model.k)

@@ -185,11 +185,12 @@ def write(
     if hooks := [store["hook"]] if store.get("hook") else list(store.get("hooks") or ()):
         kwargs["tracedict_config"] = _trace(hooks, model.get("blocks") if layer_prefix is None else layer_prefix)
     name = str(model.get("name") or "").partition(" (")[0]
-    config: Json = {
+    own: Json = {"provenance": _sealed(provenance), "versions": versions()}
+    config = {
         "model_name": "" if "${" in name else name,  # it would be filled in
         "rep_statistic": STATISTICS,
         "glp_kwargs": kwargs,
-        ENTRY: {"provenance": _sealed(provenance), "versions": versions()},
+        ENTRY: own,
     }
     var = _divisible(var.detach().cpu())
     statistics = io.BytesIO()
@@ -200,7 +201,7 @@ def write(
         pairs = (old_mean, mean.cpu()), (_divisible(old_var), var)
         if not all(old.numel() == new.numel() and old.allclose(new.view_as(old), equal_nan=True) for old, new in pairs):
             raise InputError(f"{folder} holds {others[0].name} of a prior of other data: choose another folder")
-    config[ENTRY] |= CONFIG_FILE.entry(xxhash.xxh3_128_hexdigest(statistics.getvalue()))
+    own |= CONFIG_FILE.entry(xxhash.xxh3_128_hexdigest(statistics.getvalue()))
     write_tensors(weights, tensors, WEIGHTS_FILE)
     write_atomic(folder / STATISTICS, statistics.getvalue())
     write_atomic(folder / CONFIG, sealed(to_yaml(config).encode()))

@@ -46,8 +46,8 @@ def report(settings: ReportJob, *, context: Json | None = None, say: Callable[[s
     from glp_lens.evals.results import FILE
     from glp_lens.files import has_digest
 
-    results = [each for folder in settings.folders for each in read_results(folder)]
     with settings.at_work("report", "results.json", "report.html") as begun:
+        results = [each for folder in settings.folders for each in read_results(folder)]
         begun.saving()
         context = {"title": settings.title, "focus": settings.focus, **(context or {})}
         try:

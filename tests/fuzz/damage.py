@@ -55,14 +55,13 @@ KINDS = (
     Kind("curve of a training", ("stopped/history.parquet",), into("stopped", LONG["train glp"])),
     Kind("cached activations", ("results/probe/cache/**/*",),
          LONG["probe"].replace("out/cache", "results/probe/cache")),
-    Kind("checked models", ("cache/checked/*",), "direction --model other --positive-texts for.txt "
-         "--negative-texts against.txt --out out/way.safetensors"),
+    Kind("kept scores", ("results/probe/scores/*",), into("results/probe", LONG["probe"]) + " --overwrite"),
     Kind("language model", ("other/*",), "direction --model other --positive-texts for.txt "
          "--negative-texts against.txt --out out/way.safetensors", own=False),
     Kind("table of texts", ("texts.csv", "texts.parquet", "texts.jsonl"),
          "collect --model lm --texts texts.csv,texts.parquet,texts.jsonl --context 24 --tokens 300 "
          "--out out", own=False),
-    Kind("settings in YAML", ("train.yaml",), "train pca --config train.yaml", own=False),
+    Kind("settings in YAML", ("train.yaml",), "train glp --config train.yaml", own=False),
     Kind("arrays", ("rows.npy",), LONG["store import"], own=False),
     Kind("stage of a comparison", ("run/stages/*.json",), COMPARE),
     Kind("scores of an unfinished comparison", ("run/cache/**/*.json", "run/cache/**/*.jsonl"), COMPARE),

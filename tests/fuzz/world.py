@@ -96,6 +96,8 @@ LONG = {
 """Every command that takes long on real sizes, at tiny ones. They write to `out`, or change the store."""
 
 
+CACHE = "cache"
+"""Where the commands keep what they remember of language models."""
 TIMES = ("seconds", "digest")
 """Names of values that differ from run to run: wall-clock times, and digests over them."""
 
@@ -125,7 +127,7 @@ def prepared(root: Path, *, full: bool = True) -> Iterator[World]:
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         torch.set_num_threads(1)  # as in the children: sums depend on it in the last bit
-        patch.setenv("GLP_LENS_CACHE", str(root / "world" / "cache"))
+        patch.setenv("GLP_LENS_CACHE", str(root / "world" / CACHE))
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setitem(RunOptions.__init__.__kwdefaults__, "save_seconds", 0)
         steer_in_the_toy_language(patch)
@@ -241,10 +243,15 @@ def flip(path: Path, byte: int, bit: int) -> None:
 def contents(folder: Path) -> dict[str, str]:
     """A digest of each file below a folder of what two runs of the same command must share: all but times.
 
-    Of safetensors files the tensors, of tables the values; the digest that a file carries of itself is left out too.
+    Of safetensors files the tensors, of tables the values; the digest that a file carries of itself is left out too,
+    and so is what is remembered of language models, under hashes of where they lie.
     """
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(_lasting(path)).hexdigest()[:16] for path in files}
+    files = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        name.as_posix(): hashlib.sha256(_lasting(path)).hexdigest()[:16]
+        for name, path in files.items()
+        if name.parts[0] != CACHE
+    }
 
 
 def _lasting(path: Path) -> bytes:

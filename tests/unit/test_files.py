@@ -46,7 +46,7 @@ def killed(write):
     "write",
     [
         lambda path: files.write_atomic(path, "text"),
-        lambda path: files.write_tensors(path, {"weights": torch.ones(3, 2)}),
+        lambda path: files.write_tensors(path, {"weights": torch.ones(3, 2)}, files.Kind("weights", "save them again")),
         lambda path: directions.write(path.with_suffix(".gguf"), DIRECTION),
     ],
     ids=["text", "tensors", "gguf"],
