@@ -301,7 +301,8 @@ def read_json(path: Path, kind: Kind | str, key: str = "") -> Json:
     except FileNotFoundError:
         raise InputError(f"{what} not found: {path} does not exist") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{what} cannot be read: {path}: {first_line(error)}") from None
+        remedy = "" if isinstance(kind, str) else f": {kind.remedy}"
+        raise InputError(f"{what} cannot be read: {path}: {first_line(error)}{remedy}") from None
     if not isinstance(value, dict):
         raise InputError(f"{what} is damaged: {path} holds {type(value).__name__}, expected a JSON object")
     check_nesting(value, content, f"{what} {path}")

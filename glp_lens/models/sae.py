@@ -393,8 +393,9 @@ def _check_sizes(config: Any, held: int, place: str) -> None:
     Raises:
         InputError: it has, and would be built before the weights are looked at.
     """
-    sizes: list[Any] = [config.get(name) for name in ("d_in", "d_sae")] if isinstance(config, dict) else []
-    if all(isinstance(size, int) for size in sizes) and math.prod(sizes) > held:
+    known = config if isinstance(config, dict) else {}
+    sizes = [size for name in ("d_in", "d_sae") if isinstance(size := known.get(name), int)]
+    if len(sizes) == 2 and math.prod(sizes) > held:
         raise InputError(f"{place} declares d_in={sizes[0]} and d_sae={sizes[1]}, and its weights are {held:,} numbers")
 
 

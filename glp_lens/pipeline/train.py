@@ -150,8 +150,8 @@ def train(settings: TrainJob, *, say: Callable[[str], None] = print) -> Activati
                 (folder / STATE).unlink(missing_ok=True)
                 say(f"saved {kind}: {folder}")
                 say(provenance.describe(model))
-                for note in _unused(settings, model):
-                    say(f"note: {note}")
+                if settings.device != "cpu" and kind != "glp" and "device" not in _keywords(type(model)):
+                    say(f"note: --device is not used for a {kind}: it is fitted on the CPU")
             distributed.barrier()
     return model
 
@@ -202,18 +202,6 @@ def _open_validation(settings: TrainJob, stores: Sequence[Store]) -> list[Activa
 
 def _keywords(cls: Any) -> Collection[str]:
     return inspect.signature(cls.fit).parameters
-
-
-def _unused(settings: TrainJob, model: ActivationModel) -> list[str]:
-    """What a kind does without, in words: it was asked for, and changes nothing."""
-    known = _keywords(type(model))
-    notes = {
-        "device": "it is fitted on the CPU" if settings.device != "cpu" and settings.kind != "glp" else "",
-        "seed": "it makes no random choice" if settings.seed and settings.kind != "glp" else "",
-    }
-    return [
-        f"--{name} is not used for a {settings.kind}: {why}" for name, why in notes.items() if why and name not in known
-    ]
 
 
 def _fit(settings: TrainJob, stores: Sequence[Store], held_out: Sequence[ActivationStore]) -> ActivationModel:

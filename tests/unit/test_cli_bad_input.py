@@ -428,7 +428,7 @@ MISTAKES = [
     (COMPARE + " --model {f}/cut_lm --device banana", "device 'banana'"),
     (COMPARE + " --out {f}/file/below", "Not a directory"),
     (COMPARE + " --out {f}/other_run", "holds a run with other settings (collect:"),
-    (COMPARE + " --out {f}/damaged_run", "mark of stage 'collect' cannot be read"),
+    (COMPARE + " --out {f}/damaged_run", "stage mark cannot be read"),
     (COMPARE.replace("compare", "quickstart") + " --concepts love", "got 'love'"),
     (COMPARE.replace("compare", "quickstart") + " --out {f}/other_run", "or pass --overwrite"),
     # report
@@ -551,8 +551,8 @@ def test_a_config_file_that_is_nested_or_expands_is_one_line(tmp_path):
 
 
 def test_what_a_kind_does_without_is_told(files, tmp_path):
-    line = f"train gaussian --store {files.text}/store --out {tmp_path}/gaussian --seed 3"
-    assert "--seed is not used for a gaussian: it makes no random choice" in run(line).stdout
+    line = f"train gaussian --store {files.text}/store --out {tmp_path}/gaussian --device cpu:0"
+    assert "--device is not used for a gaussian: it is fitted on the CPU" in run(line).stdout
 
 
 def test_an_interrupted_run_says_how_to_go_on(monkeypatch):
