@@ -120,6 +120,7 @@ def _score(
     given = given[: settings.documents]
     if not given:
         raise InputError("no texts to score: pass --texts")
+    usual = _read(settings.normal, settings) if settings.normal else None
     model = model or open_language_model(settings, settings.device)
     point = hook_point(model, settings.hook, trained)
     here = provenance.here(model, point)
@@ -138,8 +139,8 @@ def _score(
     scorer = _Scorer(model, point, compared, settings, reference, neighbours, limit)
     tokens, pooled = scorer([document.text for document in given])
     normal = None
-    if settings.normal:
-        normal, known = scorer([document.text for document in _read(settings.normal, settings)])
+    if usual is not None:
+        normal, known = scorer([document.text for document in usual])
         for name in scorer.names:
             pooled[f"{name}_p"] = conformal_p(known[f"{name}_mean"].dropna(), pooled[f"{name}_mean"])
     folder = settings.out

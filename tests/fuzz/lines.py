@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from glp_lens_cli import app
@@ -128,6 +128,8 @@ def _options(command: Any) -> list[Option]:
     found = []
     hints = get_type_hints(command, include_extras=True)
     for name, parameter in inspect.signature(command).parameters.items():
+        if get_origin(hints[name]) is not Annotated:  # the context of the call
+            continue
         annotation, info = hints[name].__origin__, hints[name].__metadata__[0]
         if not isinstance(info, typer.models.OptionInfo):
             continue

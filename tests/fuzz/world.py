@@ -100,6 +100,8 @@ CACHE = "cache"
 """Where the commands keep what they remember of language models."""
 TIMES = ("seconds", "digest")
 """Names of values that differ from run to run: wall-clock times, and digests over them."""
+_HASH = re.compile(r"-[0-9a-f]{16}(?=\.jsonl?$|\"|$)")
+"""In the names of cached results: of all that they depend on, for a model that was trained in the run its time too."""
 
 
 @dataclass(frozen=True)
@@ -246,11 +248,16 @@ def contents(folder: Path) -> dict[str, str]:
     Of safetensors files the tensors, of tables the values; the digest that a file carries of itself is left out too,
     and so is what is remembered of language models, under hashes of where they lie.
     """
-    files = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    found: dict[str, list[str]] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and name.parts[0] != CACHE:
+            digest = hashlib.sha256(_lasting(path)).hexdigest()[:16]
+            found.setdefault(_HASH.sub("", name.as_posix()), []).append(digest)
     return {
-        name.as_posix(): hashlib.sha256(_lasting(path)).hexdigest()[:16]
-        for name, path in files.items()
-        if name.parts[0] != CACHE
+        f"{name} ({i})" if i > 1 else name: digest
+        for name, digests in found.items()
+        for i, digest in enumerate(sorted(digests), 1)
     }
 
 
@@ -260,6 +267,8 @@ def _lasting(path: Path) -> bytes:
         match path.suffix:
             case ".json":
                 return json.dumps(_without_times(json.loads(data)), sort_keys=True).encode()
+            case ".jsonl" if data.startswith(b'{"glp_lens"'):
+                return _lasting_records(data)
             case ".safetensors":
                 tensors = safetensors.torch.load(data)
                 parts = (f"{name} {x.dtype} {x.shape}".encode() + x.view(-1).view(torch.uint8).numpy().tobytes()
@@ -269,10 +278,16 @@ def _lasting(path: Path) -> bytes:
                 frame = pd.read_parquet(io.BytesIO(data))
                 return frame.drop(columns=[name for name in frame if name in TIMES]).to_csv().encode()
             case ".html":
-                return re.sub(rb"Wall-clock[^<]*|\b\d+(\.\d+)? (s|min)\b", b"", data)
+                return re.sub(rb"Wall-clock[^<]*|\b\d+(\.\d+)? (s|min)\b|\b(seconds|digest)\W+[^,\n]*", b"", data)
     except Exception:  # a damaged file is told by its bytes
-        return data
+        pass
     return data
+
+
+def _lasting_records(data: bytes) -> bytes:
+    """Lines in any order, without the checksum that each ends in."""
+    about, *lines = data.splitlines()
+    return b"\n".join([_HASH.sub("", about.decode()).encode(), *sorted(line.rpartition(b" ")[0] for line in lines)])
 
 
 def _without_times(value: Any) -> Any:
@@ -280,4 +295,6 @@ def _without_times(value: Any) -> Any:
         return {key: _without_times(item) for key, item in value.items() if key not in TIMES}
     if isinstance(value, list):
         return [_without_times(item) for item in value]
-    return "" if isinstance(value, str) and value.startswith("Wall-clock") else value
+    if isinstance(value, str):
+        return "" if value.startswith("Wall-clock") else _HASH.sub("", value)
+    return value
