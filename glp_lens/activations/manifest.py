@@ -14,12 +14,14 @@ import numpy as np
 import xxhash
 
 from glp_lens.errors import InputError
-from glp_lens.files import read_json
+from glp_lens.files import Kind, read_json
 from glp_lens.types import Json
 
 SCHEMA: Final = "glp-lens activations"
 VERSION: Final = 2
 MANIFEST: Final = "manifest.json"
+FILE: Final = Kind("activation store", "copy or collect it again", quiet=True)
+"""Earlier versions wrote manifests without a digest, whose shards are checked all the same."""
 ROW_ORDER: Final = "document"
 
 STORED: Final[dict[str, np.dtype]] = {
@@ -195,7 +197,7 @@ class Manifest:
         Raises:
             InputError: missing, damaged, or not a manifest of this schema and version.
         """
-        value = read_json(folder / MANIFEST, "activation store")
+        value = read_json(folder / MANIFEST, FILE)
         if value.get("schema") != SCHEMA:
             raise InputError(f"{folder / MANIFEST} is not the manifest of an activation store")
         if value.get("version") != VERSION:

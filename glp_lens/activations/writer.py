@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from glp_lens.activations.manifest import (
     COLUMNS,
+    FILE,
     LABELS,
     MANIFEST,
     STORED,
@@ -158,7 +159,7 @@ def publish(folder: Path, manifest: Manifest) -> None:
         InputError: the disk is full.
     """
     with no_space(folder):
-        write_json(folder / MANIFEST, manifest.to_json())
+        write_json(folder / MANIFEST, manifest.to_json(), FILE)
         sync_folder(folder)
 
 

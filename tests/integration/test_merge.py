@@ -336,7 +336,7 @@ def test_a_part_of_an_earlier_version_is_merged_and_a_true_difference_named(tiny
     collect_parts(tiny_bridge, tiny_texts(40), HOOK, tmp_path, 2, massive=None)
     path = next(tmp_path.rglob("0001-of-0002/manifest.json"))
     about = json.loads(path.read_text())
-    del about["source"]["hook_names"], about["source"]["model"]["blocks"]
+    del about["glp_lens"], about["source"]["hook_names"], about["source"]["model"]["blocks"]
     earlier = json.dumps(about)
     about["source"]["settings"]["context"] = 23
     path.write_text(json.dumps(about))

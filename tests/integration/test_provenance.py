@@ -155,7 +155,7 @@ def test_stores_of_an_earlier_version_go_on_and_together_with_new_ones(tiny_brid
     stores = gl.collect(tiny_bridge, tiny_texts(40), hooks, tmp_path / "acts", **small)
     manifest = stores[HOOK].path / "manifest.json"
     about = json.loads(manifest.read_text())
-    del about["source"]["hook_names"], about["source"]["model"]["blocks"]
+    del about["glp_lens"], about["source"]["hook_names"], about["source"]["model"]["blocks"]
     manifest.write_text(json.dumps(about))
     again = gl.collect(tiny_bridge, tiny_texts(40), hooks, tmp_path / "acts", **small)
     recipe = gl.recipe("fast", rows=128, batch_size=64)

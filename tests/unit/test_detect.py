@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import cdist
-from scipy.stats import beta, f
+from scipy.stats import beta, f, multivariate_normal
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from glp_lens.artifacts import ActivationModel
@@ -206,6 +206,18 @@ def test_a_ratio_finds_what_one_of_two_priors_was_made_for():
         score_tokens(t, [entry], DetectSettings(denoise_sigmas=(0.3,)), reference=exact()) for t in (inside, outside)
     ]
     assert auroc(scores[0]["glp ratio"], scores[1]["glp ratio"]) > 0.8
+
+
+def test_the_ratio_of_two_gaussians_is_that_of_their_densities():
+    first, second = exact(), Gaussian(torch.full((D,), 5.0), exact().std, torch.ones(D), None)
+    tokens = tokens_of(draw(50, 5))
+    found = score_tokens(tokens, [Entry("gaussian", first)], DetectSettings(), reference=second)
+    at = tokens.rows.double().numpy()
+    spread = first.eigenvectors.double().numpy() * first.eigenvalues.double().numpy() ** 0.5
+    covariance = spread @ spread.T * np.outer(first.std, first.std)
+    mine = multivariate_normal(first.mean.double().numpy(), covariance).logpdf(at)
+    other = multivariate_normal(np.full(D, 5.0), np.diag(second.std.double().numpy() ** 2)).logpdf(at)
+    np.testing.assert_allclose(found["gaussian ratio"], other - mine, rtol=1e-4, atol=1e-4)
 
 
 def test_neighbours_are_those_of_all_pairwise_distances():

@@ -65,10 +65,10 @@ def score_tokens(
     Entries with an option `sigma` (several noise levels) are scored by denoising error, its mean over the levels and,
     as `label sigma=0.3`, each level alone; with `reference`, also by the mean log of the ratio of their error to the
     reference's, as `label ratio`. Those with `method` `ode` are left to `log_density_scores`. All others by minus
-    `score`, with their options.
+    `score`, with their options; a Gaussian, with a Gaussian as `reference`, also by the log of the ratio of densities.
 
     Args:
-        reference: the prior that the entries with `sigma` were finetuned from.
+        reference: the prior that the entries with `sigma` were finetuned from, or another of the same kind.
         neighbours: of training rows, see `nearest`.
         seed: of the noise.
     """
@@ -96,6 +96,8 @@ def score_tokens(
         else:
             scorer: Any = entry.model
             found[entry.label] = -scorer.score(tokens.rows, **entry.options).cpu().double().numpy()
+            if isinstance(reference, Scorer) and reference.kind == entry.model.kind == "gaussian":
+                found[f"{entry.label} ratio"] = found[entry.label] + reference.score(tokens.rows).cpu().double().numpy()
     return found
 
 
