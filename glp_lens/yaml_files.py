@@ -63,7 +63,8 @@ def read_yaml(path: Path, what: str, *, tags: bool = False) -> Any:
         raise InputError(f"{what} {path} does not exist") from None
     except RecursionError:
         raise InputError(f"{what} {path} is not readable YAML: it is nested over {NESTING} levels deep") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
+        # Values of a tag that do not fit it fail in yaml's own code.
         raise InputError(f"{what} {path} is not readable YAML: {one_line(error, 300)}") from None
 
 

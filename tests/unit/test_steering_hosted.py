@@ -264,7 +264,7 @@ def test_nobody_there_is_one_line(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"hosted_url": None}, "needs hosted_url"),
+        ({"hosted_url": None}, "acts only with --hosted-url"),
         ({"hosted_model": None}, "hosted_url needs hosted_model"),
         ({"hosted_url": "ftp://host/v1"}, "must be an address such as"),
         ({"hosted_url": "host/v1"}, "must be an address such as"),
@@ -277,7 +277,7 @@ def test_nobody_there_is_one_line(monkeypatch):
         ({"hosted_url": "http://host/v1#secret"}, "no user, password"),
         ({"hosted_url": "user:secret@host/v1"}, "must be an address such as"),
         ({"hosted_key": "sk-secret"}, "name of an environment variable"),
-        ({"hosted_key": ""}, "name of an environment variable"),
+        ({"hosted_key": ""}, "hosted_key must not be empty"),
         ({"hosted_options": "[1]"}, "must be a JSON object"),
         ({"hosted_options": "{"}, "must be a JSON object"),
     ],
