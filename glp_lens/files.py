@@ -105,7 +105,7 @@ def replaced(path: Path, *, by_library: bool = False) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name[:40]}."
-    _remove_abandoned(path.parent, prefix)
+    remove_abandoned(path.parent, prefix)
     own, held = _new_temporary(path.parent, prefix, folder=by_library)
     try:
         temporary = own / "new" if by_library else own  # no name that anything looks for
@@ -132,8 +132,13 @@ def _new_temporary(parent: Path, prefix: str, *, folder: bool) -> tuple[Path, in
         os.close(held)  # another process took it for abandoned before it was locked
 
 
-def _remove_abandoned(parent: Path, prefix: str) -> None:
-    """Remove what writers left that were killed: what nobody has locked."""
+def remove_abandoned(parent: Path, prefix: str) -> None:
+    """Remove what writers of `.NAME` left in a folder that were killed: what nobody has locked.
+
+    Args:
+        parent: the folder.
+        prefix: `.NAME.`, which the temporary names begin with.
+    """
     pattern = re.compile("[a-z0-9_]{8}" + re.escape(_SUFFIX))
     for name in os.listdir(parent):
         if name.startswith(prefix) and pattern.fullmatch(name.removeprefix(prefix)):

@@ -6,11 +6,12 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from glp_lens.activations.manifest import Manifest, Shard
+from glp_lens.activations.manifest import MANIFEST, Manifest, Shard
 from glp_lens.activations.shard import no_space
 from glp_lens.activations.store import damaged_shards
 from glp_lens.activations.writer import lock, publish
 from glp_lens.errors import InputError
+from glp_lens.files import remove_abandoned
 
 
 def repair(folder: str | Path) -> list[Shard]:
@@ -30,6 +31,7 @@ def repair(folder: str | Path) -> list[Shard]:
         raise InputError(f"{folder} is a stream, whose shards are deleted once used: there is nothing to repair")
     held = lock(folder)
     try:
+        remove_abandoned(folder, f".{MANIFEST}.")  # of a killed repair; without damage, no manifest is written here
         manifest = Manifest.read(folder)  # again, under the lock
         damaged = damaged_shards(folder, manifest)
         if damaged:

@@ -91,10 +91,11 @@ def test_times_are_no_difference_and_values_are(tmp_path):
     assert not set(made("three", 1, 8).values()) & set(one.values())
 
 
-def test_rounds_depend_on_seed_and_number_alone_and_faults_name_both(world):
-    def draw(world, case, rng, number):
-        return Outcome("a", FAULT if number == 2 else "done", f"drew {rng.random()}")
+def draw(world, case, rng, number):
+    return Outcome("a", FAULT if number == 2 else "done", f"drew {rng.random()}")
 
+
+def test_rounds_depend_on_seed_and_number_alone_and_faults_name_both(world):
     harness = Harness("draws", "numbers", 9, draw)
     all_at_once = run_rounds(harness, world, range(4), seed=1, jobs=2)
     assert all_at_once[2:3] == run_rounds(harness, world, [2], seed=1)

@@ -235,7 +235,8 @@ def test_an_interrupted_run_goes_on_text_by_text_and_says_the_same(tiny_hooked, 
     first = steering(tiny_hooked, folder=tmp_path)
     (kept,) = tmp_path.glob("texts-toy-shaken-*.jsonl")
     lines = kept.read_bytes().splitlines(keepends=True)
-    kept.write_bytes(b"".join(lines[:4]) + lines[4][:9])  # as if the run had been killed while it wrote
+    # As if the run had been killed while it wrote; the first line says what the file is for.
+    kept.write_bytes(b"".join(lines[:5]) + lines[5][:9])
     wanted = []
     real = suite.generate
 

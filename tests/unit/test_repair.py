@@ -79,6 +79,14 @@ def test_a_sound_store_is_left_as_it_is(imported):
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()} == before
 
 
+def test_what_a_killed_repair_left_is_removed(imported):
+    folder, _ = imported
+    before = files(folder)
+    (folder / f".{MANIFEST}.abcd1234.tmp").write_text("half")
+    assert repair(folder) == []
+    assert files(folder) == before
+
+
 def test_a_store_with_nothing_left_says_so(imported):
     folder, _ = imported
     for path in folder.glob("*.h5"):
