@@ -55,7 +55,8 @@ class Ended:
     @property
     def lines(self) -> list[str]:
         """What it said on standard error, without progress bars."""
-        return [line for line in re.split(r"[\r\n]+", self.err) if line.strip() and not re.search(r"\d+%\|", line)]
+        said = re.split(r"[\r\n]+", self.err.replace("\x1b[A", ""))  # one bar below another moves up again
+        return [line for line in said if line.strip() and not re.search(r"\d+%\|", line)]
 
     @property
     def fault(self) -> str:
