@@ -165,7 +165,7 @@ def test_every_row_comes_exactly_once_whoever_is_killed(tiny_bridge, whole, shar
         running = {name: begin() for name, begin in start.items()}
         while running:
             if sum(kills.values()) < 24:
-                time.sleep(chance.uniform(0, took / 6))
+                time.sleep(chance.uniform(0, took / 20))
                 victim = chance.choice(list(running))
                 os.kill(running[victim], signal.SIGKILL)
                 if ended(running.pop(victim)) == -signal.SIGKILL:
@@ -177,7 +177,7 @@ def test_every_row_comes_exactly_once_whoever_is_killed(tiny_bridge, whole, shar
     got = torch.load(log, weights_only=True)
     assert len(got) == len(want)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
-    assert min(kills.values()) >= 5
+    assert min(kills.values()) >= 3
     assert watcher.most <= N
     assert (tmp_path / "mean.json").read_text() == (quiet / "mean.json").read_text()
     manifest = Manifest.read(folder)
