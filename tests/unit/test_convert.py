@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -606,3 +607,33 @@ def test_too_few_rows_for_one_sequence(tmp_path):
         export_sae_lens(store, tmp_path / "cached", context=31)
     with pytest.raises(InputError, match="arrays are written as .npy or .safetensors"):
         export_arrays(store, tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_empty_folder_whose_filling_was_cut_off_is_filled_by_the_next_run(store, tmp_path, monkeypatch, killed):
+    out, real, moved = tmp_path / "out", os.replace, []
+    out.mkdir()
+
+    def cut_off(old, new):
+        if Path(new).parent == out:
+            moved.append(new)
+            if len(moved) == 3:
+                raise Killed
+        real(old, new)
+
+    class Killed(BaseException):
+        pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", cut_off)
+        if killed:  # nothing is tidied up
+            patch.setattr(transfer, "_undo_move", lambda _: None)
+        with pytest.raises(Killed):
+            export_memmaps(store, out)
+    assert len([*out.iterdir()]) == (2 if killed else 0)
+    export_memmaps(store, out)
+    export_memmaps(store, tmp_path / "whole")
+    assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+    assert {path.name for path in tmp_path.glob(".*")} == set()
+    with pytest.raises(InputError, match="already exists and is not empty"):
+        export_memmaps(store, out)

@@ -21,12 +21,13 @@ from glp_lens.activations.shard import no_space
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.writer import Block, write_store
 from glp_lens.errors import InputError, first_line
-from glp_lens.files import make_writable
+from glp_lens.files import Kind, make_writable, read_json, write_json
 from glp_lens.types import DTYPES, Json
 
 BLOCK_BYTES: Final = 32 << 20
 """About how much is in memory at a time."""
 _CHUNK = 4 << 20
+_MOVING = Kind("list of parts", "delete it, and what it lists")
 Bar: TypeAlias = "tqdm[NoReturn]"
 """A progress bar that is moved by hand."""
 
@@ -40,12 +41,15 @@ def block_length(item_bytes: int) -> int:
 def new_output(path: Path) -> Iterator[Path]:
     """A temporary path that becomes `path` at the end of the block; after an exception nothing is left behind.
 
+    What a run left that was killed while it filled an empty folder is removed.
+
     Raises:
         InputError: `path` exists already, its folder cannot be written, or the disk is full.
     """
+    given, path = path, path.resolve()  # `.` has no name
+    _undo_move(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"{path} exists and is not empty: choose another name")
-    path = path.resolve()  # `.` has no name
+        raise InputError(f"{given} already exists and is not empty: choose another name")
     make_writable(path.parent)
     if path.is_dir():
         make_writable(path)
@@ -64,8 +68,28 @@ def _move(temporary: Path, path: Path) -> None:
         os.replace(temporary, path)
         return
     # An empty folder is filled, not replaced: it may be the working folder. Without its manifest a store is none.
-    for part in sorted(temporary.iterdir(), key=lambda part: part.name == MANIFEST):
-        os.replace(part, path / part.name)
+    parts = sorted(temporary.iterdir(), key=lambda part: part.name == MANIFEST)
+    write_json(_moving(path), {"parts": [part.name for part in parts]}, _MOVING)
+    try:
+        for part in parts:
+            os.replace(part, path / part.name)
+    except BaseException:
+        _undo_move(path)
+        raise
+    _moving(path).unlink()
+
+
+def _moving(path: Path) -> Path:
+    """The file beside a folder that says which parts are being moved into it."""
+    return path.with_name(f".{path.name}.moving.json")
+
+
+def _undo_move(path: Path) -> None:
+    """Empty a folder again whose filling was cut off."""
+    if _moving(path).exists():
+        for name in read_json(_moving(path), _MOVING)["parts"]:
+            _remove(path / Path(name).name)
+        _moving(path).unlink()
 
 
 def _remove(path: Path) -> None:
