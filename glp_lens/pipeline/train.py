@@ -248,9 +248,12 @@ def _fit_glp(settings: TrainJob, stores: Sequence[Store], held_out: Sequence[Act
 
 def _clear(folder: Path, *, overwrite: bool) -> None:
     """Remove what an earlier training left, unless this one continues it."""
-    from glp_lens.training.history import FILE
+    from glp_lens.training import checkpoint
+    from glp_lens.training.history import FILE, write_history
 
     if (folder / STATE).exists():
+        if not (folder / FILE).exists() and (known := checkpoint.history(folder / STATE)):
+            write_history(folder, known)  # one that was damaged was to be deleted
         return
     (folder / FILE).unlink(missing_ok=True)
     if overwrite:

@@ -50,7 +50,8 @@ KINDS = (
            "--probe-test 30 --context 24 --ks 3 --out out") for kind in ("sae", "raw", "random")),
     Kind("released format", ("released/*",), f"sample released {SAMPLE}"),
     Kind("direction", ("direction.safetensors",), LONG["generate"]),
-    Kind("results", ("results/density/results.json", "results/probe/results.json"), "report results --out out"),
+    *(Kind("results", (f"results/{suite}/results.json",), f"report results/{suite} --out out")
+      for suite in ("density", "probe")),
     Kind("state of a training", ("stopped/training.state",), into("stopped", LONG["train glp"])),
     Kind("curve of a training", ("stopped/history.parquet",), into("stopped", LONG["train glp"])),
     Kind("cached activations", ("results/probe/cache/**/*",),
