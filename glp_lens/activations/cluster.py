@@ -18,7 +18,7 @@ from glp_lens.activations.collect import PARTS, collect
 from glp_lens.activations.merge import ShortParts, merge
 from glp_lens.activations.store import ActivationStore
 from glp_lens.corpus import Document
-from glp_lens.errors import InputError, first_line
+from glp_lens.errors import InputError, first_line, one_line
 from glp_lens.types import Json
 
 PARTS_PER_ACTOR = 4
@@ -150,7 +150,10 @@ def _ray() -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # a plain Exception when its processes do not start in time
+        raise InputError(f"Ray does not start ({one_line(error)}): try again, or check RAY_ADDRESS") from error
     try:
         yield ray
     finally:

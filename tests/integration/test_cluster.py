@@ -122,3 +122,13 @@ def test_ray_is_started_where_there_is_none_and_parts_that_are_too_short_go_on(m
     collect_on_ray(opener(model_folder), lambda: texts, HOOKS, tmp_path / "out", actors=1, parts=2, **options)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     assert not ray.is_initialized()
+
+
+def test_ray_that_does_not_start_is_one_line(tmp_path, monkeypatch):
+    def late(**_):
+        raise Exception("The current node timed out during startup.\nMore.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(InputError, match=r"Ray does not start \(The current node timed out during startup. More.\)"):
+        collect_on_ray(lambda: None, lambda: ["a text"], HOOKS, tmp_path / "s", actors=1, **SMALL)
