@@ -132,12 +132,10 @@ def compare(
             which one is at work.
     """
     from glp_lens.activations.writer import locked
-    from glp_lens.files import make_writable
 
     files: Json = {}
     for suite in settings.compared:  # refused before any work, and not after minutes
         files |= suite.job.check(settings)
-    make_writable(settings.out)
     run = _Comparison(settings, model, texts, command)
     with locked(settings.out):
         shared = settings.to_json() | files | run.identify()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from glp_lens.errors import InputError
 from glp_lens.evals.steering.settings import ConceptName
 from glp_lens.pipeline.inputs import LanguageModelSettings, RunSettings, open_language_model
-from glp_lens.pipeline.stages import refuse_existing
+from glp_lens.pipeline.stages import check_output
 from glp_lens.settings import option
 
 if TYPE_CHECKING:
@@ -82,11 +82,8 @@ def direction(
             it.
     """
     from glp_lens import directions, lm
-    from glp_lens.files import check_writable
 
-    if not settings.overwrite:
-        refuse_existing(settings.out)
-    check_writable(settings.out)
+    check_output(settings.out, overwrite=settings.overwrite)
     name, positive, negative = _texts(settings)
     model = model or open_language_model(settings, settings.device)
     hook = lm.check_hook(model, settings.hook or lm.default_hook(model))

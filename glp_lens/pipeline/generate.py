@@ -18,7 +18,7 @@ from glp_lens.pipeline.inputs import (
     open_language_model,
     open_training_store,
 )
-from glp_lens.pipeline.stages import refuse_existing
+from glp_lens.pipeline.stages import check_output
 from glp_lens.settings import option
 
 if TYPE_CHECKING:
@@ -94,13 +94,10 @@ def generate(settings: GenerateJob, *, model: lm.Model | None = None, say: Calla
     from glp_lens.evals.steering.generate import Method
     from glp_lens.evals.steering.generate import generate as continuations
     from glp_lens.evals.steering.suite import SteeringData
-    from glp_lens.files import check_writable
     from glp_lens.pipeline.ranks import matched_ranks
 
     if settings.out is not None:
-        if not settings.overwrite:
-            refuse_existing(settings.out)
-        check_writable(settings.out)
+        check_output(settings.out, overwrite=settings.overwrite)
     trained = load_models(settings.prior, settings.device) if settings.prior else {}
     store, trained, notes = open_training_store(settings.store, trained, allow_mismatch=settings.allow_mismatch)
     model = model or open_language_model(settings, settings.device)

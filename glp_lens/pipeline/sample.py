@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from glp_lens.errors import InputError
 from glp_lens.limits import MOST_STEPS
 from glp_lens.pipeline.inputs import ResultSettings, RunSettings
-from glp_lens.pipeline.stages import refuse_existing
+from glp_lens.pipeline.stages import check_output
 from glp_lens.settings import option
 
 if TYPE_CHECKING:
@@ -75,13 +75,10 @@ def sample(settings: SampleJob, *, say: Callable[[str], None] = print) -> Acts:
     import torch
 
     from glp_lens import models
-    from glp_lens.files import check_writable
     from glp_lens.interface import Sampler
     from glp_lens.lm import check_device
 
-    if not settings.overwrite:
-        refuse_existing(settings.out)
-    check_writable(settings.out)
+    check_output(settings.out, overwrite=settings.overwrite)
     check_device(settings.device)
     model = models.load(settings.folder).to(settings.device)
     if not isinstance(model, Sampler):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from glp_lens.errors import InputError
-from glp_lens.files import Kind, is_number, read_json, write_json
+from glp_lens.files import Kind, check_writable, is_number, read_json, write_json
 
 if TYPE_CHECKING:
     from glp_lens.types import Json
@@ -89,6 +89,20 @@ def refuse_existing(*files: Path) -> None:
     for file in files:
         if file.exists():
             raise InputError(f"{file} already exists: choose another --out, or pass --overwrite")
+
+
+def check_output(file: Path, *, overwrite: bool) -> None:
+    """Check before the work that the one file that a job makes can be written at its end.
+
+    Args:
+        overwrite: whether it may replace one that is there.
+
+    Raises:
+        InputError: it is there, or cannot be written.
+    """
+    if not overwrite:
+        refuse_existing(file)
+    check_writable(file)
 
 
 @contextmanager
