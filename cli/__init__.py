@@ -15,7 +15,7 @@ from glp_lens import pipeline
 from glp_lens.evals.registry import in_report
 from glp_lens.settings import Settings
 
-from . import push, store
+from . import features, push, store
 from ._app import Commands
 from ._derive import command
 
@@ -69,6 +69,7 @@ _add("score", pipeline.ScoreJob, "score", _about(pipeline.score))
 _add("compare", pipeline.CompareJob, "compare", _about(pipeline.compare))
 _add("report", pipeline.ReportJob, "report", _about(pipeline.report), "folders")
 app.command("push")(push.push)
+app.add_typer(features.app, name="features")
 app.add_typer(store.app, name="store")
 
 

@@ -47,6 +47,7 @@ LAYERS = [
     "directions",
     "display",
     "evals",
+    "features",
     "report",
     "pipeline",
 ]

@@ -1,0 +1,5 @@
+"""Looking at features: what each one is active on, what it writes, and which others are like it."""
+
+from glp_lens.features.folder import BANDS, TABLES, About, FeatureFolder, ModelAbout, Way, name_of, parse_name
+
+__all__ = ["BANDS", "TABLES", "About", "FeatureFolder", "ModelAbout", "Way", "name_of", "parse_name"]

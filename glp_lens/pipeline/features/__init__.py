@@ -1,0 +1,1 @@
+"""Jobs on features: measure them, show them, take them elsewhere, explain them."""
