@@ -115,6 +115,20 @@ def load(path: Path, key: Json, parts: Parts) -> Place | None:
         raise InputError(f"training state {path} is damaged ({error}): delete it to start afresh") from None
 
 
+def key_of(path: Path) -> Json:
+    """What a saved state says it belongs to.
+
+    Raises:
+        InputError: the file is damaged, or no state.
+    """
+    metadata, _ = check_tensors(path, _FILE)
+    try:
+        key: Json = json.loads(metadata["place"])["key"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"training state {path} is damaged ({error}): make it again") from None
+    return key
+
+
 def history(path: Path) -> list[Json]:
     """The history in a saved state; empty if there is none or it is damaged, which `load` refuses."""
     try:

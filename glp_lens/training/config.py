@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,6 +39,8 @@ class TrainConfig:
         lr_start: share of `lr` at the first step.
         lr_end: share of `lr` at the last step.
         warmup: share of the steps in which the learning rate rises linearly.
+        warmup_rows: rows in which it does instead of that share, so that trainings of several lengths begin alike; 0
+            for the share.
         hold: share of the rest in which it stays at its peak.
         decay: how it falls after that, as a `cosine` or on a `linear` slope.
         beta2: decay of AdamW's average of squared gradients.
@@ -74,6 +76,7 @@ class TrainConfig:
     lr_start: float = 0.01
     lr_end: float = 0.1
     warmup: float = 0.01
+    warmup_rows: int = 0
     hold: float = 0.0
     decay: Literal["cosine", "linear"] = "cosine"
     beta2: float = 0.999
@@ -91,7 +94,7 @@ class TrainConfig:
             raise InputError(f"training needs at least one whole batch: rows={self.rows}, batch_size={self.batch_size}")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise InputError(f"lr must be a positive number, got {self.lr}")
-        for name, least in (("seed", 0), ("accumulate", 1), ("lr_width", 0)):
+        for name, least in (("seed", 0), ("accumulate", 1), ("lr_width", 0), ("warmup_rows", 0)):
             if not least <= (number := getattr(self, name)) <= LARGEST_SEED:
                 raise InputError(f"{name} must be between {least} and {LARGEST_SEED}, got {number}")
         if not (self.clip > 0):
@@ -124,9 +127,21 @@ class TrainConfig:
         scale = min(1.0, self.lr_width / width) if self.lr_width else 1.0
         return replace(self, lr=self.lr * scale, lr_width=0)
 
+    @property
+    def _rise(self) -> int:
+        """Steps in which the learning rate rises."""
+        rise = self.warmup_rows / self.batch_size if self.warmup_rows else self.warmup * self.steps
+        return max(1, round(rise))
+
+    @property
+    def steps_held(self) -> int:
+        """Steps before the learning rate falls: until then a longer training with equal `warmup_rows` is the same."""
+        rise = self._rise
+        return min(self.steps, rise + int(self.hold * max(1, self.steps - 1 - rise)) + 1)
+
     def lr_at(self, step: int) -> float:
         """Learning rate of step `step` (0-based)."""
-        rise = max(1, round(self.warmup * self.steps))
+        rise = self._rise
         if step < rise:
             return self.lr * (self.lr_start + (1 - self.lr_start) * step / rise)
         share = min(1.0, (step - rise) / max(1, self.steps - 1 - rise))
@@ -143,6 +158,9 @@ class RunOptions:
         state: file that keeps the state of an unfinished training, so that the same call continues an interrupted one.
             It stays at the end, for whoever saves the model to remove: until then nothing else holds the weights.
             Several processes must all see it.
+        start: state of a longer training to begin from, as if this one had made those steps itself. Its settings must
+            be the same but for `rows`, and its learning rate must have been this one's up to there.
+        keep: files for the state at some numbers of steps, for shorter trainings to `start` from.
         save_seconds: time between two writes of `state`.
         checkpoints: folder of intermediate models, each complete: `step_00000100` and so on.
         snapshots: about how many of them, at steps evenly spaced on a logarithmic scale.
@@ -155,6 +173,8 @@ class RunOptions:
     """
 
     state: Path | None = None
+    start: Path | None = None
+    keep: Mapping[int, Path] = field(default_factory=dict)
     save_seconds: float = 30.0
     checkpoints: Path | None = None
     snapshots: int = 0
@@ -166,7 +186,7 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         """Take paths as texts, too."""
-        for name in ("state", "checkpoints"):
+        for name in ("state", "start", "checkpoints"):
             if isinstance(value := getattr(self, name), str):
                 object.__setattr__(self, name, Path(value))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -83,10 +84,7 @@ def train(
     trainer = _Trainer(denoiser, config, run)
     settings = {name: value for name, value in asdict(config).items() if name not in FREE}
     key = {"config": settings, "identity": identity or {}}
-    place = checkpoint.Place()
-    if run.state and (resumed := trainer.load(run.state, key)):
-        place = resumed
-        on_saved(place.step)
+    place = _begin(trainer, run, key, on_saved)
     step, history, (loss_sum, norm_sum, count) = place.step, place.history, place.pending
     total = torch.tensor([loss_sum, norm_sum], dtype=torch.float32, device=trainer.device)
     every = max(1, config.steps // run.log_points)
@@ -134,16 +132,28 @@ def train(
             if step in marks:  # before the state, so that a run killed here takes it again
                 with trainer.final_weights():
                     on_snapshot(step)
-            if run.state:
-                now = time.monotonic()
-                if step == config.steps or asked or _is_due(step, count == 0, now - saved, run.save_seconds):
-                    pending = (float(total[0]), float(total[1]), count)
-                    reached = checkpoint.Place(step, history, place.seconds + now - began, pending)
-                    checkpoint.save(run.state, key, trainer.parts(), reached)
-                    saved = now
-                    on_saved(step)
+            now = time.monotonic()
+            due = run.state and (
+                step == config.steps or asked or _is_due(step, count == 0, now - saved, run.save_seconds)
+            )
+            if files := [file for file in (run.keep.get(step), run.state if due else None) if file]:
+                pending = (float(total[0]), float(total[1]), count)
+                reached = checkpoint.Place(step, history, place.seconds + now - began, pending)
+                for file in files:
+                    checkpoint.save(file, key, trainer.parts(), reached)
+            if due:
+                saved = now
+                on_saved(step)
     trainer.finish()
     return TrainResult(history, place.seconds + time.monotonic() - began)
+
+
+def _begin(trainer: _Trainer, run: RunOptions, key: Json, on_saved: Callable[[int], None]) -> checkpoint.Place:
+    """Where the run begins: where it was interrupted, else where a longer one is to be left, else at the start."""
+    if run.state and (resumed := trainer.load(run.state, key)):
+        on_saved(resumed.step)
+        return resumed
+    return trainer.begin_from(run.start, key) if run.start else checkpoint.Place()
 
 
 def _is_due(step: int, logged: bool, seconds: float, save_seconds: float) -> bool:
@@ -270,6 +280,38 @@ class _Trainer:
     def load(self, state: Path, key: Json) -> checkpoint.Place | None:
         """Put a saved state into the parts; None if there is none."""
         place = checkpoint.load(state, key, self.parts())
+        if self.mixed:
+            self.mixed.refresh()
+        return place
+
+    def begin_from(self, path: Path, key: Json) -> checkpoint.Place:
+        """Put the state of a longer training into the parts.
+
+        Raises:
+            InputError: there is none, or its training was another up to there.
+        """
+        if not path.exists():
+            raise InputError(f"no state to begin from: {path} does not exist")
+        before = checkpoint.key_of(path)
+        try:
+            longer = TrainConfig(**before["config"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} holds no settings of a training ({error}): make it again") from None
+        given = {**before, "config": {**before["config"], "rows": key["config"]["rows"]}}
+        if given != json.loads(json.dumps(key)):
+            raise InputError(
+                f"{path} belongs to a training with other settings or data: begin from one that differs in rows only"
+            )
+        place = checkpoint.load(path, before, self.parts())
+        assert place is not None
+        if place.step > self.config.steps or any(
+            longer.lr_at(step) != self.config.lr_at(step) for step in range(place.step)
+        ):
+            raise InputError(
+                f"{path} is of step {place.step} of {longer.steps}, up to which its learning rate was not that of a "
+                f"training of {self.config.steps} steps: begin from one of step {self.config.steps_held} at most, and "
+                "give both the same warmup_rows"
+            )
         if self.mixed:
             self.mixed.refresh()
         return place
