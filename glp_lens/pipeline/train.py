@@ -252,8 +252,8 @@ def _clear(folder: Path, *, overwrite: bool) -> None:
     from glp_lens.training.history import FILE, write_history
 
     if (folder / STATE).exists():
-        if not (folder / FILE).exists() and (known := checkpoint.history(folder / STATE)):
-            write_history(folder, known)  # one that was damaged was to be deleted
+        if known := checkpoint.history(folder / STATE):
+            write_history(folder, known)  # whatever curve lies there, damaged or of another training
         return
     (folder / FILE).unlink(missing_ok=True)
     if overwrite:

@@ -54,9 +54,9 @@ class Ended:
 
     @property
     def lines(self) -> list[str]:
-        """What it said on standard error, without progress bars."""
+        """What it said on standard error, without progress bars, among them those of no known length."""
         said = re.split(r"[\r\n]+", self.err.replace("\x1b[A", ""))  # one bar below another moves up again
-        return [line for line in said if line.strip() and not re.search(r"\d+%\|", line)]
+        return [line for line in said if line.strip() and not re.search(r"\d+%\||\d+it \[", line)]
 
     @property
     def fault(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from tests.fuzz import children
 from tests.fuzz.references import differences, reference
 from tests.fuzz.rounds import FAULT, Harness, Outcome
-from tests.fuzz.world import LONG, World, contents, flip, into
+from tests.fuzz.world import LONG, World, contents, flip, into, without_hashes
 
 LIMIT = 300.0
 """Seconds that a command may take."""
@@ -26,12 +26,15 @@ class Kind:
         reader: the line of a command that reads it.
         own: whether this project wrote it, so that a change may not pass in silence. Of others only a wrong form can
             be told.
+        named: whether the command names it, or its folder, so that a whole file of its kind in its place is an input
+            like any other.
     """
 
     name: str
     files: tuple[str, ...]
     reader: str
     own: bool = True
+    named: bool = False
 
 
 DENSITY = "density --store heldout --train-store acts --out out --models"
@@ -41,16 +44,17 @@ KINDS = (
     Kind("manifest of a store", ("acts/manifest.json",), "train pca --store acts --components 20 --out out"),
     Kind("shard of a store", ("acts/*.h5",), "train pca --store acts --components 20 --out out"),
     Kind("part of a store", ("parts/parts/*/*",), "store merge parts"),
-    Kind("GLP", ("models/glp/config.json", "models/glp/model.safetensors"), f"sample models/glp {SAMPLE}"),
+    Kind("GLP", ("models/glp/config.json", "models/glp/model.safetensors"), f"sample models/glp {SAMPLE}", named=True),
     Kind("checkpoint of a GLP", ("models/glp/checkpoints/step_00000010/*",),
          "train glp --finetune models/glp --checkpoint step_00000010 --store acts --rows 128 --batch-size 64 "
          "--out out"),
-    *(Kind(kind, (f"models/{kind}/*",), f"{DENSITY} models/{kind}") for kind in ("pca", "gaussian")),
+    *(Kind(kind, (f"models/{kind}/*",), f"{DENSITY} models/{kind}", named=True)
+      for kind in ("pca", "gaussian")),
     *(Kind(kind, (f"models/{kind}/*",), f"probe --model lm --models models/{kind} --tasks mine.csv --probe-train 60 "
-           "--probe-test 30 --context 24 --ks 3 --out out") for kind in ("sae", "raw", "random")),
+           "--probe-test 30 --context 24 --ks 3 --out out", named=True) for kind in ("sae", "raw", "random")),
     Kind("released format", ("released/*",), f"sample released {SAMPLE}"),
     Kind("direction", ("direction.safetensors",), LONG["generate"]),
-    *(Kind("results", (f"results/{suite}/results.json",), f"report results/{suite} --out out")
+    *(Kind("results", (f"results/{suite}/results.json",), f"report results/{suite} --out out", named=True)
       for suite in ("density", "probe")),
     Kind("state of a training", ("stopped/training.state",), into("stopped", LONG["train glp"])),
     Kind("curve of a training", ("stopped/history.parquet",), into("stopped", LONG["train glp"])),
@@ -172,26 +176,37 @@ def one(world: World, case: Path, rng: random.Random, number: int) -> Outcome:
     what = f"glp-lens {kind.reader}, {place} {damage(path, rng, case)}"
     if path.exists() and path.read_bytes() == before:
         return Outcome(kind.name, "same result", what, "the damage changed nothing")
-    damaged = contents(case).get(place)
+    damaged = contents(case).get(without_hashes(place))
+    another = damage is _swap and kind.named
     end = children.run(kind.reader, case, limit=LIMIT)
     if end.fault:
         return Outcome(kind.name, FAULT, what, end.fault[:600])
     if end.code:
         return Outcome(kind.name, "refused", what, end.lines[-1][:300])
-    return _succeeded(kind, case, place, damaged, want, end, what)
+    return _succeeded(kind, case, place, damaged, want, end, what, another=another)
 
 
 def _succeeded(
-    kind: Kind, case: Path, place: str, damaged: str | None, want: dict[str, str], end: children.Ended, what: str
+    kind: Kind,
+    case: Path,
+    place: str,
+    damaged: str | None,
+    want: dict[str, str],
+    end: children.Ended,
+    what: str,
+    *,
+    another: bool,
 ) -> Outcome:
     """Judge a run that came to its end: it must be as if nothing had been damaged, or say what it did."""
     outcome = "made again"
-    if contents(case).get(place) == damaged:  # it was not written again
-        want = {name: known for name, known in want.items() if name != place} | ({place: damaged} if damaged else {})
+    known = without_hashes(place)
+    if contents(case).get(known) == damaged:  # it was not written again
+        want = {name: digest for name, digest in want.items() if name != known}
+        want |= {known: damaged} if damaged else {}
         outcome = "same result"
     if not (wrong := differences(case, want)):
         return Outcome(kind.name, outcome, what)
-    if not kind.own:
+    if another or not kind.own:
         return Outcome(kind.name, "another input", what, wrong[:300])
     if place.endswith(".h5"):  # rows are read without their hashes: `store verify` is what finds them
         verified = children.run(f"store verify {Path(place).parent}", case, limit=LIMIT)

@@ -8,6 +8,7 @@ import pkgutil
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -229,7 +230,9 @@ def command(line: str) -> str:
     """Run a command in this process; it must succeed."""
     from glp_lens_cli import app
 
-    result = CliRunner().invoke(app, shlex.split(line))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["glp-lens", *shlex.split(line)])  # results name the command
+        result = CliRunner().invoke(app, shlex.split(line))
     if result.exit_code:
         raise RuntimeError(f"glp-lens {line}: {result.stderr}") from result.exception
     return result.stdout
@@ -253,12 +256,17 @@ def contents(folder: Path) -> dict[str, str]:
         name = path.relative_to(folder)
         if path.is_file() and name.parts[0] != CACHE:
             digest = hashlib.sha256(_lasting(path)).hexdigest()[:16]
-            found.setdefault(_HASH.sub("", name.as_posix()), []).append(digest)
+            found.setdefault(without_hashes(name.as_posix()), []).append(digest)
     return {
         f"{name} ({i})" if i > 1 else name: digest
         for name, digests in found.items()
         for i, digest in enumerate(sorted(digests), 1)
     }
+
+
+def without_hashes(name: str) -> str:
+    """The name of a file without the hashes in it, which depend on where models lie."""
+    return _HASH.sub("", name)
 
 
 def _lasting(path: Path) -> bytes:

@@ -103,8 +103,8 @@ class Killed(BaseException):
     """Passes through all that catches errors, as the end of a process does."""
 
 
-@pytest.mark.parametrize(("at", "lost"), [(1, False), (8, False), (8, True)])
-def test_a_killed_training_keeps_its_curve_and_goes_on_to_the_same_weights(train, tmp_path, monkeypatch, at, lost):
+@pytest.mark.parametrize(("at", "curve"), [(1, "kept"), (8, "kept"), (8, "lost"), (8, "damaged"), (8, "of another")])
+def test_a_killed_training_keeps_its_curve_and_goes_on_to_the_same_weights(train, tmp_path, monkeypatch, at, curve):
     options = "--store DATA/acts --validation DATA/held --checkpoints 3 --ema 0.9"
     train(options, "whole")
     usual = history.add_to_history
@@ -121,8 +121,13 @@ def test_a_killed_training_keeps_its_curve_and_goes_on_to_the_same_weights(train
             train(options, "cut", fails=True)
     assert history.read_history(tmp_path / "cut")["step"].tolist() == list(range(1, at + 1))
     assert (tmp_path / "cut" / "training.state").exists() == (at > 1)
-    if lost:  # the state has it too
-        (tmp_path / "cut" / "history.parquet").unlink()
+    path = tmp_path / "cut" / "history.parquet"  # the state has it too
+    if curve == "lost":
+        path.unlink()
+    elif curve == "damaged":
+        path.write_bytes(path.read_bytes()[:-30])
+    elif curve == "of another":
+        history.write_history(path.parent, [{"step": 1, "loss": 99.0}, {"step": 2, "loss": 98.0}])
     train(options, "cut")
     assert not (tmp_path / "cut" / "training.state").exists()
     assert equal(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
