@@ -155,6 +155,17 @@ Config = Annotated[
 ]
 
 
+def refuse_empty(**options: str | None) -> None:
+    """Refuse options of commands without settings that are there and name nothing.
+
+    Raises:
+        InputError: an option is empty or blank.
+    """
+    for name, value in options.items():
+        if value is not None and not value.strip():
+            raise InputError(f"--{name.replace('_', '-')} must not be empty: leave it out, or name something")
+
+
 def split(text: str) -> list[str]:
     """The items of a comma-separated option."""
     return [item.strip() for item in text.split(",") if item.strip()]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ._app import Config
+from ._app import Config, refuse_empty
 
 
 def push(
@@ -36,6 +36,7 @@ def push(
     """Publish a model with a model card, with the token of `hf auth login` or HF_TOKEN."""
     from glp_lens import hub, models
 
+    refuse_empty(revision=revision, layer_prefix=layer_prefix, license=license, message=message)
     hub.check_id(repository)
     commit = models.load(folder).push_to_hub(
         repository, private=private, revision=revision, commit_message=message, license=license, format=form,

@@ -10,7 +10,7 @@ import typer
 
 from glp_lens.errors import InputError
 
-from ._app import Commands, split
+from ._app import Commands, refuse_empty, split
 
 if TYPE_CHECKING:
     from glp_lens.activations import ActivationStore
@@ -222,6 +222,7 @@ def import_(
     """Make a store of activations that another program saved."""
     from glp_lens.activations import convert
 
+    refuse_empty(hook=hook, model=model, dtype=dtype, key=key)
     given = {"hook": hook, "dtype": dtype, "key": key, "keep_first": keep_first, "drop_tokens": _ids(drop_tokens)}
     asked: dict[str, Any] = {name: value for name, value in given.items() if value}
     if strange := sorted(asked.keys() - FORMS[form][1]):

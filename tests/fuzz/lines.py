@@ -22,8 +22,10 @@ LIMIT = 60.0
 MEMORY = 4 << 30
 """Bytes that a line may take besides what the harness has taken."""
 WORK = 150
-"""Linear layers computed before a refusal, above which it came late: finding a hook point takes 87 here, the shortest
-run over texts 187."""
+"""Linear layers computed before a refusal, above which it came late: finding a hook point takes 87 in the three blocks
+here, the shortest run over texts 187."""
+PACKAGED_WORK = 10 * WORK
+"""The same for lines that name no language model, which open the packaged one of 30 blocks."""
 
 HUGE = ("1000000000", "9223372036854775808", "1e18")
 NUMBERS = {
@@ -216,7 +218,7 @@ def one(world: World, case: Path, rng: random.Random, number: int) -> Outcome:
         return Outcome(name, FAULT, what, end.fault[:600])
     if end.code == 0:
         return Outcome(name, "done", what)
-    if end.layers > WORK:
+    if end.layers > (WORK if " lm" in what else PACKAGED_WORK):
         return Outcome(name, FAULT, what, f"refused only after {end.layers} linear layers: {said}")
     return Outcome(name, "refused", what, said)
 

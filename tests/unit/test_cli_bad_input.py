@@ -269,6 +269,12 @@ MISTAKES = [
     ("push {f}/pca owner/a/b", "'owner/a/b' is no repository id"),
     ("push {f}/nothing owner/pca", "model not found"),
     ("push {f}/pca owner/pca --format released", "format of a pca must be one of own"),
+    ("push {f}/pca owner/pca --license ''", "--license must not be empty"),
+    ("store import {f}/rows.npy {new} --from arrays --hook ''", "--hook must not be empty"),
+    (
+        "store import {f}/rows.npy {new} --from arrays --hook blocks.1.hook_resid_post --key ' '",
+        "--key must not be empty",
+    ),
     ("push {f}/pca owner/pca", "HF_HUB_OFFLINE is set"),
     (PROBE + " --models {f}/file", "cannot be read"),
     (PROBE + " --models {f}/empty", "not found"),
