@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-import shlex
-import sys
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from glp_lens import pipeline
 from glp_lens.evals.registry import in_report
-from glp_lens.settings import Settings
 
 from . import features, push, store
 from ._app import Commands
-from ._derive import command
+from ._derive import about, add
 
 # Tokenizer threads beside forked workers only bring a warning here.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -41,33 +36,17 @@ metrics.csv and the trained models to --out. Run it again to continue where it s
 """
 
 
-def _add(name: str, settings: type[Settings], job: str, help: str, *arguments: str) -> None:
-    """Add the command of a job."""
-    told = {"command"} & inspect.signature(getattr(pipeline, job)).parameters.keys()
-
-    def run(values: Settings) -> None:
-        line = shlex.join(["glp-lens", *sys.argv[1:]])
-        getattr(pipeline, job)(values, **dict.fromkeys(told, line))
-
-    app.command(name)(command(settings, run, help, arguments=arguments))
-
-
-def _about(function: Callable[..., object]) -> str:
-    """The help text of a command: the docstring of its job, without the arguments."""
-    return inspect.cleandoc(function.__doc__ or "").partition("\n\nArgs:")[0]
-
-
-_add("quickstart", pipeline.CompareJob, "compare", QUICKSTART)
-_add("collect", pipeline.CollectJob, "collect", _about(pipeline.collect))
-_add("train", pipeline.TrainJob, "train", _about(pipeline.train), "kind")
-_add("direction", pipeline.DirectionJob, "direction", _about(pipeline.direction))
-_add("generate", pipeline.GenerateJob, "generate", _about(pipeline.generate))
-_add("sample", pipeline.SampleJob, "sample", _about(pipeline.sample), "folder")
+add(app, "quickstart", pipeline.CompareJob, "compare", QUICKSTART)
+add(app, "collect", pipeline.CollectJob, "collect", about(pipeline.collect))
+add(app, "train", pipeline.TrainJob, "train", about(pipeline.train), "kind")
+add(app, "direction", pipeline.DirectionJob, "direction", about(pipeline.direction))
+add(app, "generate", pipeline.GenerateJob, "generate", about(pipeline.generate))
+add(app, "sample", pipeline.SampleJob, "sample", about(pipeline.sample), "folder")
 for suite in in_report():
-    _add(suite.command, suite.settings, "run_suite", _about(suite.job.measure))
-_add("score", pipeline.ScoreJob, "score", _about(pipeline.score))
-_add("compare", pipeline.CompareJob, "compare", _about(pipeline.compare))
-_add("report", pipeline.ReportJob, "report", _about(pipeline.report), "folders")
+    add(app, suite.command, suite.settings, "run_suite", about(suite.job.measure))
+add(app, "score", pipeline.ScoreJob, "score", about(pipeline.score))
+add(app, "compare", pipeline.CompareJob, "compare", about(pipeline.compare))
+add(app, "report", pipeline.ReportJob, "report", about(pipeline.report), "folders")
 app.command("push")(push.push)
 app.add_typer(features.app, name="features")
 app.add_typer(store.app, name="store")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import shlex
+import sys
 from collections.abc import Callable, Collection
 from dataclasses import MISSING
 from math import isfinite
@@ -11,10 +13,36 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
+from glp_lens import pipeline
 from glp_lens.errors import InputError
 from glp_lens.settings import Option, Settings, options
 
 from ._app import Config, memory_told, split
+
+
+def add(app: typer.Typer, name: str, settings: type[Settings], job: str, help: str, *arguments: str) -> None:
+    """Add the command of a job of `glp_lens.pipeline` to an app.
+
+    Args:
+        app: a group of commands.
+        name: of the command.
+        settings: of the job.
+        job: name of its function; one that takes `command` is given the command line.
+        help: of the command.
+        arguments: settings that stand on the command line without a name.
+    """
+    told = {"command"} & inspect.signature(getattr(pipeline, job)).parameters.keys()
+
+    def run(values: Settings) -> None:
+        line = shlex.join(["glp-lens", *sys.argv[1:]])
+        getattr(pipeline, job)(values, **dict.fromkeys(told, line))
+
+    app.command(name)(command(settings, run, help, arguments=arguments))
+
+
+def about(function: Callable[..., object]) -> str:
+    """The help text of a command: the docstring of its job, without the arguments."""
+    return inspect.cleandoc(function.__doc__ or "").partition("\n\nArgs:")[0]
 
 
 def command(

@@ -11,3 +11,5 @@ DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_DTYPE: Dtype = "bfloat16"
 DEFAULT_BACKEND: Backend = "bridge"
 DEFAULT_DEVICE = "cpu"
+DEFAULT_PASSAGES = 10
+"""Passages of the highest values of a feature on the page, and of the lowest."""

@@ -356,8 +356,11 @@ def write_table(path: Path, frame: pd.DataFrame, kind: Kind) -> None:
     write_atomic(path, sealed(content.getvalue()))
 
 
-def read_table(path: Path, kind: Kind) -> pd.DataFrame:
+def read_table(path: Path, kind: Kind, filters: list[tuple[str, str, Any]] | None = None) -> pd.DataFrame:
     """Read what `write_table` wrote.
+
+    Args:
+        filters: which rows, as pyarrow takes them: `[("feature", "in", [3, 4])]`; by default all.
 
     Raises:
         InputError: the file is missing, damaged, or for something else.
@@ -369,7 +372,8 @@ def read_table(path: Path, kind: Kind) -> pd.DataFrame:
         opened = parquet.ParquetFile(io.BytesIO(content))
         entry = json.loads((opened.metadata.metadata or {}).get(ENTRY.encode(), b"null"))
         check(path, content, entry, kind)
-        frame: pd.DataFrame = opened.read().to_pandas()
+        rows = opened.read() if filters is None else parquet.read_table(io.BytesIO(content), filters=filters)
+        frame: pd.DataFrame = rows.to_pandas()
     except InputError:
         raise
     except FileNotFoundError:

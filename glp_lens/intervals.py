@@ -21,6 +21,21 @@ class Interval(NamedTuple):
     n: int
 
 
+def placements(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats]:
+    """Placement values of rows with the label 1, `(n1,)`, and 0, `(n0,)`.
+
+    That of a row is the share of the other class that it lies on the right side of, ties counting half, and the mean
+    of either is the AUC. Of several score vectors `(k, n)` it is the mean over them.
+    """
+    x = np.atleast_2d(np.asarray(scores, dtype=np.float64))
+    positive = np.asarray(labels) == 1
+    n1, n0 = int(positive.sum()), int((~positive).sum())
+    ranks = rankdata(x, axis=1)
+    above = ((ranks[:, positive] - rankdata(x[:, positive], axis=1)) / n0).mean(0)
+    below = (1 - (ranks[:, ~positive] - rankdata(x[:, ~positive], axis=1)) / n1).mean(0)
+    return above, below
+
+
 def auc_interval(
     scores: ArrayLike, labels: ArrayLike, clusters: ArrayLike | None = None, *, level: float = 0.95
 ) -> Interval:
@@ -42,13 +57,8 @@ def auc_interval(
         The AUC, its interval and the number of clusters. Of one cluster of a class nothing is known of the variance:
         the interval is then 0 to 1.
     """
-    x = np.atleast_2d(np.asarray(scores, dtype=np.float64))
+    above, below = placements(scores, labels)
     positive = np.asarray(labels) == 1
-    n1, n0 = int(positive.sum()), int((~positive).sum())
-    ranks = rankdata(x, axis=1)
-    # Placement value: the share of the other class that a row lies on the right side of.
-    above = ((ranks[:, positive] - rankdata(x[:, positive], axis=1)) / n0).mean(0)
-    below = (1 - (ranks[:, ~positive] - rankdata(x[:, ~positive], axis=1)) / n1).mean(0)
     value = float(above.mean())
     own = np.arange(len(positive)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
     least = min(len(np.unique(own[positive])), len(np.unique(own[~positive])))

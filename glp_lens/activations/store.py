@@ -155,12 +155,16 @@ class ActivationStore(Manifested):
             raise InputError(f"row indices must lie in [0, {len(self)}), got {index.min()} to {index.max()}")
         return to_tensor(self._x.read(index, index + 1)).float()
 
-    def column(self, name: str) -> np.ndarray:
-        """One value a row: `token_id` (u4), `doc_id` (u8), `position` (u4), `norm` (f4), or a label."""
+    def column(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """One value a row: `token_id` (u4), `doc_id` (u8), `position` (u4), `norm` (f4), or a label.
+
+        Of rows `start` to `stop`; bounds are cut to the store's.
+        """
         if name not in self.manifest.columns:
             raise InputError(f"no column {name!r} in {self.path}: expected one of {', '.join(self.manifest.columns)}")
         reader = self._reader(name, (), self.manifest.columns[name])
-        return reader.read(np.array([0]), np.array([len(self)]))
+        start, stop, _ = slice(start, stop).indices(len(self))
+        return reader.read(np.array([start]), np.array([max(start, stop)]))
 
     def sample_index(self, n: int, seed: int) -> np.ndarray:
         """Indices of `n` distinct rows in random order; of all rows if there are no more than `n`."""

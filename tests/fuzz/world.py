@@ -27,6 +27,7 @@ import glp_lens
 from tests.conftest import save_tiny_model, tiny_texts
 from tests.fuzz import children
 from tests.integration.toy_steering import steer_in_the_toy_language
+from tests.unit.feature_folder import write_features
 
 SIZES = """model: lm
 texts: texts.csv
@@ -84,6 +85,8 @@ LONG = {
     "direction": "direction --model lm --positive-texts for.txt --negative-texts against.txt --out out/way.safetensors",
     "generate": "generate --model lm --direction direction.safetensors --store acts --prompts-file prompts.txt "
     "--prior models/gaussian --strength 1 --new-tokens 5 --allow-mismatch --out out/texts.csv",
+    "features build": f"features build --model lm --models {MODELS} --texts texts.csv --context 24 --tokens 1500 "
+    "--sample 200 --neurons --random --out out",
     "compare": "compare --config compare.yaml",
     "quickstart": "quickstart --config compare.yaml",
     "report": "report results --out out",
@@ -210,6 +213,7 @@ def _fill(folder: Path, *, full: bool) -> None:
         command(f"train {kind} --store acts {options}")
     GLP.from_pretrained("models/glp").save_released("released")
     command(into(".", LONG["direction"]).replace("way", "direction"))
+    write_features(Path("features"))
     np.save("rows.npy", ActivationStore.open("acts").rows().numpy())
     shutil.copytree("acts", "flipped")
     flip(next(Path("flipped").glob("*.h5")), -9, 0)

@@ -1,5 +1,7 @@
 """A small folder of features with everything in it, made without models or texts."""
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,21 @@ def write_features(path: Path, models: tuple[ModelAbout, ...] = (GLP, SAE), seed
     )
     folder.finish(about)
     return FeatureFolder.open(path)
+
+
+def write_many(path: Path, times: int, tables: Iterable[str] = TABLES) -> FeatureFolder:
+    """A folder of one model that has the features of the small one's GLP so many times, in some tables."""
+    small = write_features(path / "small")
+    label, n = GLP.label, GLP.n_features
+    model = replace(GLP, n_features=times * n, blocks=1)
+    folder = FeatureFolder(path / "many")
+    for table in (name for name in tables if small.has(label, name)):
+        frame = small.table(label, table)
+        features = (np.arange(times)[:, None] * n + frame["feature"].to_numpy()).ravel()
+        frame = frame.iloc[np.tile(np.arange(len(frame)), times)].reset_index(drop=True).assign(feature=features)
+        folder.write_table(model, table, frame)
+    folder.finish(replace(small.about, models=(model,)))
+    return FeatureFolder.open(path / "many")
 
 
 def _features(model: ModelAbout, rng: np.random.Generator) -> pd.DataFrame:
@@ -104,13 +121,14 @@ def _labels(alive: list[int], rng: np.random.Generator) -> pd.DataFrame:
     rows = []
     for feature in alive:
         words = rng.choice(WORDS[:10], 3, replace=False).tolist()
-        rows.append((feature, ", ".join(word.strip() for word in words), words, [3.0, 2.0, 1.0]))
+        label = ", ".join(word.strip() for word in words)
+        rows.append((feature, label, words, [3.0, 2.0, 1.0], words[:1], [1.5]))
     return pd.DataFrame(rows, columns=list(TABLES["labels"]))
 
 
 def _prior(alive: list[int], rng: np.random.Generator) -> pd.DataFrame:
     rows = [
-        (feature, sigma, 4 - 3 * sigma, 1 - sigma, float(rng.uniform(0, 0.1)), float(rng.uniform(0, 2)))
+        (feature, sigma, 4 - 3 * sigma, 1 - sigma, *rng.uniform(0, (0.1, 2.0, 1.0)).tolist(), 1 - sigma / 2)
         for feature in alive
         for sigma in (0.05, 0.1, 0.3, 0.6)
     ]

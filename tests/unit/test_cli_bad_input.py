@@ -29,7 +29,8 @@ from tests.conftest import tiny_texts
 HOOK = "blocks.1.hook_resid_post"
 COMMANDS = [
     "quickstart", "collect", "train", "direction", "generate", "sample", "probe", "steer", "fidelity",
-    "density", "detect", "generation", "score", "compare", "report", "push", "store info", "store verify",
+    "density", "detect", "generation", "score", "compare", "report", "push",
+    "features show", "features top", "features steer", "features export", "store info", "store verify",
     "store repair", "store merge", "store import", "store export",
 ]  # fmt: skip
 runner = CliRunner(env={"COLUMNS": "200"})

@@ -104,7 +104,8 @@ class _Writer:
 
     def best(self, scores: SplitScores, entry: Entry) -> None:
         """The feature chosen among all, with the texts that excite it."""
-        probe = scores.choices[ALL][0].probe
+        choice = scores.choices[ALL][0]
+        probe, interval = choice.probe, self.interval(choice.scores)
         layers, own = features.layers(entry), features.count(entry) // max(1, len(features.parts(entry)))
         layer, neuron = divmod(probe.feature % own, own // layers)
         self.record.best.append(
@@ -116,6 +117,8 @@ class _Writer:
                 "neuron": neuron,
                 "sign": probe.sign,
                 "auc": probe.auc_test,
+                "ci_low": interval["ci_low"],
+                "ci_high": interval["ci_high"],
                 "auc_validation": probe.auc_validation,
                 "texts": scores.texts,
             }

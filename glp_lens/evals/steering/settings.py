@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Literal, get_args
-from urllib.parse import urlsplit
 
 from glp_lens.defaults import DEFAULT_DTYPE, Dtype
+from glp_lens.endpoint import EndpointSettings
 from glp_lens.errors import InputError
 from glp_lens.evals.settings import ProjectionSettings
 from glp_lens.evals.steering.personas import PERSONAS
 from glp_lens.limits import LARGEST_SEED
-from glp_lens.settings import Settings, option
+from glp_lens.settings import option
 
 UNSTEERED, PLAIN, SHRINK = "unsteered", "plain", "shrink"
 """Labels of generations without steering, of steering without repair, and of less of it at each strength."""
@@ -85,40 +82,11 @@ PROMPTS = (
 share a batch without padding."""
 
 
-def _json_object(value: object) -> str:
-    try:
-        read = json.loads(value) if isinstance(value, str) else value
-        if not isinstance(read, dict):
-            raise TypeError
-        return json.dumps(read, sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError):
-        raise InputError(f"hosted_options must be a JSON object, got {value!r}") from None
-
-
-def _check_address(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:  # a bracket that is not closed, or a port that is no number
-        raise InputError("hosted_url must be an address such as https://host/v1: its host or port is none") from None
-    if "@" in parts.netloc or "?" in url or "#" in url:
-        raise InputError(
-            "hosted_url must have no user, password, query or fragment: the API key belongs into the environment "
-            "variable that hosted_key names"
-        )
-    if parts.scheme not in ("http", "https") or not host:
-        raise InputError("hosted_url must be an address such as https://host/v1: begin with https:// or http://")
-
-
 @dataclass(frozen=True, kw_only=True)
-class JudgeSettings(Settings):
+class JudgeSettings(EndpointSettings):
     """Who judges generated texts."""
 
     panel: ClassVar[str] = "Judges"
-    acts_with: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("hosted_model", "hosted_key", "hosted_options", "hosted_concurrency", "hosted_timeout", "hosted_retries",
-         "hosted_prompt_price", "hosted_completion_price"), "hosted_url",
-    )  # fmt: skip
 
     fluency_judge: Literal["auto", "lm", "ngram"] = "auto"
     """Judge of fluency: a second language model, a trigram model, or the first where one is installed."""
@@ -128,38 +96,8 @@ class JudgeSettings(Settings):
     """Name or folder of the second language model; by default a packaged one of another family."""
     second_dtype: Dtype = DEFAULT_DTYPE
     """Number format of the second language model."""
-    hosted_url: str | None = None
+    hosted_url: str | None = option(None, panel=EndpointSettings.panel)
     """OpenAI-compatible endpoint of one more judge, such as https://host/v1."""
-    hosted_model: str | None = None
-    """Model that the endpoint is asked for."""
-    hosted_key: str = "OPENAI_API_KEY"
-    """Environment variable that holds the endpoint's API key."""
-    hosted_options: str = option('{"max_tokens": 200, "temperature": 0}', parse=_json_object)
-    """What else is in a request to the endpoint, as a JSON object."""
-    hosted_concurrency: int = option(8, min=1)
-    """Requests at once."""
-    hosted_timeout: float = option(60.0, min=0.001)
-    """Seconds after which a request is given up and sent again."""
-    hosted_retries: int = option(5, min=0)
-    """How often a request is sent again."""
-    hosted_prompt_price: float = option(0.0, min=0)
-    """Price of a million tokens sent."""
-    hosted_completion_price: float = option(0.0, min=0)
-    """Price of a million tokens received."""
-
-    def __post_init__(self) -> None:
-        """Check each setting, and the endpoint's address and key."""
-        super().__post_init__()
-        # Neither message repeats what was given: it may hold the key itself.
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.hosted_key):
-            raise InputError(
-                "hosted_key must be the name of an environment variable, such as OPENAI_API_KEY, which holds the API "
-                "key: what was given is no such name"
-            )
-        if self.hosted_url is not None:
-            _check_address(self.hosted_url)
-            if not self.hosted_model:
-                raise InputError("hosted_url needs hosted_model, the model that the endpoint is asked for")
 
 
 @dataclass(frozen=True, kw_only=True)
