@@ -106,7 +106,7 @@ class Metric:
     """One measured number, tidy: one row of `metrics.csv`.
 
     Attributes:
-        suite: `probing`, `steering`, `fidelity`, `density` or `generation`.
+        suite: `probing`, `steering`, `fidelity`, `density`, `generation`, `detect` or `features`.
         model: label of the model, for example `glp` or `sae`.
         task: dataset, concept or document set; `all` for a mean over them.
         setting: everything else that identifies the number.
