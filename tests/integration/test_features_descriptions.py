@@ -95,7 +95,7 @@ def texts_of(n=900):
 
 
 def job_of(folder, tmp_path, **options):
-    given = {"folder": folder.path, "context": CONTEXT, "passage": 6, "features": 12, "out": tmp_path / "scores"}
+    given = {"built": folder.path, "context": CONTEXT, "passage": 6, "features": 12, "out": tmp_path / "scores"}
     return pipeline.ScoreFeaturesJob(**{**given, **options})
 
 
@@ -144,7 +144,7 @@ def test_texts_that_are_examples_are_never_scored(folder, tmp_path, tiny_bridge)
 
 def explain_job(folder, server, **options):  # noqa: F811
     url = f"http://127.0.0.1:{server.server_port}/v1"
-    given = {"hosted_url": url, "hosted_model": "big", "hosted_key": "JUDGE_KEY", "folder": folder.path,
+    given = {"hosted_url": url, "hosted_model": "big", "hosted_key": "JUDGE_KEY", "built": folder.path,
              "context": CONTEXT, "names": ("random/3", "random/8", "other/1"), "shown": 4, "tested": 4}  # fmt: skip
     return pipeline.ExplainJob(**{**given, **options})
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from glp_lens.errors import InputError
-from glp_lens.features import name_of
+from glp_lens.features import TABLES, name_of
 from glp_lens.features.page import write_page
 from glp_lens.pipeline import PageFeaturesJob, page_features
 from tests.browser import BINARY, Browser
@@ -213,7 +213,7 @@ def test_order_and_filters_are_those_of_pandas(browser, folder, page):
 @needs_browser
 def test_a_feature_is_shown_with_all_that_is_known(browser, page):
     browser.open(address(page, f="glp/0:1"))
-    browser.wait("document.querySelectorAll('#view figure').length === 5")  # histogram and four curves
+    browser.wait("document.querySelectorAll('#view figure').length === 7")  # histogram and six curves
     shown = browser.evaluate("document.querySelector('#view').innerText")
     for words in ("automatic label", "Where it is highest", "Where it is lowest", "What it writes", "jacobian",
                   "By activation", "noise levels", "task_1", "Steered along", "of 1 at 2.0"):  # fmt: skip
@@ -337,7 +337,8 @@ def test_columns_that_later_jobs_add_are_shown(browser, tmp_path):
     folder.write_table(GLP, "labels", labels.assign(**more))
     scores = {"explanation": ["Weather <b>."], "detection": [0.9], "fuzzing": [0.75], "n": [8]}
     intervals = {"detection_low": [0.8], "detection_high": [0.95], "neighbours": [0.5], "fuzzing_low": [float("nan")]}
-    folder.write_table(GLP, "explanations", pd.DataFrame({"feature": [1], **scores, **intervals}))
+    known = {**dict.fromkeys(TABLES["explanations"], [float("nan")]), "feature": [1], **scores, **intervals}
+    folder.write_table(GLP, "explanations", pd.DataFrame(known))
     browser.open(address(write_page(folder), f="glp/0:1"))
     shown = browser.evaluate("document.querySelector('#view').innerText")
     assert "Weather <b>." in shown
