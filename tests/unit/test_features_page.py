@@ -337,7 +337,7 @@ def test_columns_that_later_jobs_add_are_shown(browser, tmp_path):
     folder.write_table(GLP, "labels", labels.assign(**more))
     scores = {"explanation": ["Weather <b>."], "detection": [0.9], "fuzzing": [0.75], "n": [8]}
     intervals = {"detection_low": [0.8], "detection_high": [0.95], "neighbours": [0.5], "fuzzing_low": [float("nan")]}
-    known = {**dict.fromkeys(TABLES["explanations"], [float("nan")]), "feature": [1], **scores, **intervals}
+    known = {name: [float("nan")] for name in TABLES["explanations"]} | {"feature": [1], **scores, **intervals}
     folder.write_table(GLP, "explanations", pd.DataFrame(known))
     browser.open(address(write_page(folder), f="glp/0:1"))
     shown = browser.evaluate("document.querySelector('#view').innerText")
