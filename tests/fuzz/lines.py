@@ -19,6 +19,8 @@ from tests.fuzz.world import World
 
 LIMIT = 60.0
 """Seconds that a line may take."""
+RAY_LIMIT = 300.0
+"""The same with Ray, whose processes import everything anew. It reserves more addresses than `MEMORY` too."""
 MEMORY = 4 << 30
 """Bytes that a line may take besides what the harness has taken."""
 WORK = 150
@@ -224,7 +226,8 @@ def one(world: World, case: Path, rng: random.Random, number: int) -> Outcome:
     name, line = make(rng)
     world.copy(case)
     (case / "empty.txt").touch()
-    end = children.run(line, case, prepare=_limit_memory, limit=LIMIT)
+    ray = "--ray" in line
+    end = children.run(line, case, prepare=(lambda: None) if ray else _limit_memory, limit=RAY_LIMIT if ray else LIMIT)
     what, said = f"glp-lens {line}", (end.lines or [""])[-1][:300]
     if end.hung and any(huge in line for huge in HUGE):
         return Outcome(name, "long work that was asked for", what)
