@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ._app import Config, refuse_empty
+from ._app import Config, refuse_empty, split
 
 
 def push(
@@ -29,17 +29,24 @@ def push(
             "--layer-prefix", help="Of released: transformers' name of the list of blocks; by default as recorded."
         ),
     ] = None,
+    results: Annotated[
+        list[str] | None,
+        typer.Option("--results", help="For the model card: results of the model, as in 'card'.", metavar="PATH"),
+    ] = None,
     license: Annotated[str | None, typer.Option("--license", help="For the model card, for example mit.")] = None,
     message: Annotated[str | None, typer.Option("--message", help="Of the commit.")] = None,
     config: Config = None,
 ) -> None:
     """Publish a model with a model card, with the token of `hf auth login` or HF_TOKEN."""
-    from glp_lens import hub, models
+    from glp_lens import hub, models, pipeline
 
     refuse_empty(revision=revision, layer_prefix=layer_prefix, license=license, message=message)
     hub.check_id(repository)
-    commit = models.load(folder).push_to_hub(
+    model = models.load(folder)
+    folders = [Path(item) for text in results or () for item in split(text)]
+    sections = pipeline.card_sections(model, folders, saved=folder, say=typer.echo)
+    commit = model.push_to_hub(
         repository, private=private, revision=revision, commit_message=message, license=license, format=form,
-        layer_prefix=layer_prefix,
+        layer_prefix=layer_prefix, sections=sections,
     )  # fmt: skip
     typer.echo(f"pushed {folder}: {commit}")

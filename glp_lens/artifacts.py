@@ -152,7 +152,14 @@ class ActivationModel(ABC):
         # Two layers of a prior that knows no hook points differ in nothing else.
         layer = getattr(self, "layer", None)
         about = [self.kind, layer if self.hook is None else self.hook, self._config(), self.provenance]
-        digest = xxhash.xxh3_128(json.dumps(about, default=str).encode())
+        return self._hash(json.dumps(about, default=str))
+
+    def weights_hash(self) -> str:
+        """Hash of kind and weights alone: that of a training that is repeated to the same numbers is the same."""
+        return self._hash(self.kind)
+
+    def _hash(self, about: str) -> str:
+        digest = xxhash.xxh3_128(about.encode())
         for name, tensor in sorted(self._tensors().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -202,6 +209,7 @@ class ActivationModel(ABC):
         license: str | None = None,
         format: str = "own",
         layer_prefix: str | None = None,
+        sections: Mapping[str, str] | None = None,
     ) -> str:
         """Publish the model with a model card in a Hub repository, in place of one pushed there before.
 
@@ -213,6 +221,7 @@ class ActivationModel(ABC):
             license: for the card, a name of the Hub's list such as `mit`.
             format: `own`; for a GLP also `released`, which the released GLP code reads.
             layer_prefix: of `released`, as in `GLP.save_released`.
+            sections: further sections of the card, such as `glp_lens.pipeline.card_sections` makes of results.
 
         Returns:
             Address of the commit.
@@ -230,7 +239,7 @@ class ActivationModel(ABC):
         options = {} if layer_prefix is None else {"layer_prefix": layer_prefix}
         with tempfile.TemporaryDirectory() as folder:
             writers[format](Path(folder), **options)
-            card = hub.card(self._about(), repo_id, license=license, released=format == "released")
+            card = self.card(repo_id, license=license, released=format == "released", sections=sections)
             (Path(folder) / "README.md").write_text(card, encoding="utf-8")
             return hub.push(
                 Path(folder),
@@ -242,6 +251,24 @@ class ActivationModel(ABC):
                 # Files of the other format would be what is loaded.
                 replaced=["*.safetensors", "config.json", "config.yaml", "rep_statistics.pt", "final"],
             )
+
+    def card(
+        self,
+        repo_id: str,
+        *,
+        license: str | None = None,
+        released: bool = False,
+        sections: Mapping[str, str] | None = None,
+    ) -> str:
+        """The model card, as `push_to_hub` publishes it: Markdown under a header that the Hub reads.
+
+        Args:
+            repo_id: what its example loads: an id on the Hub, or a folder.
+            license: a name of the Hub's list such as `mit`.
+            released: whether the files are in the format of the released GLPs.
+            sections: what else is told, Markdown by title.
+        """
+        return hub.card(self._about(), repo_id, license=license, released=released, sections=sections)
 
     def _writers(self) -> dict[str, Callable[..., Path]]:
         """Functions that write the model to a folder, by the name of the format."""

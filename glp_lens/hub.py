@@ -105,13 +105,22 @@ def push(
     return str(commit.commit_url)
 
 
-def card(about: Json, repo_id: str, *, license: str | None = None, released: bool = False) -> str:
+def card(
+    about: Json,
+    repo_id: str,
+    *,
+    license: str | None = None,
+    released: bool = False,
+    sections: Mapping[str, str] | None = None,
+) -> str:
     """README.md of a saved model: what it is, its training data and training, how to load it, and its limits.
 
     Args:
         about: content of its `config.json`; entries that it lacks are left out.
+        repo_id: what its example loads: an id on the Hub, or a folder.
         license: name in the Hub's list, such as `mit`.
         released: whether it is published in the format of the released GLPs.
+        sections: what else is told, such as what was measured: Markdown by title; empty ones are left out.
     """
     from huggingface_hub import ModelCardData
 
@@ -140,16 +149,17 @@ def card(about: Json, repo_id: str, *, license: str | None = None, released: boo
         "longest row (norm)": store.get("max_norm"),
         "normaliser": "mean 0 and variance 1 in each dimension" if kind == "glp" else None,
     }
-    sections = {
+    texts = {
         "Trained on": _facts(data),
         "Training": _facts({**_shape(about["model"]), **training, **_last_losses(about["model"])}),
+        **(sections or {}),
         "Use": _use(kind, repo_id, hooks, released=released),
         "Limits": "\n".join(_limits(base, hooks, store)),
         "Versions": _facts(about["versions"]),
     }
-    title = f"---\n{header.to_yaml()}\n---\n\n# {repo_id.rsplit('/', 1)[-1]}\n"
+    title = f"---\n{header.to_yaml()}\n---\n\n# {Path(repo_id).resolve().name}\n"
     what = f"\n{KINDS[kind].card if kind in KINDS else 'A model of activations'}, of width {about['d_in']}.\n"
-    return title + what + "".join(f"\n## {name}\n\n{text}\n" for name, text in sections.items() if text)
+    return title + what + "".join(f"\n## {name}\n\n{text}\n" for name, text in texts.items() if text)
 
 
 def _facts(values: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
@@ -21,6 +21,7 @@ from glp_lens.corpus import Document
 from glp_lens.errors import InputError, first_line, one_line
 from glp_lens.types import Json
 
+T = TypeVar("T")
 PARTS_PER_ACTOR = 4
 """More parts than actors, so that a slow machine makes fewer of them."""
 
@@ -77,7 +78,7 @@ def collect_on_ray(
                 self.model: lm.Model | None = None
                 self.identity: Json | None = None
 
-            def collect(self, i: int) -> str | None:
+            def work(self, i: int) -> str | None:
                 """Make a part; returns the message of an InputError, so that it is not retried."""
                 try:
                     self.model = open_model() if self.model is None else self.model
@@ -88,48 +89,93 @@ def collect_on_ray(
                     return str(error)
                 return None
 
-        _make(ray, Collector, range(n), n, actors, retries)
+        name = "part {}/" + str(n)
+        _make(ray, Collector, range(n), name, actors, retries)
         try:
             return merge(out, _folders(out, n))
         except ShortParts as short:
-            _make(ray, Collector, short.parts, n, actors, retries)
+            _make(ray, Collector, short.parts, name, actors, retries)
             return merge(out, _folders(out, n))
 
 
-def _make(ray: Any, collector: Any, parts: Iterable[int], n: int, actors: int, retries: int) -> None:
-    """Have the actors make these of the `n` parts."""
-    waiting = deque(parts)
-    failures: Counter[int] = Counter()
-    busy: dict[Any, tuple[Any, int]] = {}
+def do_on_ray(
+    work: Callable[[T], None],
+    items: Iterable[T],
+    *,
+    actors: int,
+    num_cpus: float,
+    num_gpus: float,
+    retries: int = 3,
+    done: Callable[[T], None] = lambda _: None,
+) -> None:
+    """Call a function with each of some items in Ray actors, on the cluster that `collect_on_ray` would use.
+
+    Args:
+        work: must be safe to repeat: an item whose actor died or failed is given to another one.
+        items: hashable, and told from each other by their text in messages.
+        done: called here with each item that is done.
+
+    Raises:
+        InputError: Ray is not installed; what `work` raises; an item that failed too often.
+    """
+    with _ray() as ray:
+
+        @ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, runtime_env={"env_vars": {"TQDM_DISABLE": "1"}})
+        class Worker:
+            def work(self, item: T) -> str | None:
+                """Returns the message of an InputError, so that it is not retried."""
+                try:
+                    work(item)
+                except InputError as error:
+                    return str(error)
+                return None
+
+        _make(ray, Worker, items, "{}", actors, retries, done)
+
+
+def _make(
+    ray: Any,
+    worker: Any,
+    items: Iterable[T],
+    name: str,
+    actors: int,
+    retries: int,
+    done: Callable[[T], None] = lambda _: None,
+) -> None:
+    """Have the actors, of class `worker`, do these items, which messages call by `name`."""
+    waiting = deque(items)
+    failures: Counter[T] = Counter()
+    busy: dict[Any, tuple[Any, T]] = {}
 
     def give(actor: Any) -> None:
-        part = waiting.popleft()
-        busy[actor.collect.remote(part)] = actor, part
+        item = waiting.popleft()
+        busy[actor.work.remote(item)] = actor, item
 
     try:
         with tqdm(total=len(waiting), desc="parts", unit="part", mininterval=2) as bar:
             for _ in range(min(actors, len(waiting))):
-                give(collector.remote())
+                give(worker.remote())
             while busy:
-                (done,), _ = ray.wait(list(busy), num_returns=1)
-                actor, part = busy.pop(done)
+                (ended,), _ = ray.wait(list(busy), num_returns=1)
+                actor, item = busy.pop(ended)
                 try:
-                    mistake = ray.get(done)
+                    mistake = ray.get(ended)
                 except ray.exceptions.RayError as error:
                     ray.kill(actor)
-                    failures[part] += 1
-                    if failures[part] > retries:
+                    failures[item] += 1
+                    if failures[item] > retries:
                         raise InputError(
-                            f"part {part}/{n} failed {failures[part]} times, last with {_reason(error)}; "
+                            f"{name.format(item)} failed {failures[item]} times, last with {_reason(error)}; "
                             "what is saved is safe: run the same command again"
                         ) from error
-                    tqdm.write(f"part {part}/{n} failed ({_reason(error)}): trying it again")
-                    waiting.append(part)
-                    give(collector.remote())
+                    tqdm.write(f"{name.format(item)} failed ({_reason(error)}): trying it again")
+                    waiting.append(item)
+                    give(worker.remote())
                     continue
                 if mistake is not None:
                     raise InputError(mistake)
                 bar.update()
+                done(item)
                 if waiting:
                     give(actor)
                 else:
@@ -146,7 +192,7 @@ def _ray() -> Iterator[Any]:
     try:
         import ray
     except ImportError:
-        raise InputError('collecting on a cluster needs Ray: pip install "glp-lens[cluster]"') from None
+        raise InputError('a cluster needs Ray: pip install "glp-lens[cluster]"') from None
     if ray.is_initialized():
         yield ray
         return

@@ -235,21 +235,21 @@ class Results:
         _check_rows(value["metrics"])
         return cls(**value | {"metrics": [Metric.from_row(row) for row in value["metrics"]]})
 
-    def save(self, folder: str | Path) -> Path:
-        """Write `results.json` and `metrics.csv` to `folder`, each atomically."""
+    def save(self, folder: str | Path, name: str = "results.json") -> Path:
+        """Write a file of this name and `metrics.csv` to `folder`, each atomically."""
         folder = Path(folder)
         write_atomic(folder / "metrics.csv", self.frame().to_csv(index=False))
-        write_json(folder / "results.json", {"format": FORMAT, **self.to_json()}, FILE)
+        write_json(folder / name, {"format": FORMAT, **self.to_json()}, FILE)
         return folder
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, folder: str | Path, name: str = "results.json") -> Self:
         """Read what `save` wrote.
 
         Raises:
             InputError: nothing there, or another format.
         """
-        path = Path(folder) / "results.json"
+        path = Path(folder) / name
         value = read_json(path, FILE)
         if value.pop("format", None) != FORMAT or not {f.name for f in fields(cls)} - {"tables"} >= set(value):
             raise InputError(f"{path} is not a results file of format {FORMAT}: run the suite again")

@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from glp_lens.evals.registry import SUITES
+from glp_lens.pipeline.card import CardJob, card, card_sections
+from glp_lens.pipeline.choose import ChooseJob, choose
 from glp_lens.pipeline.collect import CollectJob, collect, collect_again
 from glp_lens.pipeline.compare import CompareJob, compare
 from glp_lens.pipeline.direction import DirectionJob, direction
@@ -23,6 +25,7 @@ from glp_lens.pipeline.features.top import TopFeaturesJob, top_features
 from glp_lens.pipeline.generate import GenerateJob, generate
 from glp_lens.pipeline.report import ReportJob, report
 from glp_lens.pipeline.sample import SampleJob, sample
+from glp_lens.pipeline.scale import ScaleJob, scale
 from glp_lens.pipeline.score import ScoreJob, score
 from glp_lens.pipeline.suites import run_suite
 from glp_lens.pipeline.train import TrainJob, train
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BuildFeaturesJob",
+    "CardJob",
+    "ChooseJob",
     "CollectJob",
     "CompareJob",
     "DensityJob",
@@ -51,6 +56,7 @@ __all__ = [
     "ProbeJob",
     "ReportJob",
     "SampleJob",
+    "ScaleJob",
     "ScoreFeaturesJob",
     "ScoreJob",
     "ServeFeaturesJob",
@@ -60,6 +66,9 @@ __all__ = [
     "TopFeaturesJob",
     "TrainJob",
     "build_features",
+    "card",
+    "card_sections",
+    "choose",
     "collect",
     "collect_again",
     "compare",
@@ -71,6 +80,7 @@ __all__ = [
     "report",
     "run_suite",
     "sample",
+    "scale",
     "score",
     "score_features",
     "serve_features",

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from glp_lens.evals.results import Results
 
 
+TRAINED = "trained"
+"""Entry of the results' data: the models that were measured, hashes of their weights by label."""
+
+
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """What is in memory already, to be used instead of what a job's settings name.
@@ -72,7 +76,9 @@ def run_suite(
                 say(f"{files[0]} is complete: what an interrupted run left to make is made of it")
         if results is None:
             trained = load_models(job.models, job.device)
+            known = {label: each.weights_hash() for label, each in trained.items()}
             results = suite.job.measure(job, trained, Inputs(model, texts))
+            results.data[TRAINED] = known
             begun.saving()
             results.save(job.out)
             begun.saved()

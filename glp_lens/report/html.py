@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from glp_lens.display.comparisons import Verdict
 from glp_lens.display.elements import Section
 from glp_lens.display.labels import Palette, display, duration
 from glp_lens.errors import InputError
@@ -42,29 +43,60 @@ def write_report(results: Sequence[Results], out: str | Path, context: Mapping[s
     """
     if not results:
         raise InputError("nothing to report: run a suite (probe, steer, fidelity) first, then the report")
-    from jinja2 import Environment, StrictUndefined
-
     given = dict(context or {})
     focus = str(given.get("focus", "glp"))
-    parts = sections(results, focus)
     judged = verdicts(metrics_frame(m for r in results for m in r.metrics), focus)
-    training = given.get("training") or []
+    by_suite = [(suite.name, [v for v in judged if v.suite == suite.name]) for suite in in_report()]
+    return write_page(sections(results, focus), by_suite, headline(judged, focus), results, Path(out), given)
+
+
+def write_page(
+    parts: Sequence[Section],
+    judged: Sequence[tuple[str, list[Verdict]]],
+    lead: str,
+    results: Sequence[Results],
+    out: Path,
+    context: Mapping[str, Any],
+    *,
+    trained_once: bool = True,
+    numbers: str = "results.json",
+) -> Path:
+    """Write a page of sections that are already made, and their plots.
+
+    Args:
+        parts: the sections.
+        judged: verdicts by the name that stands over them.
+        lead: the headline.
+        results: whose settings, data, failures and versions the page tells.
+        out: folder, made if absent.
+        context: as `write_report` takes it.
+        trained_once: whether to say that another seed may change results.
+        numbers: name of the file beside the page that holds all of them.
+
+    Returns:
+        The path of `report.html`.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    training, store = context.get("training") or [], context.get("store") or {}
     page = (
         Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
         .from_string(resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"))
         .render(
-            title=given.get("title", "Activation models compared"),
-            focus=display(focus),
-            headline=headline(judged, focus),
-            verdicts=[(suite.name, [v for v in judged if v.suite == suite.name]) for suite in in_report()],
-            training=training_table(training, (given.get("store") or {}).get("rows")) if training else None,
-            store=facts(given.get("store") or {}),
+            title=context.get("title", "Activation models compared"),
+            focus=display(str(context.get("focus", "glp"))),
+            headline=lead,
+            verdicts=judged,
+            trained_once=trained_once,
+            numbers=numbers,
+            training=training_table(training, store.get("rows")) if training else None,
+            store=facts(store),
             sections=parts,
-            notes=list(given.get("notes") or []),
+            notes=list(context.get("notes") or []),
             failures=[(r.suite, sentence) for r in results for sentence in r.failures],
-            command=given.get("command"),
-            seed=given.get("seed"),
-            versions=given.get("versions") or results[0].versions,
+            command=context.get("command"),
+            seed=context.get("seed"),
+            versions=context.get("versions") or results[0].versions,
             runs=[
                 {
                     "suite": r.suite,
@@ -76,7 +108,6 @@ def write_report(results: Sequence[Results], out: str | Path, context: Mapping[s
             ],
         )
     )
-    out = Path(out)
     for plot in (p for part in parts for p in part.all_plots):
         write_atomic(out / "plots" / f"{plot.name}.png", plot.png)
     path = out / "report.html"

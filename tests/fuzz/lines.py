@@ -52,6 +52,7 @@ GOOD = {
     "--hook": ("blocks.1.hook_resid_post", "blocks.2.hook_mlp_out", "blocks.9.hook_resid_post", "hook_embed"),
     "--device": ("cpu", "meta", "cuda:77", "banana"),
     "--tasks": ("mine.csv", "shuffled", "code", "family:hate"),
+    "--results": ("results", "results/density", "acts"),
     "--direction": ("direction.safetensors", "rows.npy"),
     "--config": ("compare.yaml", "train.yaml", "texts.csv"),
     "--out": ("out", "acts", "models/pca", "texts.csv", "out/new.npy", "out/new.csv"),
@@ -90,7 +91,13 @@ BASES = {
     "features score": ("--folder features --model lm --texts texts.csv --context 24 --passage 6 --out out",),
     "features explain": ("--folder features --model lm --texts texts.csv --context 24 --hosted-retries 0 "
                          "--hosted-url http://127.0.0.1:9/v1 --hosted-model m",),
+    "scale": (
+        "--store acts --heldout heldout --widths 12 --layers 2 --rows 640 --glp-batch 64 --suites density --out out",
+        "--model lm --store acts --heldout heldout --widths 12 --layers 1 --rows 64 --glp-batch 16 --dry-run --out out",
+    ),
     "report": ("results --out out", "results/probe --out out"),
+    "choose": ("results --rows 1000 --minutes 1", "missing --rows 1000"),
+    "card": ("models/pca --out out/card.md", "models/gaussian --results results/density --out out/card.md"),
     "push": ("models/pca owner/name", "missing owner/name"),
     "features page": ("--folder features --out out/page.html",),
     "features serve": ("--folder features --model lm --port 0",),  # refused: the models have other weights

@@ -89,6 +89,8 @@ LONG = {
     "--sample 200 --neurons --random --out out",
     "compare": "compare --config compare.yaml",
     "quickstart": "quickstart --config compare.yaml",
+    "scale": "scale --store acts --heldout heldout --widths 12 --layers 2 --rows 320,640 --glp-batch 64 "
+    "--pca-ranks 5 --suites density --out out",
     "report": "report results --out out",
     "store merge": "store merge parts",
     "store import": "store import rows.npy out --from arrays --hook blocks.1.hook_resid_post",
@@ -104,6 +106,8 @@ CACHE = "cache"
 """Where the commands keep what they remember of language models."""
 TIMES = ("seconds", "digest")
 """Names of values that differ from run to run: wall-clock times, and digests over them."""
+TIMED = ("flops_per_second", "loss_expected")
+"""Metrics that depend on how fast the machine is."""
 _HASH = re.compile(r"-[0-9a-f]{16}(?=\.jsonl?$|\"|$)")
 """In the names of cached results: of all that they depend on, for a model that was trained in the run its time too."""
 
@@ -279,6 +283,8 @@ def _lasting(path: Path) -> bytes:
         match path.suffix:
             case ".json":
                 return json.dumps(_without_times(json.loads(data)), sort_keys=True).encode()
+            case ".csv":
+                data = b"\n".join(line for line in data.split(b"\n") if not any(t.encode() in line for t in TIMED))
             case ".jsonl" if data.startswith(b'{"glp_lens"'):
                 return _lasting_records(data)
             case ".safetensors":
@@ -306,7 +312,8 @@ def _without_times(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_times(item) for key, item in value.items() if key not in TIMES}
     if isinstance(value, list):
-        return [_without_times(item) for item in value]
+        timed = [isinstance(item, dict) and item.get("metric") in TIMED for item in value]
+        return [_without_times(item) for item, left_out in zip(value, timed, strict=True) if not left_out]
     if isinstance(value, str):
         return "" if value.startswith("Wall-clock") else _HASH.sub("", value)
     return value

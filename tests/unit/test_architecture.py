@@ -50,6 +50,7 @@ LAYERS = [
     "evals",
     "features",
     "report",
+    "scaling",
     "pipeline",
 ]
 """Parts of the package, each allowed to import the ones before it."""

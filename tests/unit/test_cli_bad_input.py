@@ -29,9 +29,10 @@ from tests.conftest import tiny_texts
 HOOK = "blocks.1.hook_resid_post"
 COMMANDS = [
     "quickstart", "collect", "train", "direction", "generate", "sample", "probe", "steer", "fidelity",
-    "density", "detect", "generation", "score", "compare", "report", "push",
+    "density", "detect", "generation", "score", "compare", "scale", "report", "push",
     "features show", "features top", "features steer", "features export", "store info", "store verify",
     "store repair", "store merge", "store import", "store export",
+    "choose", "card",
 ]  # fmt: skip
 runner = CliRunner(env={"COLUMNS": "200"})
 
@@ -267,6 +268,12 @@ MISTAKES = [
     # probe, and the models that three commands load
     (PROBE + " --models ''", "at least one folder"),
     (PROBE + " --models {f}/none", "not found"),
+    ("choose {f}/nothing --rows 5", "cells.parquet"),
+    ("choose {f}/nothing --rows 0", "rows"),
+    ("card {f}/nothing", "model not found"),
+    ("card {f}/pca --repository owner/a/b", "'owner/a/b' is no repository id"),
+    ("card {f}/pca --results {f}/nothing", "nothing does not exist"),
+    ("push {f}/pca owner/pca --results {f}/empty", "holds no results.json of a suite"),
     ("push {f}/pca owner/a/b", "'owner/a/b' is no repository id"),
     ("push {f}/nothing owner/pca", "model not found"),
     ("push {f}/pca owner/pca --format released", "format of a pca must be one of own"),

@@ -17,6 +17,7 @@ from safetensors.torch import load as parse
 from glp_lens import hub
 from glp_lens.artifacts import CONFIG, WEIGHTS
 from glp_lens.errors import InputError
+from glp_lens.evals.results import Results
 from glp_lens.models.glp import GLP
 from glp_lens.models.raw import Raw
 from tests.unit.fake_hub import FakeHub, Repository
@@ -68,7 +69,8 @@ found["intermediate"] = same(gl.GLP.from_pretrained("lab/steps", "step_00000512"
 
 from glp_lens_cli import app
 from typer.testing import CliRunner
-done = CliRunner().invoke(app, ["push", golden + "/single_layer", "lab/of-command", "--format", "released"])
+options = ["--format", "released", "--results", work + "/results"]
+done = CliRunner().invoke(app, ["push", golden + "/single_layer", "lab/of-command", *options])
 found["command"] = [done.exit_code, done.output]
 options = ["--format", "released", "--layer-prefix", "transformer.h"]
 CliRunner().invoke(app, ["push", golden + "/single_layer", "lab/of-gpt2", *options])
@@ -137,6 +139,9 @@ def work(tmp_path_factory):
     glp.provenance = {"store": store, "training": {"rows_seen": 123_456, "recipe": "AdamW lr 5e-05", "seconds": 9.5}}
     glp.history = [{"step": 1, "loss": 1.75}, {"step": 30, "loss": 1.25, "validation_loss": 1.375}]
     glp.save_pretrained(folder / "glp")
+    results = Results("density")
+    results.add("single_layer", "heldout", "sigma=all", "flow_loss", 1.3125, ci_low=1.25, ci_high=1.375, n=17)
+    results.save(folder / "results")
     return folder
 
 
@@ -264,7 +269,9 @@ def test_the_command_publishes(online, server):
     code, output = online["command"]
     assert code == 0, output
     assert f"{server.endpoint}/lab/of-command/commit/" in output
-    assert "final.safetensors" in server.repositories["lab/of-command"].tree()
+    tree = server.repositories["lab/of-command"].tree()
+    assert "final.safetensors" in tree
+    assert "1.312 [1.250, 1.375] (n = 17)" in tree["README.md"].decode()
     written = yaml.safe_load(server.repositories["lab/of-gpt2"].tree()["config.yaml"])
     assert written["glp_kwargs"]["tracedict_config"]["layer_prefix"] == "transformer.h"
     code, output = online["bad command"]

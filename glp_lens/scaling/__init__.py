@@ -1,0 +1,1 @@
+"""Scaling: many priors and baselines of different size and budget, and what each unit of compute buys."""

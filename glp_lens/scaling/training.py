@@ -1,0 +1,149 @@
+"""Training the models of a scaling run: ladders of budgets that share their beginning, SAEs and baselines."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import torch
+
+from glp_lens import numerics
+from glp_lens.models.fitting import initial_denoiser
+from glp_lens.models.gaussian import Gaussian
+from glp_lens.models.glp import GLP
+from glp_lens.models.pca import PCA
+from glp_lens.models.raw import Raw
+from glp_lens.models.sae import SAE
+from glp_lens.scaling.cells import Cell
+from glp_lens.scaling.evaluating import held_out_loss
+from glp_lens.scaling.grid import GridSettings, Unit, shape_of
+from glp_lens.training import distributed
+from glp_lens.training.config import RunOptions
+from glp_lens.training.history import write_history
+from glp_lens.training.loop import train
+from glp_lens.training.objective import Batch
+
+if TYPE_CHECKING:
+    from glp_lens.activations import ActivationStore
+    from glp_lens.artifacts import ActivationModel
+
+MODEL = "model"
+"""Folder of the saved model in that of a cell."""
+_STEPS = 6
+"""Steps of a training whose time is measured, after two that are not."""
+
+
+def train_cell(
+    cell: Cell,
+    unit: Unit,
+    grid: GridSettings,
+    store: ActivationStore,
+    heldout: ActivationStore,
+    folder: Path,
+    trunk: Path,
+    *,
+    device: str = "cpu",
+) -> None:
+    """Train a model and save it, its training curve and its cell; an interrupted training continues.
+
+    The longest training of a unit keeps a state for each of the others where its learning rate is still theirs, and
+    they begin there. Without that state they are trained from their first step, with the same weights at the end.
+    Of several processes, all train and the main one saves.
+
+    Args:
+        folder: of the cell.
+        trunk: folder for the states of the unit's trainings.
+
+    Raises:
+        InputError: a store that cannot be trained on, or a diverged loss.
+    """
+    model = _fit_glp(cell, unit, grid, store, trunk, device) if cell.kind == "glp" else _fit(cell, grid, store, device)
+    if not distributed.is_main():
+        return
+    training, loss = model.provenance["training"], None
+    bands: dict[str, float] = {}
+    if isinstance(model, GLP):
+        loss, bands = held_out_loss(model, heldout)
+        write_history(folder, model.history)
+    elif isinstance(model, Gaussian):
+        loss = model.optimal_loss_mean()
+    model.save_pretrained(folder / MODEL)
+    measured = {name: training[name] for name in ("parameters", "flops", "seconds")}
+    replace(cell, **measured, loss=loss, bands=bands).save(folder)
+    _state(cell, trunk).unlink(missing_ok=True)
+
+
+def _state(cell: Cell, trunk: Path) -> Path:
+    return trunk / f"{cell.cell}.state"
+
+
+def _fit_glp(cell: Cell, unit: Unit, grid: GridSettings, store: ActivationStore, trunk: Path, device: str) -> GLP:
+    """A prior, from where a longer training left its state, or from the first step."""
+    configs = {each.cell: grid.config(each.rows, each.seed or 0) for each in unit.cells}
+    config = configs[cell.cell]
+    kept = {name: trunk / f"step_{own.steps_held:08d}.state" for name, own in configs.items()}
+    shorter = [each.cell for each in unit.cells if each.rows < cell.rows]
+    distributed.barrier()  # all processes must see the same files
+    begun = kept[cell.cell].exists()
+    run = RunOptions(
+        state=_state(cell, trunk),
+        start=kept[cell.cell] if begun else None,
+        keep={} if begun else {configs[name].steps_held: kept[name] for name in shorter},
+    )
+    assert cell.d_model is not None
+    return GLP.fit(
+        store, config, d_model=cell.d_model, d_mlp=cell.d_mlp, n_layers=cell.n_layers or 1,
+        device=distributed.device(device), run=run,
+    )  # fmt: skip
+
+
+def _fit(cell: Cell, grid: GridSettings, store: ActivationStore, device: str) -> ActivationModel:
+    if cell.kind == "sae":
+        return SAE.fit(
+            store, n_latents=cell.latents, k=grid.sae_k, rows=cell.rows, device=device, seed=cell.seed or 0
+        )  # fmt: skip
+    if cell.kind == "pca":
+        return PCA.fit(store, n_components=cell.rank)
+    return Gaussian.fit(store) if cell.kind == "gaussian" else Raw.fit(store)
+
+
+def remove_states(trunk: Path) -> None:
+    """Remove the states of a unit's trainings, which are all done."""
+    shutil.rmtree(trunk, ignore_errors=True)
+
+
+def seconds_per_flop(cell: Cell, grid: GridSettings, d_in: int, *, device: str = "cpu") -> float:
+    """Time of a few steps of a GLP's training on random rows, by their floating-point operations."""
+    config = replace(grid.config(grid.glp_batch * (_STEPS + 2), 0), warmup_rows=0)
+    shape = shape_of(d_in, cell.d_model or 1, cell.d_mlp or 1, cell.n_layers or 1)
+    denoiser = initial_denoiser(shape, replace(config, init="default")).to(device)
+    rows = torch.randn(config.batch_size, d_in, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    began: list[float] = []
+
+    def feed(_: int) -> Iterator[Batch]:
+        while True:
+            if device.startswith("cuda"):
+                torch.cuda.synchronize(device)
+            began.append(time.perf_counter())
+            yield Batch(rows)
+
+    denoiser.requires_grad_(True)
+    with numerics.training():
+        train(denoiser, feed, config, run=RunOptions(log_points=1))
+    steps = [after - before for before, after in pairwise(began[2:])]
+    return median(steps) / (3 * denoiser.flops_per_row(config.rows_per_sigma) * config.batch_size)
+
+
+def sae_seconds_per_flop(cell: Cell, grid: GridSettings, store: ActivationStore, *, device: str = "cpu") -> float:
+    """Time of a few steps of an SAE's training, by their floating-point operations; what comes before not counted."""
+    fit: Callable[[int], SAE] = lambda rows: SAE.fit(  # noqa: E731
+        store, n_latents=cell.latents, k=grid.sae_k, rows=rows, device=device
+    )
+    few, many = (fit(512 * steps).provenance["training"] for steps in (2, 2 + 2 * _STEPS))
+    return float(max(0.0, many["seconds"] - few["seconds"]) / max(1.0, many["flops"] - few["flops"]))

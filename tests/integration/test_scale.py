@@ -1,0 +1,230 @@
+"""A scaling run on a tiny model: branches that equal trainings of their own, tables, resuming, several processes."""
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+
+import glp_lens as gl
+from glp_lens.activations import ActivationStore
+from glp_lens.errors import InputError
+from glp_lens.pipeline import CollectJob, ScaleJob, collect, scale
+from glp_lens.scaling import training
+from glp_lens.scaling.cells import Cell, read_cells, read_utilities
+from glp_lens.scaling.grid import planned
+from tests.conftest import tiny_texts
+
+GRID = {
+    "widths": (12,), "layers": (2,), "rows": (640, 1280, 2560), "glp_batch": 64, "warmup_rows": 128, "mlp_ratio": 1.5,
+    "sae_latents": (40,), "sae_rows": (640,), "sae_k": 5, "pca_ranks": (5,), "suites": ("density",),
+}  # fmt: skip
+NAMES = ["gaussian", "raw", "pca-5", "sae-40-r640-s0", *(f"glp-w12x2-r{rows}-s0" for rows in GRID["rows"])]
+SHORT = "glp-w12x2-r640-s0"
+FEW = {"rows": (640,), "sae_latents": (), "pca_ranks": ()}
+"""One prior and the baselines that are always there."""
+
+
+@pytest.fixture(scope="module")
+def work(tiny_folder, tmp_path_factory):
+    """A training and a held-out store."""
+    folder = tmp_path_factory.mktemp("scale")
+    for split, tokens in (("train", 2000), ("heldout", 200)):
+        job = CollectJob(model=str(tiny_folder), context=24, tokens=tokens, split=split, out=folder / split)
+        collect(job, texts=tiny_texts(400), say=lambda _: None)
+    return folder
+
+
+def settings(work, out, **changes):
+    return ScaleJob(**{**GRID, "store": work / "train", "heldout": work / "heldout", "out": out, **changes})
+
+
+def go(job):
+    """One call; gives back the lines it said."""
+    said = []
+    assert scale(job, say=said.append) == job.out
+    return said
+
+
+@pytest.fixture(scope="module")
+def run(work, tmp_path_factory):
+    """A finished run whose models were kept."""
+    job = settings(work, tmp_path_factory.mktemp("run") / "out", keep_models=True)
+    return job, go(job)
+
+
+def same(a, b):
+    """Whether two saved priors have the same weights, bit for bit."""
+    one, other = (gl.load(folder).denoiser.state_dict() for folder in (a, b))
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_every_cell_is_in_the_tables_with_what_it_cost(run):
+    job, said = run
+    cells = read_cells(job.out).set_index("cell")
+    assert sorted(cells.index) == sorted(NAMES)
+    assert "all 7 cells are done" in said[-2]
+    assert (job.out / "scaling.json").exists()
+    assert sum(line.startswith("[") for line in said) == 7
+    for name in NAMES:
+        about = gl.load(job.out / "cells" / name / "model").provenance["training"]
+        assert cells.flops[name] == about["flops"]
+        assert cells.parameters[name] == about["parameters"]
+    for plan in planned(job, seed=0, d_in=24, stored=2000):
+        if plan.kind in ("glp", "sae"):
+            assert plan.parameters == cells.parameters[plan.cell]
+        if plan.kind == "glp":
+            assert plan.flops == cells.flops[plan.cell]
+    losses = cells.loss[[f"glp-w12x2-r{rows}-s0" for rows in GRID["rows"]]]
+    assert losses.is_monotonic_decreasing
+    assert cells.loss[["raw", "pca-5", "sae-40-r640-s0"]].isna().all()
+    assert cells.loss["gaussian"] == gl.load(job.out / "cells" / "gaussian" / "model").optimal_loss_mean()
+    assert not (job.out / "trunks").exists() or not any((job.out / "trunks").iterdir())
+
+
+def test_the_loss_is_the_mean_of_its_bands_and_near_that_of_the_density_suite(run):
+    job, _ = run
+    cells, utilities = read_cells(job.out).set_index("cell"), read_utilities(job.out)
+    bands = cells.filter(like="loss:sigma=").loc[SHORT]
+    assert len(bands) == 10
+    assert bands.mean() == pytest.approx(cells.loss[SHORT], rel=0.02)  # about as many rows in each
+    of_suite = utilities.query("cell == @SHORT and metric == 'flow_loss' and setting == 'sigma=all'")
+    assert of_suite.value.item() == pytest.approx(cells.loss[SHORT], rel=0.1)
+    assert set(utilities.cell) == set(NAMES) - {"raw"}  # which has no density
+
+
+def test_a_branch_is_the_training_made_for_its_budget(run, work, tmp_path):
+    job, _ = run
+    alone = settings(work, tmp_path / "alone", rows=(640,), sae_latents=(), pca_ranks=(), suites=(), keep_models=True)
+    go(alone)
+    assert same(job.out / "cells" / SHORT / "model", alone.out / "cells" / SHORT / "model")
+    one, other = (Cell.load(folder / "cells" / SHORT) for folder in (job.out, alone.out))
+    assert dataclasses.replace(one, seconds=other.seconds) == other
+
+
+def test_a_second_call_does_nothing_and_another_suite_is_added(run, tmp_path):
+    job, _ = run
+    out = tmp_path / "out"
+    shutil.copytree(job.out, out)
+    again = dataclasses.replace(job, out=out, keep_models=False, **FEW)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("cell.json")}
+    assert go(again)[0] == "3 of 3 cells are done already"
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("cell.json")} == before
+    assert not (out / "cells" / SHORT / "model").exists()  # no longer wanted
+    more = dataclasses.replace(again, suites=("density", "generation"), samples=150, sampling=())
+    go(more)  # whose models are trained again, since they were deleted
+    found = read_utilities(out)
+    assert set(found[found.suite == "generation"].cell) == {"gaussian", SHORT}
+    assert set(read_cells(out).cell) == {"gaussian", "raw", SHORT}
+
+
+def test_other_settings_are_refused_and_redone_when_asked(run, tmp_path):
+    job, _ = run
+    out = tmp_path / "out"
+    shutil.copytree(job.out, out)
+    changed = dataclasses.replace(job, out=out, glp_lr=1e-3, **FEW)
+    loss = Cell.load(out / "cells" / SHORT).loss
+    with pytest.raises(InputError, match=r"other settings \(glp-w12x2-r640-s0: glp_lr None -> 0.001\)"):
+        go(changed)
+    assert Cell.load(out / "cells" / SHORT).loss == loss
+    go(dataclasses.replace(changed, overwrite=True))
+    assert Cell.load(out / "cells" / SHORT).loss != loss
+
+
+class Stop(BaseException):
+    """As a kill, in that nothing catches it."""
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_run_stopped_in_a_ladder_goes_on_from_the_states_it_kept(run, work, tmp_path, monkeypatch, after):
+    job, _ = run
+    again = dataclasses.replace(job, out=tmp_path / "out", sae_latents=(), pca_ranks=(), suites=())
+    begun, real = [], training.train_cell
+
+    def stopping(cell, *args, **options):
+        begun.append(cell.cell)
+        if len(begun) > after:
+            raise Stop
+        real(cell, *args, **options)
+
+    monkeypatch.setattr(training, "train_cell", stopping)
+    with pytest.raises(Stop):
+        go(again)
+    trunk = again.out / "trunks" / "glp-w12x2-s0"
+    assert len(list(trunk.glob("step_*.state"))) == 2
+    assert sorted(read_cells(again.out).cell) == sorted(begun[:after])
+    monkeypatch.setattr(training, "train_cell", real)
+    fitted = []
+    monkeypatch.setattr(gl.GLP, "fit", classmethod(lambda cls, *a, _fit=gl.GLP.fit.__func__, **k: (
+        fitted.append(k["run"].start is not None), _fit(cls, *a, **k))[1]))  # fmt: skip
+    go(again)
+    assert fitted == [True] * (3 - after)  # each left was a branch
+    assert same(again.out / "cells" / SHORT / "model", job.out / "cells" / SHORT / "model")
+    assert not trunk.exists()
+
+
+def test_parts_of_an_array_and_processes_side_by_side_make_the_same_cells(run, work, tmp_path):
+    job, _ = run
+    out = tmp_path / "out"
+    parts = [dataclasses.replace(job, out=out, sae_latents=(), suites=(), shard=(i, 2), jobs=1 + i) for i in range(2)]
+    first, second = map(go, parts)
+    assert "of 6 cells are done" in first[-1]
+    assert "all 6 cells are done" in second[-2]
+    assert same(out / "cells" / SHORT / "model", job.out / "cells" / SHORT / "model")
+    one, other = (
+        read_cells(folder).drop(columns="seconds").set_index("cell").sort_index() for folder in (out, job.out)
+    )
+    assert one.equals(other.loc[one.index])
+
+
+def test_a_dry_run_tells_the_cost_and_writes_nothing(work, tmp_path):
+    job = settings(work, tmp_path / "out", dry_run=True)
+    said = go(job)
+    assert not job.out.exists()
+    assert {line.split()[0] for line in said} >= set(NAMES)
+    # held for 0.6 of what follows the rise: a smaller budget adds its last 0.4
+    ladder = next(line for line in said if "ladder" in line)
+    parts = float(ladder.split("costs ")[1].split()[0])
+    assert 1 + 0.3 * (640 + 1280) / 2560 < parts < 1 + 0.42 * (640 + 1280) / 2560
+    assert f"{(640 + 1280 + 2560) / 2560:.2f}" in ladder
+
+
+def test_a_cell_is_the_prior_that_its_settings_train(run, work):
+    job, _ = run
+    store = ActivationStore.open(work / "train")
+    glp = gl.GLP.fit(store, job.config(640, 0), d_model=12, d_mlp=18, n_layers=2)
+    saved = gl.load(job.out / "cells" / SHORT / "model")
+    assert torch.equal(glp.sample(3, noise=torch.ones(3, 24)), saved.sample(3, noise=torch.ones(3, 24)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rows": (32,)}, "at least one batch of 64"),
+        ({"rows": (640, 640)}, "must differ"),
+        ({"warmup_rows": 640}, "less than the smallest of rows"),
+        ({"glp_seeds": (1, 2)}, "one for each of 1 widths"),
+        ({"sae_k": 41}, "at most the smallest of sae_latents"),
+        ({"suites": ("speed",)}, "suites must be some of density"),
+        ({"ray": 2, "jobs": 2}, "--ray splits the work itself"),
+        ({"most_flops": 10.0}, "no training of a GLP takes at most"),
+        ({"pca_ranks": (25,)}, "at most 24"),
+    ],
+)
+def test_grids_that_cannot_be_made_are_refused_at_once(work, tmp_path, changes, words):
+    with pytest.raises(InputError, match=words):
+        go(settings(work, tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_rows_are_no_held_out_rows(work, tmp_path):
+    with pytest.raises(InputError, match="is the training store"):
+        go(settings(work, tmp_path / "out", heldout=work / "train"))
+
+
+def test_a_cell_at_work_elsewhere_is_not_touched(work, tmp_path):
+    from glp_lens.activations.writer import locked
+
+    job = settings(work, tmp_path / "out")
+    with locked(job.out / "trunks" / "glp-w12x2-s0"), pytest.raises(InputError, match="another process is writing"):
+        go(job)
