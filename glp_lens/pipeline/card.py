@@ -24,7 +24,7 @@ class CardJob(Settings):
 
     panel = "Card"
 
-    folder: Path
+    saved: Path
     """Folder of a saved model."""
     results: tuple[Path, ...] = ()
     """Folders with results.json of suites that measured the model, or parents of them, or of a run of 'scale'."""
@@ -55,11 +55,11 @@ def card(settings: CardJob, *, say: Callable[[str], None] = print) -> Path:
 
     if settings.repository is not None:
         hub.check_id(settings.repository)
-    out = settings.folder / "README.md" if settings.out is None else settings.out
-    model = models.load(settings.folder)
+    out = settings.saved / "README.md" if settings.out is None else settings.out
+    model = models.load(settings.saved)
     check_output(out, overwrite=settings.overwrite)
-    sections = card_sections(model, settings.results, saved=settings.folder, say=say)
-    name = settings.repository or str(settings.folder)
+    sections = card_sections(model, settings.results, saved=settings.saved, say=say)
+    name = settings.repository or str(settings.saved)
     write_atomic(out, model.card(name, license=settings.license, sections=sections))
     say(f"card: {out}")
     return out

@@ -19,7 +19,7 @@ class ChooseJob(Settings):
 
     panel = "Choice"
 
-    folder: Path
+    run: Path
     """Folder of a run of 'scale'."""
     rows: int = option(min=1)
     """Distinct activations that there are to train on."""
@@ -48,7 +48,7 @@ def choose(settings: ChooseJob, *, say: Callable[[str], None] = print) -> list[C
     from glp_lens.scaling.choosing import choose as choose_from
 
     choices = choose_from(
-        read_cells(settings.folder), rows=settings.rows, minutes=settings.minutes,
+        read_cells(settings.run), rows=settings.rows, minutes=settings.minutes,
         flops_per_second=settings.flops_per_second, width_ratio=settings.width_ratio,
     )  # fmt: skip
     for each in choices:

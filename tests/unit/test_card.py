@@ -45,7 +45,7 @@ def root(tmp_path_factory):
 def written(root, name, *results, **more):
     """The card of a model, and what was printed."""
     said = []
-    settings = CardJob(folder=root / name, results=results, out=root / "cards" / "card.md", overwrite=True, **more)
+    settings = CardJob(saved=root / name, results=results, out=root / "cards" / "card.md", overwrite=True, **more)
     return card(settings, say=said.append).read_text(encoding="utf-8"), "\n".join(said)
 
 
@@ -130,7 +130,7 @@ def test_nothing_measured_is_no_section_and_a_model_is_not_taken_for_one_of_a_lo
 
 
 def test_a_card_that_is_there_is_replaced_only_if_asked(root, tmp_path):
-    settings = CardJob(folder=root / "pca", out=tmp_path / "README.md", repository="lab/pca", license="mit")
+    settings = CardJob(saved=root / "pca", out=tmp_path / "README.md", repository="lab/pca", license="mit")
     text = card(settings, say=lambda _: None).read_text(encoding="utf-8")
     assert 'gl.load("lab/pca")' in text
     assert "license: mit" in text
@@ -194,7 +194,7 @@ def test_the_card_tells_the_place_of_a_cell_in_its_run(root, scaled):
 def test_a_cell_alone_of_its_kind_is_not_ranked(root, scaled):
     folder, _ = scaled
     gl.load(root / "gaussian").save_pretrained(folder / "cells" / "gaussian" / "model")
-    settings = CardJob(folder=folder / "cells" / "gaussian" / "model", results=(folder,))
+    settings = CardJob(saved=folder / "cells" / "gaussian" / "model", results=(folder,))
     text = card(settings, say=lambda _: None).read_text(encoding="utf-8")
     section = text.split("## Place in its scaling run\n\n")[1].split("\n\n## ")[0]
     assert "`gaussian`, the only gaussian cell (beside 4 glp, 1 pca)" in section
@@ -215,7 +215,7 @@ def test_the_results_of_the_own_cell_are_read_and_of_no_other(root, scaled):
 def test_a_model_in_the_folder_of_its_cell_is_that_cell(root, scaled):
     folder, _ = scaled
     gl.load(root / "glp").save_pretrained(folder / "cells" / "glp-w4x2-r640-s0" / "model")
-    settings = CardJob(folder=folder / "cells" / "glp-w4x2-r640-s0" / "model", results=(folder,))
+    settings = CardJob(saved=folder / "cells" / "glp-w4x2-r640-s0" / "model", results=(folder,))
     assert "`glp-w4x2-r640-s0`, one of" in card(settings, say=lambda _: None).read_text(encoding="utf-8")
 
 

@@ -93,7 +93,7 @@ def test_other_speeds_and_widths_change_rows_and_shapes(table):
 def test_the_job_tells_a_command_to_run(cells, tmp_path):
     write_cells(tmp_path, cells)
     said = []
-    found = choose(ChooseJob(folder=tmp_path, rows=STORED, minutes=2), say=said.append)
+    found = choose(ChooseJob(run=tmp_path, rows=STORED, minutes=2), say=said.append)
     assert len(said) == len(found) + 1
     assert said[-1].startswith(
         f"glp-lens train glp --width {found[0].d_model} --mlp {found[0].d_mlp} --layers 3 --rows "
@@ -104,16 +104,16 @@ def test_the_job_tells_a_command_to_run(cells, tmp_path):
 def test_of_one_training_of_a_size_there_is_no_interval(cells, tmp_path):
     write_cells(tmp_path, [cell for cell in cells if cell.seed != 1])
     said = []
-    choose(ChooseJob(folder=tmp_path, rows=STORED, minutes=2), say=said.append)
+    choose(ChooseJob(run=tmp_path, rows=STORED, minutes=2), say=said.append)
     assert all("[" not in line and " ," not in line for line in said)
 
 
 def test_runs_of_few_budgets_and_folders_without_a_run_are_refused(cells, tmp_path):
     write_cells(tmp_path, [cell for cell in cells if cell.rows in BUDGETS[:3]])
     with pytest.raises(InputError, match="at least 4 budgets"):
-        choose(ChooseJob(folder=tmp_path, rows=STORED))
+        choose(ChooseJob(run=tmp_path, rows=STORED))
     write_cells(tmp_path, [replace(cell, loss=None) for cell in cells])
     with pytest.raises(InputError, match="no size of this run can be judged"):
-        choose(ChooseJob(folder=tmp_path, rows=STORED))
+        choose(ChooseJob(run=tmp_path, rows=STORED))
     with pytest.raises(InputError):
-        choose(ChooseJob(folder=tmp_path / "none", rows=STORED))
+        choose(ChooseJob(run=tmp_path / "none", rows=STORED))
