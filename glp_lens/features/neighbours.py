@@ -177,7 +177,8 @@ def _activations(
         counted = values.amin(0) < values.amax(0)
         if not about.signed:
             counted &= (values > 0).sum(0) >= FEWEST
-        scales[part] = torch.where(counted, 1 / (values - means[part]).norm(dim=0), 0)
+        scale = (1 / (values.double() - means[part]).norm(dim=0)).float()  # squares of tiny values are 0 in float32
+        scales[part] = torch.where(counted & scale.isfinite(), scale, 0)
     return vectors
 
 

@@ -107,6 +107,23 @@ def test_features_that_are_on_in_few_rows_have_no_neighbours_by_activation(tmp_p
     assert set(table["by"]) == {"activation"}
 
 
+@pytest.mark.parametrize("size", [1e-25, 1e-44])
+def test_tiny_features_are_nobodys_nearest_for_being_tiny(tmp_path, size):
+    """Their squares are 0 in float32: a correlation that is no number would stand before all others."""
+    rows = mixed(40)
+    rows[:, 2] *= size
+    about, folder = ModelAbout("raw", "raw", "raw", HOOK, D, 1, True), FeatureFolder(tmp_path)
+    neighbours(folder, [(about, Raw(rows))], {HOOK: sample(rows)})
+    table = folder.table(about, "neighbours")
+    assert table["value"].notna().all()
+    if size > 1e-30:
+        expected = np.corrcoef(rows.double().numpy().T)
+        for row in table.itertuples():
+            assert row.value == pytest.approx(expected[row.feature, row.other], abs=1e-4)
+    else:
+        assert 2 not in {*table["feature"], *table["other"]}
+
+
 def test_models_of_another_width_are_compared_by_activation_alone(tmp_path):
     rows, inside = mixed(40), torch.rand(40, 11, generator=torch.Generator().manual_seed(0))
     folder, places = FeatureFolder(tmp_path), {HOOK: sample(rows), "blocks.1.mlp.hook_post": sample(inside)}
