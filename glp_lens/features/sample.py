@@ -194,8 +194,9 @@ def blocks(
         eps = None
         if model.stochastic:
             eps = noise(sample.keys[part], sample.positions[part], sample.rows.shape[1], seed)
-        with torch.no_grad():
-            yield part, model.encode(sample.rows[part], noise=eps, **options).float().cpu()
+        with torch.no_grad():  # which must end before the caller goes on: it is of the thread, not of this function
+            block = model.encode(sample.rows[part], noise=eps, **options).float().cpu()
+        yield part, block
 
 
 def encode(model: ActivationModel, options: dict[str, Any], sample: Sample, seed: int) -> Features:

@@ -274,3 +274,19 @@ def test_every_package_is_built_into_the_wheel():
     assert set(setup["packages"]) == {f.relative_to(ROOT).as_posix().replace("/", ".") for f in folders} | {
         "glp_lens_cli"
     }
+
+
+MODES = {"no_grad", "enable_grad", "set_grad_enabled", "inference_mode", "autocast", "own", "training", "of_others"}
+"""Context managers that change a mode of the thread."""
+
+
+@pytest.mark.parametrize("path", SOURCES)
+def test_no_generator_is_left_while_it_has_changed_a_mode(path):
+    """Its caller would have the mode too, and two such generators that take turns restore it in the wrong order."""
+    for function in (n for n in ast.walk(SOURCES[path]) if isinstance(n, ast.FunctionDef)):
+        if any("contextmanager" in ast.unparse(each) for each in function.decorator_list):
+            continue
+        for block in (n for n in ast.walk(function) if isinstance(n, ast.With)):
+            names = {ast.unparse(item.context_expr).split("(")[0].split(".")[-1] for item in block.items}
+            if names & MODES:
+                assert not [n for n in ast.walk(block) if isinstance(n, ast.Yield | ast.YieldFrom)], function.name
