@@ -9,7 +9,6 @@ rows that neither was trained on. Features that are never negative count if they
 import argparse
 import json
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -17,7 +16,6 @@ from torch import Tensor
 
 import glp_lens as gl
 from glp_lens.features.sample import Sample, encode
-from glp_lens.interface import Featurizer
 from glp_lens.types import Json
 
 FEWEST = 8
@@ -64,7 +62,7 @@ def main() -> None:
         if folder not in known:
             model = gl.load(folder)
             chosen: Json = {"sigma": options.sigma} if model.kind == "glp" else {}
-            known[folder] = encode(cast(Featurizer, model), chosen, sample, 0)
+            known[folder] = encode(model, chosen, sample, 0)
         return known[folder]
 
     for pair in options.pairs:
