@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -169,6 +169,19 @@ class Reservoir:
         self.priority = state["priority"].numpy()
         self.columns = {name: state[name].numpy().view(each.dtype) for name, each in self.columns.items()}
         self.rows = {hook: state[hook] for hook in self.rows}
+
+
+def norm_limits(models: Iterable[tuple[str, ActivationModel]]) -> dict[str, float]:
+    """By hook point, the norm above which an activation is massive: the least that any of its models knows.
+
+    Args:
+        models: each with its hook point.
+    """
+    limits: dict[str, float] = {}
+    for hook, model in models:
+        if model.max_norm is not None:
+            limits[hook] = min(model.max_norm, limits.get(hook, float("inf")))
+    return limits
 
 
 def options_of(model: ModelAbout) -> dict[str, Any]:

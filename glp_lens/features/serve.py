@@ -21,7 +21,7 @@ from glp_lens import lm
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.features.folder import FeatureFolder, ModelAbout
-from glp_lens.features.sample import Sample, encode, options_of
+from glp_lens.features.sample import Sample, encode, norm_limits, options_of
 from glp_lens.features.top import read
 from glp_lens.types import Json
 
@@ -59,13 +59,7 @@ class Reader:
             frame = folder.table(label, "features").sort_values("feature")
             columns = frame[["mean", "std", "min", "max"]].to_numpy(float, copy=True)
             self.known[label] = torch.from_numpy(columns)
-        self.limits = {
-            about.hook: min(
-                (each.max_norm for other, each in trained.items()
-                 if self.abouts[other].hook == about.hook and each.max_norm), default=None
-            )
-            for about in self.abouts.values()
-        }  # fmt: skip
+        self.limits = norm_limits((self.abouts[label].hook, each) for label, each in trained.items())
 
     def __call__(self, question: Json) -> Json:
         """The features of `text`: of all models the furthest from their mean, or `feature` of `model` alone.

@@ -36,7 +36,7 @@ class Reading:
 
 
 def read(
-    model: lm.Model, text: str, hooks: Sequence[str], context: int, limits: Mapping[str, float | None] | None = None
+    model: lm.Model, text: str, hooks: Sequence[str], context: int, limits: Mapping[str, float] | None = None
 ) -> Reading:
     """Run a text through the language model.
 

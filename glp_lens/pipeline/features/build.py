@@ -263,15 +263,12 @@ class _Build:
     @property
     def source(self) -> Source:
         """The tokens."""
+        from glp_lens.features.sample import norm_limits
         from glp_lens.features.source import Rows, Texts
 
         if self.store is not None:
             return Rows(self.store, self.settings.tokens)
-        limits: dict[str, float] = {}
-        for entry in self.entries:
-            if entry.model.max_norm is not None:
-                hook = str(entry.hook)
-                limits[hook] = min(entry.model.max_norm, limits.get(hook, float("inf")))
+        limits = norm_limits((str(entry.hook), entry.model) for entry in self.entries)
         hooks = dict.fromkeys(str(entry.hook) for entry in self.entries)
         return Texts(
             self.model, self._documents(), list(hooks), context=self.settings.context, limits=limits,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from glp_lens.errors import InputError
-from glp_lens.pipeline.features.inputs import FolderModelsSettings, check_language_model, open_featurizers
+from glp_lens.pipeline.features.inputs import FolderModelsSettings, open_models
 from glp_lens.pipeline.inputs import (
     ColumnSettings,
     ContextSettings,
@@ -70,8 +70,6 @@ def open_heldout(
     Raises:
         InputError: one of them cannot be opened, does not fit the features, or all texts are examples.
     """
-    from glp_lens import lm
-
     seen = {
         int(key)
         for each in folder.about.models
@@ -83,10 +81,8 @@ def open_heldout(
         raise InputError(f"{len(found)} held-out texts, {len(found) - len(documents)} of them examples of features: "
                          "pass --texts that the features were not built on")  # fmt: skip
     model = model or open_language_model(settings, settings.device)
-    identity = lm.identity(model)
-    notes = check_language_model(folder, model, identity, allow_mismatch=settings.allow_mismatch)
-    trained = open_featurizers(
-        folder, model, settings.models, settings.device, identity=identity, allow_mismatch=settings.allow_mismatch
+    trained, notes = open_models(
+        folder, model, settings.models, settings.device, allow_mismatch=settings.allow_mismatch
     )
     if left_out := len(found) - len(documents):
         notes.append(f"{left_out} of {len(found)} texts are examples of features: left out")

@@ -63,6 +63,18 @@ def check_language_model(folder: FeatureFolder, model: lm.Model, identity: Json,
     return [note for note in dict.fromkeys(notes) if note]
 
 
+def open_models(
+    folder: FeatureFolder, model: lm.Model, specs: Sequence[str], device: str, *, allow_mismatch: bool
+) -> tuple[dict[str, ActivationModel], list[str]]:
+    """`open_featurizers`, once the language model is checked; with sentences for what was accepted."""
+    from glp_lens import lm
+
+    identity = lm.identity(model)
+    notes = check_language_model(folder, model, identity, allow_mismatch=allow_mismatch)
+    trained = open_featurizers(folder, model, specs, device, identity=identity, allow_mismatch=allow_mismatch)
+    return trained, notes
+
+
 def open_featurizers(
     folder: FeatureFolder,
     model: lm.Model,

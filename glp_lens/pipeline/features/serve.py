@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from glp_lens.defaults import DEFAULT_DEVICE
-from glp_lens.pipeline.features.inputs import FolderModelsSettings, check_language_model, open_featurizers
+from glp_lens.pipeline.features.inputs import FolderModelsSettings, open_models
 from glp_lens.pipeline.inputs import ContextSettings, OpeningSettings, open_language_model
 from glp_lens.settings import option
 
@@ -49,7 +49,6 @@ def serve_features(
     Raises:
         InputError: no features or page, models that cannot be used, or a port that cannot be had.
     """
-    from glp_lens import lm
     from glp_lens.features import FeatureFolder
     from glp_lens.features.page import PAGE
     from glp_lens.features.serve import ADDRESS, Reader, Server, page_that_asks
@@ -59,10 +58,8 @@ def serve_features(
     page = page_that_asks(folder.path / PAGE)
     check_device(settings.device)
     model = model or open_language_model(settings, settings.device)
-    identity = lm.identity(model)
-    notes = check_language_model(folder, model, identity, allow_mismatch=settings.allow_mismatch)
-    trained = open_featurizers(
-        folder, model, settings.models, settings.device, identity=identity, allow_mismatch=settings.allow_mismatch
+    trained, notes = open_models(
+        folder, model, settings.models, settings.device, allow_mismatch=settings.allow_mismatch
     )
     for note in notes:
         say(f"note: {note}")

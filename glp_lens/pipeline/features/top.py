@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from glp_lens.pipeline.features.inputs import FolderModelsSettings, check_language_model, open_featurizers
+from glp_lens.pipeline.features.inputs import FolderModelsSettings, open_models
 from glp_lens.pipeline.inputs import ContextSettings, OpeningSettings, RunSettings, open_language_model
 from glp_lens.settings import option
 
@@ -48,23 +48,17 @@ def top_features(
     Raises:
         InputError: a folder, model or language model that cannot be used, or a text without a token.
     """
-    from glp_lens import lm
     from glp_lens.features import FeatureFolder
+    from glp_lens.features.sample import norm_limits
     from glp_lens.features.top import read, top
 
     folder = FeatureFolder.open(settings.built)
     model = model or open_language_model(settings, settings.device)
-    identity = lm.identity(model)
-    notes = check_language_model(folder, model, identity, allow_mismatch=settings.allow_mismatch)
-    trained = open_featurizers(
-        folder, model, settings.models, settings.device, identity=identity, allow_mismatch=settings.allow_mismatch
+    trained, notes = open_models(
+        folder, model, settings.models, settings.device, allow_mismatch=settings.allow_mismatch
     )
     hooks = {label: folder.model(label).hook for label in trained}
-    limits = {
-        hook: min((each.max_norm for label, each in trained.items() if hooks[label] == hook and each.max_norm),
-                  default=None)
-        for hook in hooks.values()
-    }  # fmt: skip
+    limits = norm_limits((hooks[label], each) for label, each in trained.items())
     reading = read(model, settings.text, list(hooks.values()), settings.context, limits)
     if reading.cut:
         notes.append(f"the text has {reading.cut} tokens more than --context has room for: they are left out")
