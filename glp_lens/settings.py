@@ -37,7 +37,7 @@ def option(
     Args:
         default: without one, the setting must be given.
         min: least value, or least of each of several.
-        max: most; without one, `LARGEST_INTEGER` or, either way, `LARGEST_NUMBER`.
+        max: most; of those without one or with a smaller one, `LARGEST_INTEGER` or `LARGEST_NUMBER` is refused too.
         panel: heading of the help that it stands under; by default that of the class, `panel`.
         flag: its name on the command line, where that is not its own with dashes.
         parse: makes the value of a text or of a value, where it is no plain number, choice or text.
@@ -98,7 +98,7 @@ class Option:
             raise InputError(f"{self.name} cannot be read: {first_line(error)}") from None
         if isinstance(value, int | float) and not isinstance(value, bool):
             low, high = self.min, self.max
-            most = LARGEST_INTEGER if isinstance(value, int) else LARGEST_NUMBER
+            most = max(LARGEST_INTEGER if isinstance(value, int) else LARGEST_NUMBER, high or 0)
             if most < abs(value) != inf:
                 raise InputError(f"{self.name} must be at most {most:.16g} in size")
             if not isfinite(value) or (low is not None and value < low) or (high is not None and value > high):

@@ -35,7 +35,7 @@ class GridSettings(Settings):
     """Number of trainings of each GLP, that differ in the seed: one number, or one for each width."""
     warmup_rows: int | None = option(None, min=1)
     """Rows in which a GLP's learning rate rises, in all budgets; by default a tenth of the smallest."""
-    most_flops: float | None = option(None, min=1)
+    most_flops: float | None = option(None, min=1, max=1e30)
     """Leave out trainings that take more floating-point operations than this."""
     sae_latents: tuple[int, ...] = option((), min=1, memory=True)
     """Dictionary sizes of SAEs, separated by commas; by default there are none."""
