@@ -65,6 +65,25 @@ class DenoiserConfig:
         ends = (self.d_input + 1) * d + 2 * d + (d + 1) * self.d_input
         return ends + self.n_layers * block + sum((width + 1) * d + (d + 1) * d for width in embeddings)
 
+    @property
+    def floor(self) -> float:
+        """What a denoiser narrower than the activations loses at noise level 1, at least, by its width alone.
+
+        There the velocity holds all of the noise, of variance 1 in each dimension, and the output projection gives at
+        most `d_model` dimensions of it.
+        """
+        return max(0.0, 1 - self.d_model / self.d_input)
+
+    @property
+    def warning(self) -> str | None:
+        """What to say of it before it is trained."""
+        if not self.floor:
+            return None
+        return (
+            f"a denoiser of width {self.d_model} cannot give back noise in all {self.d_input} dimensions of the "
+            f"activations: near noise level 1 its loss stays {self.floor:.2f} above what a wider one can reach"
+        )
+
     def to_json(self) -> Json:
         """As a JSON object."""
         return asdict(self)

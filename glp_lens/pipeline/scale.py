@@ -18,7 +18,7 @@ from glp_lens.pipeline.inputs import (
     RunSettings,
     TextsSettings,
 )
-from glp_lens.scaling.grid import GridSettings, Unit, part
+from glp_lens.scaling.grid import GridSettings, Unit, part, shape_of
 from glp_lens.settings import option
 
 if TYPE_CHECKING:
@@ -102,6 +102,10 @@ def scale(settings: ScaleJob, *, model: lm.Model | None = None, say: Callable[[s
         raise InputError("jobs and ray open the model themselves: name it in the settings, or leave them out")
     run = Run(settings, model)
     chosen = part(run.units, *settings.shard) if settings.shard else run.units
+    widths = sorted({width for width, _, _ in settings.trained}) if settings.dry_run or run.missing() else ()
+    for width in widths:
+        if warning := shape_of(run.store.d_in, width, 1, 1).warning:
+            say(f"note: {warning}")
     if settings.dry_run:
         run.tell(chosen, say)
         return settings.out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,16 +24,18 @@ class GridSettings(Settings):
 
     panel = "Grid"
 
-    widths: tuple[int, ...] = option((192, 384, 768), min=1, memory=True)
-    """Widths of the GLPs' denoisers, separated by commas."""
+    widths: tuple[int, ...] = option((576, 768, 1152), min=1, memory=True)
+    """Widths of the GLPs' denoisers, separated by commas; those below the width of the activations lose by it."""
     layers: tuple[int, ...] = option((3,), min=1, memory=True)
     """Numbers of blocks; each goes with each width."""
+    shapes: tuple[str, ...] = option(())
+    """Pairs of width and blocks, such as '576x1, 768x3', in place of each width with each number of blocks."""
     mlp_ratio: float = option(2.0, min=0.01, max=64)
     """Meta-neurons in each block, in widths."""
     rows: tuple[int, ...] = option((100_000, 200_000, 400_000), min=1)
     """Activations that a GLP or SAE sees; each with each size. More than the store holds means several passes."""
     glp_seeds: tuple[int, ...] = option((1,), min=1)
-    """Number of trainings of each GLP, that differ in the seed: one number, or one for each width."""
+    """Number of trainings of each GLP, that differ in the seed: one number, or one for each width or pair of shapes."""
     warmup_rows: int | None = option(None, min=1)
     """Rows in which a GLP's learning rate rises, in all budgets; by default a tenth of the smallest."""
     most_flops: float | None = option(None, min=1, max=1e30)
@@ -57,14 +60,19 @@ class GridSettings(Settings):
             InputError: repeated or missing values, budgets that are too small, or numbers of seeds for other widths.
         """
         super().__post_init__()
-        for name in ("widths", "layers", "rows", "sae_latents", "sae_rows", "pca_ranks"):
+        for name in ("widths", "layers", "shapes", "rows", "sae_latents", "sae_rows", "pca_ranks"):
             if len(set(values := getattr(self, name))) < len(values):
                 raise InputError(f"{name} must differ, got {', '.join(map(str, values))}")
         for name in ("widths", "layers", "rows", "glp_seeds"):
             if not getattr(self, name):
                 raise InputError(f"{name} must be at least one number")
-        if len(self.glp_seeds) not in (1, len(self.widths)):
-            raise InputError(f"glp_seeds must be one number, or one for each of {len(self.widths)} widths")
+        for shape in self.shapes:
+            if not re.fullmatch(r"[1-9][0-9]{0,6}x[1-9][0-9]{0,3}", shape):
+                raise InputError(f"shapes must be pairs of width and blocks, such as 768x3, got {shape!r}")
+        each = self.shapes or self.widths
+        if len(self.glp_seeds) not in (1, len(each)):
+            kind = "shapes" if self.shapes else "widths"
+            raise InputError(f"glp_seeds must be one number, or one for each of {len(each)} {kind}")
         if self.glp_lr is not None and not 0 < self.glp_lr < 1:
             raise InputError(f"glp_lr must be between 0 and 1, got {self.glp_lr}")
         if min(self.rows) < self.glp_batch:
@@ -73,6 +81,16 @@ class GridSettings(Settings):
             raise InputError(f"warmup_rows must be less than the smallest of rows, {min(self.rows)}, got {self.rise}")
         if self.sae_latents and self.sae_k > min(self.sae_latents):
             raise InputError(f"sae_k must be at most the smallest of sae_latents, {min(self.sae_latents)}")
+
+    @property
+    def trained(self) -> list[tuple[int, int, int]]:
+        """Width, blocks and number of seeds of each size of GLP."""
+        pairs = [tuple(map(int, shape.split("x"))) for shape in self.shapes]
+        seeds = self.glp_seeds * (1 if len(self.glp_seeds) > 1 else len(self.shapes or self.widths))
+        if pairs:
+            return [(width, layers, count) for (width, layers), count in zip(pairs, seeds, strict=True)]
+        each = product(zip(self.widths, seeds, strict=True), self.layers)
+        return [(width, layers, count) for (width, count), layers in each]
 
     @property
     def rise(self) -> int:
@@ -110,8 +128,7 @@ def planned(grid: GridSettings, *, seed: int, d_in: int, stored: int) -> list[Ce
                 latents=latents, seed=seed,
             )
         )  # fmt: skip
-    counts = grid.glp_seeds if len(grid.glp_seeds) > 1 else grid.glp_seeds * len(grid.widths)
-    for (width, count), layers in product(zip(grid.widths, counts, strict=True), grid.layers):
+    for width, layers, count in grid.trained:
         shape = shape_of(d_in, width, max(1, round(grid.mlp_ratio * width)), layers)
         for own, rows in product(range(seed, seed + count), grid.rows):
             config, trunk = grid.config(rows, own), f"glp-w{width}x{layers}"

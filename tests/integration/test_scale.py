@@ -204,6 +204,9 @@ def test_a_cell_is_the_prior_that_its_settings_train(run, work):
         ({"rows": (640, 640)}, "must differ"),
         ({"warmup_rows": 640}, "less than the smallest of rows"),
         ({"glp_seeds": (1, 2)}, "one for each of 1 widths"),
+        ({"shapes": ("12x1", "30x2"), "glp_seeds": (1, 2, 3)}, "one for each of 2 shapes"),
+        ({"shapes": ("12", "30x2")}, "pairs of width and blocks, such as 768x3, got '12'"),
+        ({"shapes": ("12x1", "12x1")}, "must differ"),
         ({"sae_k": 41}, "at most the smallest of sae_latents"),
         ({"suites": ("speed",)}, "suites must be some of density"),
         ({"ray": 2, "jobs": 2}, "--ray splits the work itself"),
@@ -215,6 +218,21 @@ def test_grids_that_cannot_be_made_are_refused_at_once(work, tmp_path, changes, 
     with pytest.raises(InputError, match=words):
         go(settings(work, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
+
+
+def test_shapes_are_trained_in_place_of_widths_with_layers(work, tmp_path):
+    job = settings(work, tmp_path, shapes=("12x1", "30x2"), glp_seeds=(2, 1), most_flops=5e12)
+    cells = [cell for cell in planned(job, seed=3, d_in=24, stored=2000) if cell.kind == "glp"]
+    assert {(cell.d_model, cell.n_layers, cell.seed) for cell in cells} == {(12, 1, 3), (12, 1, 4), (30, 2, 3)}
+    assert len(cells) == 3 * len(GRID["rows"])
+
+
+def test_a_denoiser_narrower_than_the_activations_is_told(run):
+    notes = [line for line in run[1] if line.startswith("note:")]
+    assert len(notes) == 1
+    assert "width 12" in notes[0]
+    assert "24 dimensions" in notes[0]
+    assert "0.50 above" in notes[0]
 
 
 def test_training_rows_are_no_held_out_rows(work, tmp_path):

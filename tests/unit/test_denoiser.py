@@ -61,3 +61,14 @@ def test_gradients_are_those_of_each_row(denoiser, rows):
     sum(velocity_of_row(denoiser, *row).square().sum() for row in zip(*rows, strict=True)).backward()
     for mine, parameter in zip(found, denoiser.parameters(), strict=True):
         torch.testing.assert_close(mine, parameter.grad, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("width", "tells"), [(9, True), (21, False), (30, False)])
+def test_what_a_narrow_output_loses_at_noise_level_one(width, tells):
+    """Of noise, the best projection to so many dimensions leaves out just this share of the variance."""
+    shape = DenoiserConfig(21, width, 8, 1)
+    noise = torch.randn(50_000, 21, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    basis = torch.linalg.qr(torch.randn(21, min(width, 21), generator=torch.Generator().manual_seed(1)).double()).Q
+    left = (noise - noise @ basis @ basis.T).square().mean()
+    assert shape.floor == pytest.approx(float(left), abs=0.01)
+    assert (shape.warning is not None) == tells
