@@ -10,7 +10,7 @@ import typer
 from glp_lens import pipeline
 from glp_lens.evals.registry import in_report
 
-from . import features, push, store
+from . import doctor, features, push, store
 from ._app import Commands
 from ._derive import about, add
 
@@ -22,17 +22,16 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
-    help="Learn, test and use the distribution of a language model's activations.\n\n"
-    "Start with [bold]glp-lens quickstart[/bold]: it runs everything on a small language model and writes a "
-    "report. The other commands run its stages one by one, on your own model and texts.",
+    help="Learn, test and use the distribution of a language model's activations. "
+    "Start with [bold]glp-lens quickstart[/bold]: all of it on a small language model, with a report at the end.",
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-QUICKSTART = """See the whole idea work: GLP, SAE, PCA and baselines compared on a small language model.
+QUICKSTART = """See it all work: GLP, SAE, PCA and baselines compared on a small language model.
 
-Minutes on two CPU cores, offline if the packaged model is installed. Writes report.html, results.json,
-metrics.csv and the trained models to --out. Run it again to continue where it stopped.
+Minutes on two CPU cores, offline if the packaged model is installed. Writes report.html, results.json, metrics.csv \
+and the trained models to --out. Run it again to continue where it stopped.
 """
 
 
@@ -51,6 +50,7 @@ add(app, "report", pipeline.ReportJob, "report", about(pipeline.report), "folder
 add(app, "choose", pipeline.ChooseJob, "choose", about(pipeline.choose), "run")
 add(app, "card", pipeline.CardJob, "card", about(pipeline.card), "saved")
 app.command("push")(push.push)
+app.command("doctor")(doctor.doctor)
 app.add_typer(features.app, name="features")
 app.add_typer(store.app, name="store")
 

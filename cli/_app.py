@@ -116,7 +116,7 @@ def _load_config(ctx: typer.Context, value: Path | None) -> Path | None:
     known = {
         name: p
         for p in ctx.command.params
-        if p.name not in ("config", "help")
+        if p.name not in ("config", "help", "help_all")
         for name in (str(p.name), *(option.lstrip("-").replace("-", "_") for option in p.opts))
     }
     settings = {str(name).replace("-", "_"): item for name, item in settings.items() if item is not None}

@@ -18,31 +18,48 @@ from glp_lens.errors import InputError
 from glp_lens.settings import Option, Settings, options
 
 from ._app import Config, memory_told, split
+from ._completing import completion
+from ._help import HelpAll, essentials_first
 
 
-def add(app: typer.Typer, name: str, settings: type[Settings], job: str, help: str, *arguments: str) -> None:
+def add(
+    app: typer.Typer,
+    name: str,
+    settings: type[Settings],
+    job: str | Callable[[Any], object],
+    help: str,
+    *arguments: str,
+) -> None:
     """Add the command of a job of `glp_lens.pipeline` to an app.
 
     Args:
         app: a group of commands.
         name: of the command.
         settings: of the job.
-        job: name of its function; one that takes `command` is given the command line.
+        job: name of its function; one that takes `command` is given the command line. Or what to do with the settings.
         help: of the command.
         arguments: settings that stand on the command line without a name.
     """
+    run = job if callable(job) else _by_name(job)
+    made = command(settings, run, help, arguments=arguments)
+    app.command(name, cls=essentials_first(settings))(made)
+
+
+def _by_name(job: str) -> Callable[[Settings], None]:
+    """The job of this name, which is looked up when it is run."""
     told = {"command"} & inspect.signature(getattr(pipeline, job)).parameters.keys()
 
     def run(values: Settings) -> None:
         line = shlex.join(["glp-lens", *sys.argv[1:]])
         getattr(pipeline, job)(values, **dict.fromkeys(told, line))
 
-    app.command(name)(command(settings, run, help, arguments=arguments))
+    return run
 
 
 def about(function: Callable[..., object]) -> str:
-    """The help text of a command: the docstring of its job, without the arguments."""
-    return inspect.cleandoc(function.__doc__ or "").partition("\n\nArgs:")[0]
+    """The help text of a command: the docstring of its job, without the arguments, a paragraph a line."""
+    paragraphs = inspect.cleandoc(function.__doc__ or "").partition("\n\nArgs:")[0].split("\n\n")
+    return "\n\n".join(" ".join(each.split()) for each in paragraphs)
 
 
 def command(
@@ -57,7 +74,7 @@ def command(
     """
     known = options(settings)
 
-    def run(ctx: typer.Context, config: Path | None = None, **values: Any) -> None:
+    def run(ctx: typer.Context, config: Path | None = None, help_all: bool = False, **values: Any) -> None:
         made = settings(**{each.name: _value(each, values[each.name], each.name in arguments) for each in known})
         sources = {each.name: ctx.get_parameter_source(each.name) for each in known}
         made.refuse_ignored({name for name, source in sources.items() if source and source.name != "DEFAULT"})
@@ -67,6 +84,7 @@ def command(
     last = sorted(known, key=lambda option: option.panel == "Run")  # where and how stands below what
     parameters = [_parameter(option, argument=option.name in arguments) for option in last]
     parameters.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, annotation=Config, default=None))
+    parameters.append(inspect.Parameter("help_all", inspect.Parameter.KEYWORD_ONLY, annotation=HelpAll, default=False))
     parameters.append(inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -98,11 +116,12 @@ def _parameter(option: Option, *, argument: bool) -> inspect.Parameter:
         about["show_default"] = False
     if argument:
         choices = get_args(option.type) if get_origin(option.type) is Literal else ()
-        info = typer.Argument(help=option.help, show_default=False, metavar="|".join(choices) or None)
+        about = {"help": option.help, "show_default": False, "metavar": "|".join(choices) or None}
+        info = typer.Argument(**about, autocompletion=completion(option))
     else:
         negative = f"/--no-{option.flag.removeprefix('--')}" if option.type is bool else ""
         names = [option.flag + negative, *(["-o"] if option.name == "out" else [])]
-        info = typer.Option(*names, **about)
+        info = typer.Option(*names, **about, autocompletion=completion(option))
     return inspect.Parameter(
         option.name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, info], default=default
     )

@@ -7,9 +7,9 @@ import typer
 from glp_lens import pipeline
 
 from ._app import Commands
-from ._derive import about, add, command
+from ._derive import about, add
 
-_HELP = "Look at features: what each one is active on, what it writes, and which others are like it."
+_HELP = "Look at features: what each is active on, what it writes, which others are like it."
 app = typer.Typer(cls=Commands, no_args_is_help=True, help=_HELP)
 
 
@@ -33,8 +33,8 @@ def _top(settings: pipeline.TopFeaturesJob) -> None:
     show_top(pipeline.top_features(settings), settings.top)
 
 
-app.command("show")(command(pipeline.ShowFeaturesJob, _show, about(pipeline.show_features), arguments=("names",)))
-app.command("top")(command(pipeline.TopFeaturesJob, _top, about(pipeline.top_features)))
+add(app, "show", pipeline.ShowFeaturesJob, _show, about(pipeline.show_features), "names")
+add(app, "top", pipeline.TopFeaturesJob, _top, about(pipeline.top_features))
 add(app, "steer", pipeline.SteerFeaturesJob, "steer_features", about(pipeline.steer_features), "names")
 add(app, "export", pipeline.ExportFeaturesJob, "export_features", about(pipeline.export_features), "names")
 add(app, "page", pipeline.PageFeaturesJob, "page_features", about(pipeline.page_features))

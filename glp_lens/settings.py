@@ -134,6 +134,8 @@ class Settings:
 
     panel: ClassVar[str] = "Run"
     """Heading of the help that a class's own fields stand under."""
+    essentials: ClassVar[tuple[str, ...]] = ()
+    """What the help of a command shows first, where all its settings are more than a screen."""
     acts_with: ClassVar[Mapping[str, str]] = {}
     """Settings that change nothing unless another one is set, and that other: given alone they are refused."""
 

@@ -95,12 +95,12 @@ class Browser:
                     raise RuntimeError(f"{method}: {message['error']}")
                 return message["result"]  # type: ignore[no-any-return]
 
-    def open(self, address: str) -> None:
-        """Load a page as if it were new, and wait until it calls itself ready."""
+    def open(self, address: str, ready: str = "document.body && document.body.dataset.state === 'ready'") -> None:
+        """Load a page as if it were new, and wait until it calls itself ready, or another condition is true."""
         self._call("Page.navigate", url="about:blank")
         self.requests = []
         self._call("Page.navigate", url=address)
-        self.wait("document.body && document.body.dataset.state === 'ready'")
+        self.wait(ready)
 
     def wait(self, condition: str, seconds: float = 30) -> None:
         """Until a JavaScript expression is true."""
@@ -126,11 +126,11 @@ class Browser:
             extra = text if kind == "keyDown" else {}
             self._call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **extra)
 
-    def window(self, width: int, height: int, *, dark: bool = False) -> None:
-        """Set the size of the window and the theme."""
+    def window(self, width: int, height: int, *, dark: bool = False, media: str = "screen") -> None:
+        """Set the size of the window, the theme, and whether the page is shown or printed (`print`)."""
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._call("Emulation.setEmulatedMedia", features=[scheme])
+        self._call("Emulation.setEmulatedMedia", media=media, features=[scheme])
 
     def main_thread_seconds(self) -> float:
         """Processor time of all that ran on the page's main thread since it was opened: reading it, scripts, layout."""

@@ -23,7 +23,7 @@ _MASSIVE = 10
 def describe_store(store: ActivationStore) -> Json:
     """Summary of a store: provenance, size, exclusions, norms, dead and massive dimensions.
 
-    A dimension is dead if its variance is 0, and massive if its |mean| or its standard deviation is over ten
+    A dimension is dead if its variance is 0, and massive if the size of its mean or its standard deviation is over ten
     times the median of that over all dimensions that are not dead.
 
     Returns:

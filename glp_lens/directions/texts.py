@@ -36,6 +36,7 @@ def from_texts(
     context: int = 64,
     batch_size: int = 32,
     identity: Json | None = None,
+    known: dict[str, Tensor] | None = None,
 ) -> Direction:
     """A direction from texts about something to texts that are not, with its AUROC on held-out texts.
 
@@ -56,6 +57,7 @@ def from_texts(
         context: most tokens of a text.
         batch_size: texts of a forward pass.
         identity: `lm.identity(model)`, where the caller knows it already.
+        known: see `text_activations`.
 
     Raises:
         InputError: a side has too few texts, the classes do not differ, or the hook point does not exist.
@@ -64,7 +66,7 @@ def from_texts(
     sides = _clean(positive, negative, paired=method == "pca")
     parts = _split(*sides, held_out, np.random.default_rng(seed), paired=method == "pca")
     texts = [text for part in parts for text in part]
-    rows = text_activations(model, texts, hook, read=read, context=context, batch_size=batch_size)
+    rows = text_activations(model, texts, hook, read=read, context=context, batch_size=batch_size, known=known)
     train_pos, train_neg, test_pos, test_neg = rows.split([len(part) for part in parts])
     about: Json = {
         **provenance.here(model, hook, identity),
@@ -120,13 +122,23 @@ def text_activations(
     read: Read = "last",
     context: int = 64,
     batch_size: int = 32,
+    known: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """One activation row a text, float32 `(len(texts), d_in)` on the CPU, in the texts' order.
 
     `read` as in `from_texts`; longer texts are cut on the left.
+
+    Args:
+        known: rows `(d_in,)` by text, of the same model, hook point, `read` and `context`: these texts are not read
+            again, and those that are read are added. Rows depend on the batch they are read in by rounding.
     """
-    ids = lm.to_ids(model, texts, context, truncate="left")
-    return span_activations(model, ids, [1] * len(ids), hook, read=read, batch_size=batch_size)
+    known = {} if known is None else known
+    new = [text for text in texts if text not in known]
+    if new:
+        ids = lm.to_ids(model, new, context, truncate="left")
+        rows = span_activations(model, ids, [1] * len(ids), hook, read=read, batch_size=batch_size)
+        known.update(zip(new, rows, strict=True))
+    return torch.stack([known[text] for text in texts])
 
 
 def span_activations(

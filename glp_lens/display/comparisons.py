@@ -30,6 +30,8 @@ class Verdict:
         sentence: the verdict, with difference and interval.
         detail: what qualifies it; may be empty.
         area: what the headline calls the comparison's field, by default the suite.
+        task: which one it is of, where a suite compares on several.
+        visible: the smallest true difference that 80% of such runs would find, one comparison alone; NaN if unknown.
     """
 
     suite: str
@@ -39,6 +41,13 @@ class Verdict:
     sentence: str
     detail: str = ""
     area: str = ""
+    task: str = ""
+    visible: float = math.nan
+
+    @property
+    def field(self) -> str:
+        """Where it is about: its area, by default the suite."""
+        return self.area or self.suite
 
 
 class Difference(NamedTuple):
@@ -52,6 +61,19 @@ class Difference(NamedTuple):
     low: float
     high: float
     n: int
+
+    @property
+    def visible(self) -> float:
+        """The smallest true difference that 80% of such runs would find, two-sided at 5%; NaN with under two units.
+
+        By Student's quantiles of `n - 1` degrees of freedom, with the standard error that the interval's width implies.
+        """
+        from scipy.special import stdtrit
+
+        if self.n < 2:
+            return math.nan
+        least, power = stdtrit(self.n - 1, [0.975, 0.8])
+        return float((self.high - self.low) / 2 * (1 + power / least))
 
 
 def differences(frame: pd.DataFrame, metric: str) -> Iterator[Difference]:
@@ -71,6 +93,18 @@ def facing(pairs: Iterable[Difference], focus: str) -> list[Difference]:
         elif mine == [False, True]:
             turned.append(d._replace(first=d.second, second=d.first, value=-d.value, low=-d.high, high=-d.low))
     return turned
+
+
+def mains(judged: Iterable[Verdict], focus: str) -> list[Verdict]:
+    """Of a rival that is compared with several settings of the focus, the verdict on the main one.
+
+    That is the label that equals the focus, or else the first.
+    """
+    judged, main = list(judged), dict[tuple[str, str], str]()
+    for v in judged:
+        key = v.field, v.second
+        main[key] = v.first if v.first == focus else main.get(key, v.first)
+    return [v for v in judged if v.first == main[v.field, v.second]]
 
 
 def judge(difference: Difference, *, higher_is_better: bool, p_adjusted: float = math.nan) -> Outcome:

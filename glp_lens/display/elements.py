@@ -81,6 +81,17 @@ class Section:
         """The section's own plots and those of its parts."""
         return [*self.plots, *(plot for part in self.parts for plot in part.plots)]
 
+    def contents(self, comparisons: int) -> str:
+        """What is folded below the first plot, in words."""
+        found = {
+            "table": len(self.tables) + sum(len(part.tables) for part in self.parts),
+            "more plot": len(self.all_plots) - len(self.plots[:1]),
+            "comparison": comparisons,
+            "example": len(self.examples) + len(self.texts),
+        }
+        words = [f"{n} {what}{'s' if n != 1 else ''}" for what, n in found.items() if n]
+        return ", ".join([*words, *(["notes"] if self.notes else [])])
+
 
 def value_cell(row: pd.Series | None, digits: int = 3, *, best: bool = False, sign: bool = False) -> Cell:
     """A metric row as value and interval; a dash if it was not measured."""

@@ -31,7 +31,7 @@ GREY = "#8c8c8c"
 _KINDS = {name: Style(kind.title, kind.color, kind.marker) for name, kind in KINDS.items()}
 _STYLES = {**_KINDS, "pca_raw": Style("PCA raw", "#56b4e9", "p")}  # PCA of dimensions that are not standardised
 _OPTIONS = {"sigma": "σ"}
-_OTHERS = (("#994455", "h"), ("#a6611a", ">"), ("#1b7837", "d"))
+_OTHERS = (("#b8576c", "h"), ("#a6611a", ">"), ("#1b7837", "d"))
 
 
 def family(label: str) -> str:
@@ -112,6 +112,14 @@ def count(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return DASH
     return f"{round(value):,}".replace(",", THIN)
+
+
+def rounded(value: float) -> str:
+    """A large number in three digits: 950k, 16.2M, 1.5G."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
 
 
 def flops(value: float | None) -> str:

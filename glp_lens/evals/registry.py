@@ -9,7 +9,8 @@ A suite is a package with these modules:
   settings that `measure` would refuse, and gives those whose files count by their content. `in_comparison(folder)`
   names the models and stores of a comparison;
 - `page`: how its results are shown. `TITLE` is that of its own page; `CONDITIONS` are titles and plot styles of labels
-  that are no model's, such as controls; `section(runs, frame, palette, focus)` is its section of the report,
+  that are no model's, such as controls; `section(runs, frame, palette, focus)` is its section of the report and
+  `columns(runs, frame, focus)` what it gives to the table that a report begins with,
   `verdicts(frame, focus)` who wins, in sentences, and `text_table(results)` the main numbers, for a terminal.
 """
 

@@ -31,7 +31,7 @@ from glp_lens.lm.hook_points import (
     rows_at,
     same_point,
 )
-from glp_lens.lm.opening import PACKAGED_SECOND, cache_folder, check_device, open_model, packaged
+from glp_lens.lm.opening import PACKAGED_SECOND, cache_folder, check_device, open_model, packaged, packaged_models
 from glp_lens.lm.protocol import Model, Tokenizer
 from glp_lens.lm.tokens import batches_of_one_length, bos_id, chat_ids, decode, pad, to_ids, tokenizer_of
 
@@ -71,6 +71,7 @@ __all__ = [
     "off_stream_error",
     "open_model",
     "packaged",
+    "packaged_models",
     "pad",
     "rows_at",
     "same_point",

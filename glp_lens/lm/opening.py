@@ -218,6 +218,11 @@ def packaged(name: str) -> bool:
     return package is not None and all(_in_package(*part) is not None for part in package.parts)
 
 
+def packaged_models() -> dict[str, str]:
+    """The language models that Python packages hold, by name, each with what `pip install` takes."""
+    return {name: package.install for name, package in _PACKAGED.items()}
+
+
 def _in_package(module: str, path: str) -> Path | None:
     """A file of an installed package, which is found and not imported; None if it is not there."""
     spec = importlib.util.find_spec(module)

@@ -39,7 +39,7 @@ class CardJob(Settings):
 
 
 def card(settings: CardJob, *, say: Callable[[str], None] = print) -> Path:
-    """Write the model card of a saved model, with what suites and scaling runs measured of it.
+    """Write the card of a saved model, with what suites and scaling runs measured of it.
 
     Args:
         say: prints a line.

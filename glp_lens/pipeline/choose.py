@@ -32,7 +32,7 @@ class ChooseJob(Settings):
 
 
 def choose(settings: ChooseJob, *, say: Callable[[str], None] = print) -> list[Choice]:
-    """Tell which size of prior to train, for how many rows, and what loss to expect, from a scaling run.
+    """Tell from a scaling run which prior to train, on how many rows, for what loss.
 
     Args:
         say: prints a line.

@@ -43,6 +43,8 @@ def parse_shard(part: str | tuple[int, int]) -> tuple[int, int] | None:
 class CollectJob(LanguageModelSettings, ContextSettings, ColumnSettings, RunSettings):
     """Settings of `collect`."""
 
+    essentials = ("model", "hook", "texts", "split", "tokens", "context", "keep", "generate", "chat", "device", "out")
+
     panel = "Data"
     acts_with: ClassVar[Mapping[str, str]] = {"temperature": "generate"}
 
@@ -134,7 +136,7 @@ def collect(
     repeatable: bool | None = None,
     say: Callable[[str], None] = print,
 ) -> list[ActivationStore]:
-    """Collect activations into a store: HDF5 shards with token, document and position of every row.
+    """Collect activations into a store, with token, document and position of every row.
 
     BOS, position 0, padding and massive activations are left out and counted. An interrupted run continues.
 

@@ -43,6 +43,10 @@ class CompareJob(
 ):
     """Settings of `compare` and `quickstart`: those of all jobs. The defaults finish in minutes on two CPU cores."""
 
+    essentials = (
+        "model", "hook", "texts", "tokens", "rows", "glp_width", "sae_latents", "suites", "tasks", "device", "out",
+    )  # fmt: skip
+
     panel = "Sizes"
 
     texts_column: str = option("text", panel="Data")
@@ -112,7 +116,7 @@ def compare(
     command: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Train a GLP, an SAE, PCA and the baselines on one language model's activations, and compare them.
+    """Train a GLP, an SAE, PCA and baselines on one language model, and compare them.
 
     Writes to `out`: `acts/` (the stores), `models/` (the trained models), `results/` (one folder a suite),
     `report.html`, `plots/`, `results.json` and `metrics.csv`. A stage whose output is there and matches is

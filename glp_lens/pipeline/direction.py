@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class DirectionJob(LanguageModelSettings, RunSettings):
     """Settings of `direction`."""
 
+    essentials = ("concept", "positive_texts", "negative_texts", "model", "hook", "method", "out", "device")
+
     panel = "Data"
     acts_with: ClassVar[Mapping[str, str]] = {"text_column": "positive_texts"}
 
@@ -68,7 +70,7 @@ class DirectionJob(LanguageModelSettings, RunSettings):
 def direction(
     settings: DirectionJob, *, model: lm.Model | None = None, say: Callable[[str], None] = print
 ) -> Direction:
-    """Make a steering direction from texts about something and texts that are not, and measure it on others of them.
+    """Make a steering direction from two sets of texts, and measure it on others of them.
 
     Args:
         model: the language model, where it is open already.

@@ -33,6 +33,10 @@ _WIDTH = 110
 class GenerateJob(RepairSettings, LanguageModelSettings, RunSettings):
     """Settings of `generate`."""
 
+    essentials = (
+        "direction", "concept", "prompt", "strength", "prior", "repairs", "store", "new_tokens", "device", "out",
+    )  # fmt: skip
+
     panel = "Data"
     acts_with: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("repairs", "project_u", "project_sigma", "difference_sigma", "fast", "allow_mismatch"), "prior"
@@ -77,7 +81,7 @@ class GenerateJob(RepairSettings, LanguageModelSettings, RunSettings):
 
 
 def generate(settings: GenerateJob, *, model: lm.Model | None = None, say: Callable[[str], None] = print) -> list[Json]:
-    """Continue prompts along a direction: unsteered, plain, and repaired by each prior, side by side.
+    """Continue prompts along a direction: unsteered, plain and repaired, side by side.
 
     Args:
         model: the language model, where it is open already.

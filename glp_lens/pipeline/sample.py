@@ -28,6 +28,8 @@ _SUFFIXES = (".npy", ".safetensors")
 class SampleJob(ResultSettings, RunSettings):
     """Settings of `sample`."""
 
+    essentials = ("n", "steps", "solver", "fast", "class_label", "seed", "device", "out")
+
     panel = "Sampling"
 
     folder: str
@@ -61,7 +63,7 @@ class SampleJob(ResultSettings, RunSettings):
 
 
 def sample(settings: SampleJob, *, say: Callable[[str], None] = print) -> Acts:
-    """Draw rows from a trained model and write them to a file; equal seeds give equal rows.
+    """Draw rows from a trained model into a file; equal seeds give equal rows.
 
     Args:
         say: prints a line.

@@ -42,6 +42,8 @@ class ScaleJob(
 ):
     """Settings of `scale`: the grid, and those of the suites."""
 
+    essentials = ("store", "heldout", "widths", "layers", "rows", "suites", "jobs", "dry_run", "device", "out")
+
     store: Path = option(Path("acts"), panel="Data")
     """Folder of the activation store that all models are trained on."""
     heldout: Path = option(Path("acts_heldout"), panel="Data")
@@ -76,7 +78,7 @@ class ScaleJob(
 
 
 def scale(settings: ScaleJob, *, model: lm.Model | None = None, say: Callable[[str], None] = print) -> Path:
-    """Train priors of several sizes and budgets, and baselines beside them, and measure them all alike.
+    """Train priors and baselines of several sizes and budgets, and measure them all alike.
 
     Budgets of one size and seed share the beginning of one training. Writes to --out: cells/ (a folder for each model
     with its results), cells.parquet and utilities.parquet (all numbers) and, once all cells are done, scaling.json,

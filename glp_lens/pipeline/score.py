@@ -45,6 +45,8 @@ TOKENS, TEXTS, PAGE = "tokens.parquet", "texts.parquet", "tokens.html"
 class ScoreJob(ScoreSettings, LanguageModelSettings, ContextSettings, ColumnSettings, SuiteJob):
     """Settings of `score`."""
 
+    essentials = ("models", "texts", "normal", "store", "ref", "documents", "model", "device", "out")
+
     panel = "Data"
     acts_with: ClassVar[Mapping[str, str]] = {"neighbours": "store", "reference_rows": "store"}
 
@@ -74,7 +76,7 @@ def score(
     texts: Sequence[str | Document] | None = None,
     say: Callable[[str], None] = print,
 ) -> pd.DataFrame:
-    """Score every token of texts: norm, loss, distances, reconstruction and denoising errors; higher is odder.
+    """Score every token of texts: distances, losses, denoising errors; higher is odder.
 
     Longer texts than the context are read in pieces, each from a BOS of its own.
 

@@ -70,6 +70,10 @@ class _Shared(Settings):
 class TrainJob(*reversed(_FITS), _Shared):  # type: ignore[misc]
     """Settings of a training: those of every kind, and those of each, which are refused for the others."""
 
+    essentials = (
+        "store", "rows", "recipe", "d_model", "d_mlp", "n_layers", "n_latents", "k", "validation", "device", "out",
+    )  # fmt: skip
+
     def __post_init__(self) -> None:
         """Refuse settings that do not fit together.
 

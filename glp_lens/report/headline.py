@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from glp_lens.display.comparisons import Verdict
+from glp_lens.display.comparisons import Verdict, mains
 from glp_lens.display.labels import display
 from glp_lens.evals.registry import in_report
 from glp_lens.evals.results import Metric, structured_frame
@@ -29,11 +29,7 @@ def headline(judged: list[Verdict], focus: str = "glp") -> str:
     """
     if not judged:
         return f"There is nothing to compare {display(focus)} with."
-    main: dict[tuple[str, str], str] = {}
-    for v in judged:
-        key = (v.area or v.suite, v.second)
-        main[key] = v.first if v.first == focus else main.get(key, v.first)
-    judged = [v for v in judged if v.first == main[v.area or v.suite, v.second]]
+    judged = mains(judged, focus)
     who = display(focus)
     conditions = {suite.name: suite.page.CONDITIONS for suite in in_report()}
     parts = [
@@ -46,7 +42,7 @@ def headline(judged: list[Verdict], focus: str = "glp") -> str:
         rivals: dict[str, list[str]] = {}
         for v in judged:
             if v.outcome == outcome:
-                rivals.setdefault(v.area or v.suite, []).append(display(v.second, conditions.get(v.suite)))
+                rivals.setdefault(v.field, []).append(display(v.second, conditions.get(v.suite)))
         places = [f"{suite} {word} {_join(list(dict.fromkeys(names)))}" for suite, names in rivals.items()]
         if places:
             sentences.append(f"{begin} {'; in '.join(places)}.")

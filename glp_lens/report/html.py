@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from glp_lens.display.comparisons import Verdict
 from glp_lens.display.elements import Section
-from glp_lens.display.labels import Palette, display, duration
+from glp_lens.display.labels import Palette, Style, count, display, duration, rounded
+from glp_lens.display.overview import Overview, make_overview
 from glp_lens.errors import InputError
-from glp_lens.evals.registry import in_report
+from glp_lens.evals.registry import Suite, in_report
 from glp_lens.evals.results import Results, metrics_frame, structured_frame
 from glp_lens.files import write_atomic
 from glp_lens.report.headline import headline, verdicts
@@ -46,18 +49,30 @@ def write_report(results: Sequence[Results], out: str | Path, context: Mapping[s
     given = dict(context or {})
     focus = str(given.get("focus", "glp"))
     judged = verdicts(metrics_frame(m for r in results for m in r.metrics), focus)
-    by_suite = [(suite.name, [v for v in judged if v.suite == suite.name]) for suite in in_report()]
-    return write_page(sections(results, focus), by_suite, headline(judged, focus), results, Path(out), given)
+    columns = [column for suite, runs, frame in _suites(results) for column in suite.page.columns(runs, frame, focus)]
+    size = {str(row.get("model")): row.get("parameters") for row in given.get("training") or []}
+    below = {model: f"{rounded(n)} parameters" for model, n in size.items() if n}
+    return write_page(
+        sections(results, focus),
+        {suite.name: [v for v in judged if v.suite == suite.name] for suite in in_report()},
+        results,
+        Path(out),
+        given,
+        table=make_overview(columns, judged, focus, _conditions(), below) if columns else None,
+        summary=headline(judged, focus),
+    )
 
 
 def write_page(
     parts: Sequence[Section],
-    judged: Sequence[tuple[str, list[Verdict]]],
-    lead: str,
+    judged: Mapping[str, list[Verdict]],
     results: Sequence[Results],
     out: Path,
     context: Mapping[str, Any],
     *,
+    table: Overview | None = None,
+    lead: str = "",
+    summary: str = "",
     trained_once: bool = True,
     numbers: str = "results.json",
 ) -> Path:
@@ -65,11 +80,13 @@ def write_page(
 
     Args:
         parts: the sections.
-        judged: verdicts by the name that stands over them.
-        lead: the headline.
+        judged: verdicts by the id of their section.
         results: whose settings, data, failures and versions the page tells.
         out: folder, made if absent.
         context: as `write_report` takes it.
+        table: what the page begins with.
+        lead: what stands above it.
+        summary: all verdicts in a few sentences; it is folded.
         trained_once: whether to say that another seed may change results.
         numbers: name of the file beside the page that holds all of them.
 
@@ -85,7 +102,11 @@ def write_page(
         .render(
             title=context.get("title", "Activation models compared"),
             focus=display(str(context.get("focus", "glp"))),
-            headline=lead,
+            about=_about(results, store),
+            lead=lead,
+            overview=table,
+            marked=table is not None and any(marks for row in table.rows for *_, marks in row.cells),
+            summary=summary,
             verdicts=judged,
             trained_once=trained_once,
             numbers=numbers,
@@ -117,16 +138,32 @@ def write_page(
 
 def sections(results: Sequence[Results], focus: str = "glp") -> list[Section]:
     """A section for each suite present, in a fixed order; several runs of one suite share a section."""
-    conditions = {label: style for suite in in_report() for label, style in suite.page.CONDITIONS.items()}
-    palette = Palette((m.model for r in results for m in r.metrics), conditions)
-    made = []
+    palette = Palette((m.model for r in results for m in r.metrics), _conditions())
+    return [suite.page.section(runs, frame, palette, focus) for suite, runs, frame in _suites(results)]
+
+
+def _conditions() -> dict[str, Style]:
+    return {label: style for suite in in_report() for label, style in suite.page.CONDITIONS.items()}
+
+
+def _suites(results: Sequence[Results]) -> Iterator[tuple[Suite, list[Results], pd.DataFrame]]:
+    """The suites present, in the order of a report, with their runs and all metrics, each once."""
     for suite in in_report():
         runs = [r for r in results if r.suite == suite.name]
         if runs:
             frame = structured_frame(m for r in runs for m in r.metrics)
             frame = frame.drop_duplicates(["model", "task", "setting", "metric", "other"])  # of runs that share a part
-            made.append(suite.page.section(runs, frame, palette, focus))
-    return made
+            yield suite, runs, frame
+
+
+def _about(results: Sequence[Results], store: Mapping[str, Any]) -> str:
+    """The language model, hook point and activations that the page is about, as far as they are known."""
+    known = [store, *(r.data for r in results), *(r.config for r in results)]
+    models = [each["model"] for each in known if isinstance(each.get("model"), Mapping)]
+    model = next((str(each["name"]).partition(" (")[0] for each in models if each.get("name")), "")
+    hook = next((str(each["hook"]) for each in known if isinstance(each.get("hook"), str)), "")
+    rows = f"{count(store['rows'])} activations" if isinstance(store.get("rows"), int) else ""
+    return " · ".join(part for part in (model, hook, rows) if part)
 
 
 def facts(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from glp_lens.display.comparisons import Difference, Verdict, judge, opening, shown
 from glp_lens.display.elements import Cell, Section, Table, find_row, table_of, value_cell
-from glp_lens.display.labels import DASH, count, display, flops, interval, number
+from glp_lens.display.labels import DASH, count, display, flops, interval, number, rounded
+from glp_lens.display.overview import Column, Overview, make_overview
 from glp_lens.evals.results import Setting, structured_frame
 from glp_lens.report.html import write_page as write
 from glp_lens.scaling.analysis import FILE_NAME, FRONTIER, HELD_OUT, HOURS
@@ -29,9 +32,17 @@ def write_page(found: Analysis, out: Path) -> Path:
     frame = structured_frame(found.results.metrics)
     sections = [_loss(found, frame)] + ([_utility(found, frame)] if found.shown else [])
     context = {"title": "What compute buys", "focus": "glp"}
-    judged = [("scaling", _verdicts(found, frame))]
+    judged = _verdicts(found, frame)
     return write(
-        sections, judged, _headline(found, frame), [found.results], out, context, trained_once=False, numbers=FILE_NAME
+        sections,
+        {"utility": judged},
+        [found.results],
+        out,
+        context,
+        table=_overview(found, frame, judged),
+        lead=_headline(found, frame),
+        trained_once=False,
+        numbers=FILE_NAME,
     )
 
 
@@ -59,6 +70,44 @@ def _headline(found: Analysis, frame: pd.DataFrame) -> str:
             f"{interval(predicted.ci_low, predicted.ci_high)} for it; it has {number(measured.value)}."
         )
     return " ".join(parts)
+
+
+def _overview(found: Analysis, frame: pd.DataFrame, judged: Sequence[Verdict]) -> Overview | None:
+    """The priors of most compute beside the best of each other kind that costs no more, a column a utility."""
+    last = found.groups.sort_values("flops").iloc[-1]
+    columns = []
+    for utility in found.shown:
+        own = frame[frame.task == utility.name]
+        priors = found.utilities[
+            (found.utilities.utility == utility.name)
+            & (found.utilities.kind == "glp")
+            & (found.utilities["size"] == last["size"])
+            & (found.utilities.rows == last.rows)
+        ]
+        if priors.empty:
+            continue
+        ends = f"mean of {len(priors)} seeds" if len(priors) > 1 else interval(*priors.iloc[0][["ci_low", "ci_high"]])
+        cells = {"glp": Cell(number(priors.value.mean()), ends)}
+        leads = own[(own.metric == "lead") & _of_group(own, last)]
+        for lead in leads.itertuples():
+            cells[lead.other] = value_cell(
+                find_row(own, metric="utility", model=lead.other, setting=Setting(cell=lead.setting.get("cell")))
+            )
+        title, _, measure = utility.title.partition(":" if ":" in utility.title else ",")
+        better = "higher is better" if utility.higher else "lower is better"
+        units = f"{count(priors.n.min())} units"
+        columns.append(
+            Column("utility", title.strip(), "; ".join(filter(None, [measure.strip(), better])), cells, units,
+                   utility.title)
+        )  # fmt: skip
+    below = {"glp": f"{last['size']}, {rounded(last.parameters)} parameters, {rounded(last.rows)} rows"}
+    return make_overview(columns, judged, "glp", {}, below) if columns else None
+
+
+def _of_group(own: pd.DataFrame, group: pd.Series) -> np.ndarray:
+    """Which rows are of a size and budget."""
+    same = [s.get("size") == group["size"] and s.number("rows") == group.rows for s in own.setting]
+    return np.array(same, dtype=bool)
 
 
 def _loss(found: Analysis, frame: pd.DataFrame) -> Section:
@@ -208,9 +257,7 @@ def _verdicts(found: Analysis, frame: pd.DataFrame) -> list[Verdict]:
     made = []
     for utility in found.shown:
         own = frame[(frame.task == utility.name)]
-        for lead in own[own.metric == "lead"].itertuples():
-            if lead.setting.get("size") != last["size"] or lead.setting.number("rows") != last.rows:
-                continue
+        for lead in own[(own.metric == "lead") & _of_group(own, last)].itertuples():
             gap = Difference(
                 "glp", lead.other, utility.name, lead.setting, lead.value, lead.ci_low, lead.ci_high, lead.n
             )
@@ -225,5 +272,7 @@ def _verdicts(found: Analysis, frame: pd.DataFrame) -> list[Verdict]:
             detail = ""
             if start_at is not None and math.isfinite(start_at.value):
                 detail = f"Clearly so from {flops(start_at.value)} FLOPs on."
-            made.append(Verdict("scaling", outcome, "glp", lead.other, sentence, detail))
+                made.append(
+                    Verdict("scaling", outcome, "glp", lead.other, sentence, detail, utility.title, visible=gap.visible)
+                )
     return made

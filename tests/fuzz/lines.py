@@ -98,6 +98,7 @@ BASES = {
     "report": ("results --out out", "results/probe --out out"),
     "choose": ("results --rows 1000 --minutes 1", "missing --rows 1000"),
     "card": ("models/pca --out out/card.md", "models/gaussian --results results/density --out out/card.md"),
+    "doctor": ("", "--json"),
     "push": ("models/pca owner/name", "missing owner/name"),
     "features page": ("--folder features --out out/page.html",),
     "features serve": ("--folder features --model lm --port 0",),  # refused: the models have other weights

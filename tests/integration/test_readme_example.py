@@ -11,6 +11,7 @@ import glp_lens as gl
 from tests.conftest import tiny_texts
 
 README = Path(__file__).parents[2] / "README.md"
+LIBRARY = README.parent / "docs" / "library.md"
 HOOK = "blocks.1.hook_resid_post"
 PROMPT = "the old man looked at the sea and"
 
@@ -98,24 +99,37 @@ def test_a_model_in_bfloat16_keeps_its_dtype(own, tiny_folder):
     assert logits(model, *hooks).isfinite().all()
 
 
-def test_the_example_in_the_readme_runs(own, tmp_path, monkeypatch):
-    """As it stands there, but for the model, the texts and the sizes."""
-    code = next(
-        block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "gl.collect" in block
-    )
-    assert len([line for line in code.splitlines() if line.strip()]) < 20
-    for pattern, new in (
-        (r"^from transformer_lens.*$", ""),
-        (r"^model = .*$", ""),
-        (r"^texts = .*$", ""),
-        (r"blocks\.\d+\.", "blocks.1."),
-        (r"rows=[\d_]+", "rows=256"),
-    ):
-        code, found = re.subn(pattern, new, code, flags=re.M)
-        assert found, f"the README's example has no {pattern}: change this test with it"
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+
+
+@pytest.mark.parametrize("page", [README, LIBRARY], ids=["readme", "library"])
+def test_the_example_of_the_page_runs(own, page, tmp_path, monkeypatch, capsys):
+    """As it stands there, but for the language model, the texts and the sizes."""
+    code = next(block for block in python_blocks(page) if "gl.collect" in block)
+    ours = {
+        r"^from transformer_lens.*$": "",
+        r"^model = .*$": "",
+        r"^texts = .*$": "",
+        r"gl\.corpus\.packaged\(\)": "texts",
+        r"blocks\.\d+\.": "blocks.1.",
+        r"(?<==)[\d_]{5,}": "256",
+        r"\[:200\]": "[:9]",
+    }
+    for pattern, new in ours.items():
+        code = re.sub(pattern, new, code, flags=re.M)
+    assert "blocks.1." in code
+    assert "=256" in code
     monkeypatch.chdir(tmp_path)
     sides = {"kind_texts": tiny_texts(9, seed=1), "unkind_texts": tiny_texts(9, seed=2)}
     names = {"model": own.model, "texts": tiny_texts(60), **sides}
-    exec(compile(code, str(README), "exec"), names)
-    assert len(names["store"]) > 0
-    assert gl.load(tmp_path / "models" / "glp").d_in == 24
+    exec(compile(code, str(page), "exec"), names)
+    assert (names["store"].hook, names["glp"].d_in) == (HOOK, 24)
+    assert len(capsys.readouterr().out.splitlines()) >= 2
+
+
+def test_the_readme_shows_what_its_example_prints():
+    """One line of output for each text that the example prints: steered, and steered and repaired."""
+    output = re.search(r"```text\n(.*?)```", README.read_text(), re.S).group(1)
+    prompt = re.search(r'generate\("(.*?)"', python_blocks(README)[0]).group(1)
+    assert output.count(prompt) == 2

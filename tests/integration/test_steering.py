@@ -272,6 +272,15 @@ def test_texts_are_made_again_for_a_model_that_repairs_otherwise(tiny_bridge, tm
     assert made[second:] == [None, 2.0, "shaken"]
 
 
+def test_the_control_with_shuffled_labels_is_the_tasks_own(tiny_bridge):
+    task = toy_task(tiny_bridge.cfg.d_model)
+    task = dataclasses.replace(task, shuffled=task.direction)
+    texts = steering(tiny_bridge, [], tasks=[task], controls=["random labels"]).tables["generations"]
+    plain, control = (texts[texts.method == name].text.tolist() for name in ("plain", "random labels"))
+    assert plain == control
+    assert plain != texts[texts.method == "unsteered"].text.tolist() * 3
+
+
 def test_several_concepts_share_the_unsteered_texts(tiny_bridge):
     d = tiny_bridge.cfg.d_model
     results = steering(tiny_bridge, tasks=[toy_task(d), toy_task(d, name="other")], controls=["none"])

@@ -1,5 +1,7 @@
 """What the experiments steer towards, and the command that makes a direction."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -100,6 +102,13 @@ def test_topics_hold_out_texts_beyond_those_of_the_vector(tiny_hooked, monkeypat
         "positive": 40, "negative": 26, "held_out": [10, 7], "hash": "",
     }  # fmt: skip
     assert task.direction.name == "toy"
+    # The control of the same texts, which are not read twice for it.
+    control = directions.random_labels(tiny_hooked, toy.positive[:40], toy.negative[:40], HOOK, held_out=0)
+    torch.testing.assert_close(task.shuffled.vector, control.vector, atol=1e-4, rtol=1e-3)
+    assert task.shuffled.provenance == control.provenance
+    kept = experiments.Task.from_json(json.loads(json.dumps(task.to_json())))
+    assert (kept.concept, kept.prompts, kept.shuffled.name) == (toy, None, "random labels")
+    assert torch.equal(kept.shuffled.vector, task.shuffled.vector)
     by_probe = experiments.tasks("sentiment", tiny_hooked, HOOK, names=["toy"], texts_per_side=40, method="probe")
     assert by_probe[0].direction.method == "probe"
 

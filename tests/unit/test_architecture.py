@@ -52,6 +52,7 @@ LAYERS = [
     "report",
     "scaling",
     "pipeline",
+    "doctor",
 ]
 """Parts of the package, each allowed to import the ones before it."""
 

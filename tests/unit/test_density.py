@@ -294,7 +294,10 @@ def test_bits_per_dimension_stand_beside_each_other_in_one_table():
     class Flow(ExactGaussian):
         """Its log-density is the exact one, told with an error."""
 
+        asked = ()
+
         def log_density(self, x, *, steps, probes):
+            self.asked += ((len(x), steps),)
             exact = multivariate_normal(np.zeros(3), covariance).logpdf(x.double().numpy())
             return torch.from_numpy(exact + 0.03 / steps), torch.full((len(x),), 0.1)
 
@@ -311,6 +314,7 @@ def test_bits_per_dimension_stand_beside_each_other_in_one_table():
     assert found["diagonal gaussian"].value > found["gaussian"].value + 0.1
     probe_error = value(results, "glp", "bits_probe_error", "rows=stored").value
     assert probe_error == pytest.approx(0.1 / 20 / 3 / np.log(2), rel=1e-6)
+    assert entries[0].model.asked == ((400, 8), (400, 8), (16, 4))  # stored, dequantised, and coarser on a few
     step = value(results, "glp", "bits_step_change", "rows=stored").value
     assert step == pytest.approx((0.03 / 4 - 0.03 / 8) / 3 / np.log(2), rel=1e-3)
     gap = value(results, "glp", "bits_per_dim_diff:gaussian", "rows=stored")

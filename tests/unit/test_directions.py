@@ -152,6 +152,23 @@ def test_rows_of_texts_are_those_of_each_text_alone(tiny_model):
         torch.testing.assert_close(mean[i], alone[1:].mean(0), atol=1e-5, rtol=1e-4)
 
 
+def test_known_texts_are_not_read_again(tiny_model, monkeypatch):
+    texts = tiny_texts(9)
+    fresh, first = (text_activations(tiny_model, some, HOOK, batch_size=4) for some in (texts, texts[2:7]))
+    known = {}
+    assert torch.equal(text_activations(tiny_model, texts[2:7], HOOK, batch_size=4, known=known), first)
+    read = []
+    monkeypatch.setattr(
+        lm, "to_ids", lambda model, new, *a, _real=lm.to_ids, **k: read.extend(new) or _real(model, new, *a, **k)
+    )
+    rows = text_activations(tiny_model, texts[::-1], HOOK, batch_size=4, known=known)
+    assert read == [*texts[:6:-1], *texts[1::-1]]
+    torch.testing.assert_close(rows, fresh.flip(0), atol=1e-5, rtol=1e-4)
+    assert torch.equal(rows[2:7], first.flip(0))
+    assert torch.equal(text_activations(tiny_model, texts[::-1], HOOK, known=known), rows)
+    assert len(read) == 4
+
+
 def test_spans_are_averaged_from_their_start(tiny_model):
     ids = lm.to_ids(tiny_model, tiny_texts(5), 30)
     starts = [3, 1, 4, 2, 500]

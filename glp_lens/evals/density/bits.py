@@ -177,8 +177,10 @@ def add_bits(
     def bits(value: Floats) -> Floats:
         return -value / (d * math.log(2))
 
+    stored: dict[str, Estimate] = {}
     for setting, (x, widths) in views.items():
         found = log_densities(entries, x, others, steps=steps, probes=probes)
+        stored = stored or found
         usable = {label: each for label, each in found.items() if np.isfinite(each.value).all()}
         for label in (label for label in found if label not in usable):
             bad = int((~np.isfinite(found[label].value)).sum())
@@ -201,9 +203,6 @@ def add_bits(
     for entry in entries:
         if isinstance(entry.model, HasLogDensity) and steps > 1:
             few = rows[:_FEW]
-            fine, coarse = (
-                entry.model.log_density(few, steps=n, probes=probes)[0].cpu().double().numpy()
-                for n in (steps, steps // 2)
-            )
-            change = float(np.abs(bits(fine - coarse)).mean())
+            coarse = entry.model.log_density(few, steps=steps // 2, probes=probes)[0].cpu().double().numpy()
+            change = float(np.abs(bits(stored[entry.label].value[: len(few)] - coarse)).mean())
             results.add(entry.label, task, STORED, "bits_step_change", change, n=len(few))

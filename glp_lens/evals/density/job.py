@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class DensityJob(DensitySettings, SuiteJob):
     """Settings of `density`."""
 
+    essentials = ("models", "store", "train_store", "density_rows", "device", "out")
+
     store: Path = option(Path("acts_heldout"), panel="Data")
     """Folder of a store of held-out activations, written by 'collect --split heldout'."""
     train_store: Path | None = option(None, panel="Data")
@@ -46,7 +48,7 @@ def check(settings: Settings) -> Json:
 
 
 def measure(job: DensityJob, trained: Mapping[str, ActivationModel], inputs: Inputs) -> Results:
-    """Held-out flow-matching loss beside the exact Gaussian bound, bits per dimension, and typicality scores."""
+    """Held-out loss beside the exact Gaussian bound, bits per dimension, typicality."""
     from glp_lens.evals import density as suite
     from glp_lens.evals.entries import Entry
 

@@ -20,6 +20,7 @@ from glp_lens.display.elements import (
     value_cells,
 )
 from glp_lens.display.labels import DASH, GREY, Palette, Style, count, display, family, interval, number
+from glp_lens.display.overview import Column
 from glp_lens.display.plots import GRID, INK, Plot, in_legend, render
 from glp_lens.evals.results import Results, Setting, structured_frame
 
@@ -187,6 +188,17 @@ def curves(frame: pd.DataFrame, palette: Palette) -> Plot:
     return render("density", caption, (7.6, 5.8), draw)
 
 
+def columns(_runs: Sequence[Results], frame: pd.DataFrame, _focus: str) -> list[Column]:
+    """The held-out loss over all noise levels."""
+    loss = frame[(frame.metric == "flow_loss") & (frame.setting == ALL)]
+    loss = loss[~loss.model.map(family).isin(["predict", "isotropic"])]
+    if loss.empty:
+        return []
+    cells = {row.model: value_cell(row) for _, row in loss.iterrows()}
+    units = f"{count(loss.n.max())} documents"
+    return [Column("density", "Density", "held-out loss a dimension; lower is better", cells, units, "density")]
+
+
 def verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
     """Whether the model in focus knows more than a Gaussian, and at which noise levels it does not."""
     made = []
@@ -222,7 +234,7 @@ def verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
         if worse and outcome != "behind":
             levels = ", ".join(f"{low:.1f}–{high:.1f}" for low, high in worse)
             notes.append(f"It loses at noise levels σ {levels}")
-        made.append(Verdict("density", outcome, d.first, d.second, sentence, sentences(notes)))
+        made.append(Verdict("density", outcome, d.first, d.second, sentence, sentences(notes), visible=d.visible))
     return made
 
 

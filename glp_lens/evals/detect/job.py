@@ -45,9 +45,12 @@ _CHARACTERS = 2000
 class DetectJob(DetectSettings, LanguageModelSettings, ColumnSettings, SuiteJob):
     """Settings of `detect`; of the texts the held-out twentieth is used."""
 
+    essentials = ("models", "tasks", "store", "ref", "texts", "detect_texts", "model", "device", "out")
+
     tasks: tuple[str, ...] = option((), panel="Data")
-    """'shuffled', 'code' and 'steered'; names or patterns of sae-probes' 113 tasks, of which class 0 is normal and
-    class 1 is odd; 'family:NAME' for one family of them against all others, 'family:*' for each. By default seven."""
+    """What is odd: 'shuffled', 'code' and 'steered'; names or patterns of sae-probes' 113 tasks, of which class 0 is
+    normal and class 1 is odd; 'family:NAME' for one family of them against all others, 'family:*' for each. By default
+    seven."""
     store: Path = option(Path("acts"), panel="Data")
     """Folder of the activation store that the models were trained on, for neighbours and the strength of steering."""
     ref: str | None = option(None, panel="Data")
@@ -76,7 +79,7 @@ def check(settings: Settings) -> Json:
 
 
 def measure(job: DetectJob, trained: Mapping[str, ActivationModel], inputs: Inputs) -> Results:
-    """How well scores of activations tell odd texts from normal ones of the same lengths, and how far to trust them.
+    """How well scores tell odd texts from normal ones of equal lengths, with thresholds.
 
     Normal texts that are not tested set thresholds for chosen rates of false alarms.
     """

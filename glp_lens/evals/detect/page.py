@@ -20,6 +20,8 @@ from glp_lens.display.elements import (
     value_cells,
 )
 from glp_lens.display.labels import MINUS, Palette, Style, count, display, family, number, p_value
+from glp_lens.display.overview import Column
+from glp_lens.display.plots import INK
 from glp_lens.evals.detect.plots import calibration, roc
 from glp_lens.evals.detect.settings import ALL, PROBE
 from glp_lens.evals.results import Results, Setting, structured_frame
@@ -31,7 +33,7 @@ CONDITIONS = {
     "diagonal": Style("diagonal", "#b39ddb", "p"),
     "neighbours": Style("nearest neighbours", "#a6611a", "H"),
     "fitted": Style("fitted here:", "#1b7837", "d"),
-    "probe": Style("supervised probe", "#332288", "X"),
+    "probe": Style("supervised probe", INK, "X"),
 }
 MEAN = Setting(pool="mean")
 _WAYS = {
@@ -155,6 +157,22 @@ def _coloured(runs: Sequence[Results], model: str) -> list[ColouredText]:
     return made
 
 
+def columns(_runs: Sequence[Results], frame: pd.DataFrame, _focus: str) -> list[Column]:
+    """AUROC, the mean over tasks; without what has seen odd texts."""
+    area = frame[(frame.metric == "auroc") & (frame.setting == MEAN)]
+    area = area[(area.model != PROBE) & ~area.model.str.contains(" sigma=")]
+    tasks = [task for task in dict.fromkeys(area.task) if task != ALL]
+    rows = area[area.task == ALL] if (area.task == ALL).any() else area[area.task.isin(tasks[:1])]
+    if rows.empty:
+        return []
+    texts = area[area.task.isin(tasks)].n
+    sizes = " to ".join(dict.fromkeys(count(n) for n in (texts.min(), texts.max()))) if len(texts) else "?"
+    units = f"{sizes} texts" if len(tasks) == 1 else f"{len(tasks)} tasks of {sizes} texts"
+    measure = "AUROC of odd against normal texts" + ("" if len(tasks) == 1 else ", mean over tasks")
+    cells = {row.model: value_cell(row) for _, row in rows.iterrows()}
+    return [Column("detect", "Detection", f"{measure}; higher is better", cells, units, "detection")]
+
+
 def verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
     """Whether the model in focus, or its ratio to a reference, beats the Mahalanobis distance, by task."""
     made = []
@@ -182,7 +200,19 @@ def verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
         best = others.sort_values("value").iloc[-1]
         if best.model not in (d.first, d.second):
             notes.append(f"The best score there is {display(best.model, CONDITIONS)} with {number(best.value)}")
-        made.append(Verdict("detect", outcome, d.first, d.second, sentence, sentences(notes), area="detection"))
+        made.append(
+            Verdict(
+                "detect",
+                outcome,
+                d.first,
+                d.second,
+                sentence,
+                sentences(notes),
+                area="detection",
+                task=d.task,
+                visible=d.visible,
+            )
+        )
     return made
 
 

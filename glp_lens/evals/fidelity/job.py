@@ -36,6 +36,8 @@ _LATENTS = (16, 8)
 class FidelityJob(FidelitySettings, LanguageModelSettings, ColumnSettings, SuiteJob):
     """Settings of `fidelity`; of the texts the held-out twentieth is used."""
 
+    essentials = ("models", "store", "texts", "documents", "fast", "model", "device", "out")
+
     store: Path = option(Path("acts"), panel="Data")
     """Folder of the activation store that the models were trained on: FVU and mean ablation take its statistics."""
     out: Path = option(Path("results/fidelity"), panel="Run")

@@ -8,7 +8,16 @@ from typing import Any
 
 import pandas as pd
 
-from glp_lens.display.comparisons import Verdict, difference_cells, differences, facing, judge, opening, shown
+from glp_lens.display.comparisons import (
+    Difference,
+    Verdict,
+    difference_cells,
+    differences,
+    facing,
+    judge,
+    opening,
+    shown,
+)
 from glp_lens.display.elements import (
     Cell,
     Section,
@@ -19,8 +28,9 @@ from glp_lens.display.elements import (
     table_of,
     value_cell,
 )
-from glp_lens.display.labels import DASH, GREY, Palette, Style, count, display, family, number
-from glp_lens.display.plots import GRID, INK, Plot, errors, render
+from glp_lens.display.labels import DASH, GREY, THIN, Palette, Style, count, display, family, interval, number, signed
+from glp_lens.display.overview import Column
+from glp_lens.display.plots import GRID, INK, Plot, errors, in_legend, render
 from glp_lens.evals.results import Results, structured_frame
 
 TITLE = "Fidelity"
@@ -129,14 +139,15 @@ def scatter(frame: pd.DataFrame, curves: Mapping[str, list[str]], palette: Palet
             x, y = fvu.value[model], loss.value[model]
             axes.errorbar(
                 x, y, yerr=errors(loss.loc[model]), color=palette.color(model), marker=palette.marker(model),
-                linewidth=1.2,
+                linewidth=1.2, linestyle="",
             )  # fmt: skip
-            # Labels of the first curve and of single points stand below, those of other curves above the line.
-            left = x > 0.5 or (model not in first and any(model in labels for labels in curves.values()))
-            axes.annotate(
-                display(model), (x, y), xytext=(-8, 4) if left else (8, -4), textcoords="offset points",
-                fontsize=9.5, ha="right" if left else "left", va="bottom" if left else "top", color=INK,
-            )  # fmt: skip
+            name = in_legend(display(" ".join(word for word in model.split() if "=" not in word), CONDITIONS))
+            axes.plot([], [], color=palette.color(model), marker=palette.marker(model), linewidth=1.3, label=name)
+            if model in first and "=" in model:  # all points would be too many to name
+                axes.annotate(
+                    display(model.removeprefix(family(model)).strip()), (x, y), xytext=(-8, 4),
+                    textcoords="offset points", fontsize=9.5, ha="right", va="bottom", color=INK,
+                )  # fmt: skip
         floor = max(min((abs(v) for v in loss.value if v), default=1e-3), 1e-3)
         axes.set_yscale("symlog", linthresh=floor, linscale=0.8)
         axes.set_xscale("log")
@@ -145,6 +156,9 @@ def scatter(frame: pd.DataFrame, curves: Mapping[str, list[str]], palette: Palet
         axes.axhline(0, color=INK, linewidth=0.8, alpha=0.5)
         axes.set_xlabel("fraction of variance unexplained (FVU), log scale")
         axes.set_ylabel("delta LM loss, nats a token (log scale)")
+        handles, names = axes.get_legend_handles_labels()
+        unique = dict(zip(names, handles, strict=True))
+        figure.legend(unique.values(), unique.keys(), loc="outside upper left", ncols=5)
 
     lines = "Lines join settings of one model. " if curves else ""
     caption = (
@@ -152,19 +166,49 @@ def scatter(frame: pd.DataFrame, curves: Mapping[str, list[str]], palette: Palet
         "reconstruct is a choice, so compare models at equal FVU: of two points one above the other, the "
         "lower one wins."
     )
-    return render("fidelity", caption, (7.6, 4.8), draw)
+    return render("fidelity", caption, (7.6, 5.2), draw)
+
+
+def columns(_runs: Sequence[Results], frame: pd.DataFrame, focus: str) -> list[Column]:
+    """How much more each model costs the language model than the one in focus, at equal distortion.
+
+    Where nothing was compared at equal distortion, each model's cost at its own.
+    """
+    read = _matched(frame, focus)
+    if not read:
+        rows = frame[(frame.metric == "delta_nll") & ~frame.model.map(family).isin(CONDITIONS)]
+        cells = {row.model: value_cell(row, sign=True) for _, row in rows.iterrows()}
+        measure, n = "rise of the LM's loss, nats a token, each at its own FVU; lower is better", rows.n.max()
+    else:
+        cells = {focus: Cell("0", "reference")}
+        for d in reversed(read):  # of several settings, the widest or the main one
+            label = family(d.second)
+            if label not in cells or d.second == label:
+                ends = interval(-d.high, -d.low, sign=True)
+                at = f"at FVU{THIN}{number(d.setting.number('fvu'), 2)}"
+                cells[label] = Cell(signed(-d.value), f"{ends} {at}".strip())
+        order = {focus: None} | dict.fromkeys(family(d.second) for d in read)
+        cells = {label: cells[label] for label in order}
+        measure, n = f"LM loss (nats) above {display(focus)}'s, at equal FVU; lower is better", read[0].n
+    if not cells:
+        return []
+    return [Column("fidelity", "Fidelity", measure, cells, f"{count(n)} documents", "fidelity")]
+
+
+def _matched(frame: pd.DataFrame, focus: str) -> list[Difference]:
+    """Differences to the model in focus at equal distortion, read off its own curve where it has one."""
+    pairs = list(differences(frame, "delta_nll_matched"))
+    read = facing([d for d in pairs if family(d.first) == focus], focus)
+    covered = {family(d.second) for d in read}
+    return read + [
+        d for d in facing([d for d in pairs if family(d.second) == focus], focus) if family(d.second) not in covered
+    ]
 
 
 def verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
     """Verdicts at equal distortion where the settings measured allow one, a sentence where they do not."""
-    pairs = list(differences(frame, "delta_nll_matched"))
-    read = facing([d for d in pairs if family(d.first) == focus], focus)
-    covered = {family(d.second) for d in read}
-    read += [
-        d for d in facing([d for d in pairs if family(d.second) == focus], focus) if family(d.second) not in covered
-    ]
     made = []
-    for d in read:
+    for d in _matched(frame, focus):
         outcome = judge(d, higher_is_better=False)
         fvu = d.setting.number("fvu")
         sentence = (
@@ -172,7 +216,7 @@ def verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
             f"distortion{f' (FVU {number(fvu)})' if isfinite(fvu) else ''}: delta LM loss differs by "
             f"{shown(d)} nats a token over {d.n} documents; lower is better."
         )
-        made.append(Verdict("fidelity", outcome, d.first, d.second, sentence))
+        made.append(Verdict("fidelity", outcome, d.first, d.second, sentence, visible=d.visible))
     settled = {family(v.second) for v in made} | {"raw"}  # raw reconstructs exactly: nothing to match
     for d in facing(differences(frame, "delta_nll"), focus):
         rival = family(d.second)

@@ -29,6 +29,8 @@ _BATCH = 4096
 class GenerationJob(GenerationSettings, SuiteJob):
     """Settings of `generation`."""
 
+    essentials = ("models", "store", "heldout", "samples", "sampling", "device", "out")
+
     store: Path = option(Path("acts"), panel="Data")
     """Folder of the activation store that the models were trained on: the fitted Gaussian is that of its rows."""
     heldout: Path = option(Path("acts_heldout"), panel="Data")
@@ -49,7 +51,7 @@ def check(settings: Settings) -> Json:
 
 
 def measure(job: GenerationJob, trained: Mapping[str, ActivationModel], inputs: Inputs) -> Results:
-    """Samples of each model against held-out activations: Frechet distance, classifiers, and more."""
+    """Samples of each model against held-out activations: distances, classifiers, precision."""
     from glp_lens.activations.massive import norm_limit
     from glp_lens.evals import generation as suite
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from glp_lens.display.comparisons import Verdict, differences, facing, judge, opening, sentences, shown
 from glp_lens.display.elements import Cell, Section, Table, find_row, metric_lines, rows_of, table_of, value_cell
 from glp_lens.display.labels import DASH, Palette, Style, count, display, interval, number
+from glp_lens.display.overview import Column
+from glp_lens.display.plots import INK
 from glp_lens.evals.generation.plots import components, dimensions, norms
 from glp_lens.evals.results import Results, structured_frame
 
 TITLE = "Generation"
 REAL, FITTED = "real", "fitted-gaussian"
 CONDITIONS = {
-    REAL: Style("other real rows", "#332288", "*"),
-    FITTED: Style("fitted Gaussian", "#661100", "P"),
+    REAL: Style("other real rows", INK, "*"),
+    FITTED: Style("fitted Gaussian", "#b2603c", "P"),
 }
 _RAW, _STANDARDISED = "activations", "standardised"
 _CLOSENESS, _TELLING = "generation (Frechet distance)", "generation (classifier)"
@@ -136,6 +139,26 @@ def _thousandfold(row: pd.Series | None) -> Cell:
     return Cell(number(1000 * row.value, 2), interval(1000 * row.ci_low, 1000 * row.ci_high, 2))
 
 
+def columns(_runs: Sequence[Results], frame: pd.DataFrame, _focus: str) -> list[Column]:
+    """What a network tells samples by, and their Frechet distance."""
+    made = []
+    standardised = np.array([setting.get("space") == _STANDARDISED for setting in frame.setting], dtype=bool)
+    for title, metric, measure, rows, field, digits in (
+        ("Generation: classifier", "auc_mlp",
+         "AUC of a network that tells samples from real rows; lower is better, 0.5 is chance",
+         frame[frame.metric == "auc_mlp"], _TELLING, 3),
+        ("Generation: distance", "frechet_extrapolated",
+         "Frechet distance at infinitely many rows, standardised; lower is better",
+         frame[(frame.metric == "frechet_extrapolated") & standardised], _CLOSENESS, 1),
+    ):  # fmt: skip
+        cells = {row.model: value_cell(row, digits) for _, row in rows.iterrows()}
+        if cells:
+            compared = [d.n for d in differences(frame, metric)] or list(rows.n)
+            units = f"{count(min(compared))} documents"
+            made.append(Column("generation", title, measure, cells, units, field, digits=digits))
+    return made
+
+
 def verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
     """Whose samples are closer in means and covariances, and whose are harder to tell from real rows."""
     made = []
@@ -152,7 +175,8 @@ def verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
         )
         floor = find_row(frame, model=REAL, metric="auc_mlp")
         notes = [] if floor is None else [f"Other real rows have {number(floor.value)}"]
-        made.append(Verdict("generation", outcome, d.first, d.second, sentence, sentences(notes), _TELLING))
+        told = sentences(notes)
+        made.append(Verdict("generation", outcome, d.first, d.second, sentence, told, _TELLING, visible=d.visible))
     for d in facing(differences(frame, "frechet_extrapolated"), focus):
         if d.setting.get("space") != _STANDARDISED:
             continue
@@ -162,7 +186,7 @@ def verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
             f"{start}: the standardised Frechet distances at infinitely many rows differ by {shown(d)} over {d.n} "
             "documents; lower is better."
         )
-        made.append(Verdict("generation", outcome, d.first, d.second, sentence, area=_CLOSENESS))
+        made.append(Verdict("generation", outcome, d.first, d.second, sentence, area=_CLOSENESS, visible=d.visible))
     return made
 
 

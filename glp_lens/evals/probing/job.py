@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 class ProbeJob(TaskSettings, ProbingSettings, LanguageModelSettings, ContextSettings, SuiteJob):
     """Settings of `probe`."""
 
+    essentials = ("models", "tasks", "probe_train", "ks", "pooling", "neurons", "random", "model", "device", "out")
+
     acts_with: ClassVar[Mapping[str, str]] = {"label": "store"}
 
     store: Path | None = option(None, panel="Tasks")
@@ -72,7 +74,7 @@ def check(settings: Settings) -> Json:
 
 
 def measure(job: ProbeJob, trained: Mapping[str, ActivationModel], inputs: Inputs) -> Results:
-    """Sparse probing: how well single features, and few of them, of each model separate two classes.
+    """Sparse probing: how well one feature, or a few, of each model separate two classes.
 
     Every feature is scored exactly. Prints a table and writes report.html, results.json and metrics.csv to --out.
     Run it again to continue where it stopped.

@@ -42,17 +42,18 @@ from glp_lens.display.labels import (
     number,
     p_value,
 )
+from glp_lens.display.overview import Column
 from glp_lens.evals.probing import plots
 from glp_lens.evals.probing.plots import CONDITIONS, display
 from glp_lens.evals.probing.settings import DENSE, MEAN
 from glp_lens.evals.results import Results, Setting, structured_frame
 from glp_lens.types import Json
 
-__all__ = ["CONDITIONS", "section", "text_table", "verdicts"]
+__all__ = ["CONDITIONS", "columns", "section", "text_table", "verdicts"]
 
 VIEWS = tuple(Setting(split=split, mode=mode) for mode in ("paper", "all") for split in ("dedup", "official"))
 """Settings of single features, the strictest first, which verdicts speak of."""
-Column = tuple[str, list[Cell]]
+_Column = tuple[str, list[Cell]]
 TITLE = "Sparse probing"
 _KEY = ["model", "task", "setting", "metric", "other"]
 _PAIRS = 6
@@ -215,6 +216,25 @@ def section(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette, focu
     )
 
 
+def columns(runs: Sequence[Results], frame: pd.DataFrame, focus: str) -> list[Column]:
+    """Mean AUC of single features in the strictest view."""
+    p = _Probing(runs, frame.drop_duplicates(_KEY), focus)
+    if not p.views:
+        return []
+    rows = dict(zip(p.main, rows_of(p.auc, p.main, setting=p.views[0]), strict=True))
+    units = max((int(row.n) for row in rows.values() if row is not None), default=0)
+    return [
+        Column(
+            "probing",
+            "Probing",
+            "mean AUC of one feature; higher is better",
+            {label: value_cell(row) for label, row in rows.items()},
+            f"{count(units)} task families",
+            "probing",
+        )
+    ]
+
+
 def verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
     """One verdict a model, on the strictest view, with the number of other views that agree.
 
@@ -256,7 +276,7 @@ def verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
             features = count(equal.setting.number("features"))
             turn = opening(outcome_of(equal), *names, f"at equal feature counts ({features} each)")
             notes.append(f"{turn}: difference {shown(equal)}")
-        made.append(Verdict("probing", outcome, d.first, d.second, sentence, sentences(notes)))
+        made.append(Verdict("probing", outcome, d.first, d.second, sentence, sentences(notes), visible=d.visible))
     return made
 
 
@@ -310,13 +330,13 @@ def _plain_interval(row: pd.Series) -> str:
     return f"{row.value:.3f}{ends}"
 
 
-def _of(p: _Probing, models: Sequence[str]) -> list[Column]:
+def _of(p: _Probing, models: Sequence[str]) -> list[_Column]:
     """Columns that name models and tell their numbers of features."""
     sizes = [Cell(count(p.features(m))) for m in models]
     return [("Model", [Cell(display(m)) for m in models]), ("Features (K)", sizes)]
 
 
-def _in_views(p: _Probing, models: Sequence[str]) -> list[Column]:
+def _in_views(p: _Probing, models: Sequence[str]) -> list[_Column]:
     """The same, and mean AUCs in every view."""
     auc = [(p.view_name(v).capitalize(), value_cells(rows_of(p.auc, models, setting=v), highest=True)) for v in p.views]
     return [*_of(p, models), *auc]

@@ -55,20 +55,25 @@ class Task:
         concept: its texts, for the judge and for the control with shuffled labels.
         direction: the direction to steer along.
         prompts: texts to continue; None for the usual ones.
+        shuffled: the control direction of the same texts under shuffled labels, where it is known already.
     """
 
     concept: Concept
     direction: Direction
     prompts: Sequence[str] | None = None
+    shuffled: Direction | None = None
 
     def to_json(self) -> Json:
         """As JSON."""
-        return {"concept": vars(self.concept), "direction": self.direction.to_json(), "prompts": self.prompts}
+        shuffled = None if self.shuffled is None else self.shuffled.to_json()
+        about = {"concept": vars(self.concept), "direction": self.direction.to_json(), "prompts": self.prompts}
+        return {**about, "shuffled": shuffled}
 
     @classmethod
     def from_json(cls, value: Json) -> Task:
         """What `to_json` gave; ValueError, KeyError or TypeError if it is something else."""
-        return cls(Concept(**value["concept"]), Direction.from_json(value["direction"]), value["prompts"])
+        shuffled = None if value["shuffled"] is None else Direction.from_json(value["shuffled"])
+        return cls(Concept(**value["concept"]), Direction.from_json(value["direction"]), value["prompts"], shuffled)
 
 
 def tasks(
@@ -144,11 +149,16 @@ def topics(
     found = []
     for name in names:
         concept = concepts.load(name, seed)
+        read: dict[str, Tensor] = {}
         direction = directions.from_texts(
             model, concept.positive[:n], concept.negative[:n], hook,
-            method=method, name=name, seed=seed, held_out=HELD_OUT, identity=identity,
+            method=method, name=name, seed=seed, held_out=HELD_OUT, identity=identity, known=read,
         )  # fmt: skip
-        found.append(Task(concept, direction))
+        shuffled = directions.random_labels(
+            model, concept.positive[:texts_per_side], concept.negative[:texts_per_side], hook,
+            seed=seed, held_out=0, identity=identity, known=read,
+        )  # fmt: skip
+        found.append(Task(concept, direction, shuffled=shuffled))
     return found
 
 

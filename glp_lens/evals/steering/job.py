@@ -29,6 +29,11 @@ SAMPLE = 8192
 class SteerJob(SteeringSettings, LanguageModelSettings, SuiteJob):
     """Settings of `steer`."""
 
+    essentials = (
+        "models", "store", "experiment", "concepts", "repairs", "strengths", "prompts", "noise_seeds", "model",
+        "device", "out",
+    )  # fmt: skip
+
     store: Path = option(Path("acts"), panel="Data")
     """Folder of the activation store that the models were trained on: strengths are in units of its spread."""
     sweep_checkpoints: bool = option(False, panel="Data")
@@ -64,7 +69,7 @@ def check(settings: Settings) -> Json:
 
 
 def measure(job: SteerJob, trained: Mapping[str, ActivationModel], inputs: Inputs) -> Results:
-    """Steer generation towards concepts, plain and repaired by each model, and judge concept and fluency.
+    """Steer generation, plain and repaired by each model; judge concept and fluency.
 
     Also writes `generations.parquet`, every text with its scores, and `texts.html`, a page to read them.
     """

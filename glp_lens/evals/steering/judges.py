@@ -46,7 +46,7 @@ class SentenceEmbedder:
         """
         from transformers import AutoModel, AutoTokenizer
 
-        source = cls._packaged() or _HUB
+        source = cls.packaged() or _HUB
         try:
             # bf16 halves the time on a CPU; the judge is admitted by its accuracy at this precision.
             model = AutoModel.from_pretrained(source, dtype=torch.bfloat16)
@@ -61,11 +61,12 @@ class SentenceEmbedder:
     @classmethod
     def check(cls) -> None:
         """Refuse, before a run that ends with judging, a machine on which `load` would fail."""
-        if cls._packaged() is None:
+        if cls.packaged() is None:
             cls.load()
 
     @staticmethod
-    def _packaged() -> str | None:
+    def packaged() -> str | None:
+        """The folder of the installed package; None if it is not there."""
         # Found, not imported: importing the package needs sentence-transformers.
         spec = importlib.util.find_spec(_PACKAGE)
         places = list(spec.submodule_search_locations or []) if spec else []

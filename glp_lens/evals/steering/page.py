@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -33,12 +34,13 @@ from glp_lens.display.elements import (
     value_cells,
 )
 from glp_lens.display.labels import DASH, Palette, count, family, interval, number, p_value, signed
+from glp_lens.display.overview import Column
 from glp_lens.evals.results import Results, Setting, structured_frame
 from glp_lens.evals.steering.plots import CONDITIONS, curves, display
-from glp_lens.evals.steering.settings import ALL, PLAIN, RANDOM, SAE, SHRINK, UNSTEERED
+from glp_lens.evals.steering.settings import ALL, CONTROLS, PLAIN, RANDOM, SAE, SHRINK, UNSTEERED
 from glp_lens.types import Json
 
-__all__ = ["CONDITIONS", "TITLE", "display", "section", "text_table", "verdicts"]
+__all__ = ["CONDITIONS", "TITLE", "columns", "display", "section", "text_table", "verdicts"]
 
 TITLE = "Steering"
 _SCORES = {"concept": "Concept (0–2)", "fluency": "Fluency (0–2)", "harmonic": "Harmonic mean"}
@@ -60,6 +62,8 @@ _CHECKS = {"judge_auroc": "AUROC", "judge_agreement": "agreement"}
 _OUTCOMES: dict[float, Outcome] = {1.0: "ahead", -1.0: "behind", 0.0: "unclear"}
 _WORDS = {"ahead": "ahead", "behind": "behind", "unclear": "not told apart"}
 _EXAMPLES = 3
+_MOST_COLUMNS = 3
+"""Concepts in the table that a page begins with, where there is no mean over them."""
 
 
 class _Numbers:
@@ -135,8 +139,9 @@ def section(runs: Sequence[Results], frame: pd.DataFrame, palette: Palette, focu
         "hard, the text falls apart, because activations leave the region the model knows. A repair puts "
         "each edited activation back among real ones; the question is whether the text then keeps the "
         "topic and stays fluent.",
-        tables=tables,
-        parts=[Part("Concept against fluency at every strength", plots=plots)] if plots else [],
+        plots[:1],
+        tables,
+        parts=[Part("Concept against fluency, concept by concept", plots=plots[1:])] if plots[1:] else [],
         examples=[example for run in runs for example in _examples(run)],
         notes=notes,
     )
@@ -399,6 +404,24 @@ def _generation(row: pd.Series | None) -> Cell:
     return Cell(" ".join(str(row.text).split()), ", ".join(judged))
 
 
+def columns(_runs: Sequence[Results], frame: pd.DataFrame, _focus: str) -> list[Column]:
+    """The harmonic mean of concept and fluency at chosen strengths: over all concepts, or of each without."""
+    main = _main(frame[~frame.model.str.startswith("judge:")])
+    numbers = _Numbers(main)
+    chosen = main[(main.metric == "harmonic") & _chosen_rows(main)]
+    tasks = [ALL] if (chosen.task == ALL).any() else list(dict.fromkeys(chosen.task))
+    made = []
+    for task in tasks[:_MOST_COLUMNS]:
+        rows = chosen[chosen.task == task].drop_duplicates("model")
+        rows = rows[[label == SHRINK or not (label in CONTROLS or family(label) == RANDOM) for label in rows.model]]
+        units = _units(numbers, task).strip(" ()") or f"{count(rows.n.max())} prompts"
+        title = TITLE if task == ALL else f"{TITLE}: {task}"
+        measure = "concept and fluency, harmonic mean, 0 to 2; higher is better"
+        cells = {row.model: value_cell(row, 2) for _, row in rows.iterrows()}
+        made.append(Column("steering", title, measure, cells, units, "steering", task, digits=2))
+    return made
+
+
 def verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
     """Verdicts against the other ways to steer.
 
@@ -440,7 +463,11 @@ def _replicated(frame: pd.DataFrame, judged: pd.DataFrame, focus: str) -> list[V
             detail.append(_visible(numbers, row))
         sentence = f"{start}: {said}.{held}"
         text = " ".join(part for part in detail if part)
-        made[first, second, row.task] = Verdict("steering", outcome, first, second, sentence, text)
+        seen = numbers.get(row.model, row.task, "smallest_visible", "chosen", row.other)
+        visible = math.nan if seen is None else float(seen.value)
+        made[first, second, row.task] = Verdict(
+            "steering", outcome, first, second, sentence, text, task=row.task, visible=visible
+        )
     return list(made.values())
 
 
@@ -478,7 +505,9 @@ def _chosen_verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
             f"{start}: harmonic mean of concept and fluency (0 to 2) {means[0]} against {means[1]}, difference "
             f"{shown(d)} over {d.n} prompts."
         )
-        made[d.first, d.second, d.task] = Verdict("steering", outcome, d.first, d.second, sentence)
+        made[d.first, d.second, d.task] = Verdict(
+            "steering", outcome, d.first, d.second, sentence, task=d.task, visible=d.visible
+        )
     return list(made.values())
 
 

@@ -399,6 +399,8 @@ def _remarks(
 
 def _shuffled(task: Task, data: SteeringData, settings: SteeringSettings, cache: ResultCache) -> Tensor:
     """The direction of the same texts under shuffled labels; of a concept without texts, a random one."""
+    if task.shuffled is not None:
+        return task.shuffled.vector
     sides, d = _sides(task, settings), data.rows.shape[1]
     if not all(sides):
         return directions.random_covariance(data.rows, hook=data.hook, seed=settings.seed + 1).vector

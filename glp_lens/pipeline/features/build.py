@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 class BuildFeaturesJob(FeatureSettings, LanguageModelSettings, ContextSettings, ColumnSettings, SuiteJob):
     """Settings of `features build`."""
 
+    essentials = ("models", "texts", "store", "tokens", "sigma", "neurons", "random", "model", "device", "out")
+
     panel = "Data"
 
     models: tuple[str, ...] = ()

@@ -31,6 +31,10 @@ ANSWERS = "hosted"
 class ExplainJob(EndpointSettings, HeldOutSettings):
     """Settings of `features explain`."""
 
+    essentials = (
+        "hosted_url", "hosted_model", "hosted_key", "built", "models", "names", "features", "texts", "model", "device",
+    )  # fmt: skip
+
     panel = "Data"
 
     names: tuple[str, ...] = ()

@@ -26,6 +26,8 @@ SUFFIXES = (".safetensors", ".gguf", ".npy", ".pt")
 class ExportFeaturesJob(FolderSettings, ResultSettings):
     """Settings of `features export`."""
 
+    essentials = ("to", "built", "all_of", "way", "out")
+
     panel = "Data"
 
     names: tuple[str, ...] = ()

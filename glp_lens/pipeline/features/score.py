@@ -31,6 +31,8 @@ TABLE = "scores.parquet"
 class ScoreFeaturesJob(HeldOutSettings, ResultSettings):
     """Settings of `features score`."""
 
+    essentials = ("built", "models", "texts", "documents", "features", "model", "device", "out")
+
     panel = "Data"
 
     features: int = option(256, min=0)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 class ServeFeaturesJob(FolderModelsSettings, OpeningSettings, ContextSettings):
     """Settings of `features serve`."""
 
+    essentials = ("built", "models", "model", "device", "port")
+
     panel = "Run"
 
     allow_mismatch: bool = option(False, panel="Language model")

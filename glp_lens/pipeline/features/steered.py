@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class SteerFeaturesJob(FolderSettings, OpeningSettings, RunSettings):
     """Settings of `features steer`."""
 
+    essentials = ("built", "strength", "prompt", "new_tokens", "model", "device")
+
     panel = "Data"
 
     names: tuple[str, ...]

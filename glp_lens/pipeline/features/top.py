@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 class TopFeaturesJob(FolderModelsSettings, OpeningSettings, ContextSettings, RunSettings):
     """Settings of `features top`."""
 
+    essentials = ("text", "models", "built", "top", "model", "device")
+
     panel = "Data"
 
     text: str
