@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from glp_lens.errors import InputError
 from glp_lens.evals.probing.settings import Size, parse_size
 from glp_lens.evals.registry import COMPARED, SUITES, Suite
+from glp_lens.evals.steering.settings import PROMPTS, Control, Repair
 from glp_lens.pipeline.collect import CollectJob, collect
 from glp_lens.pipeline.inputs import (
     ColumnSettings,
@@ -51,31 +52,41 @@ class CompareJob(
 
     texts_column: str = option("text", panel="Data")
     """Column of the text, or of chat messages, in the files of --texts."""
-    tokens: int = option(150_000, min=1)
+    tokens: int = option(100_000, min=1)
     """Activations collected for training."""
     heldout_tokens: int = option(8_000, min=2)
     """Activations of held-out documents."""
-    rows: int = option(400_000, min=1)
+    rows: int = option(300_000, min=1)
     """Activations shown to the GLP and to the SAE each; above --tokens means several epochs."""
-    glp_width: int = option(768, min=1, memory=True)
-    """Width of the GLP's denoiser."""
-    glp_mlp: int = option(1536, min=1, memory=True)
-    """Meta-neurons in each block of the GLP's denoiser."""
-    glp_layers: int = option(3, min=1, memory=True)
+    glp_width: int | None = option(None, min=1, memory=True)
+    """Width of the GLP's denoiser; by default that of the activations."""
+    glp_mlp: int | None = option(None, min=1, memory=True)
+    """Meta-neurons in each block of the GLP's denoiser; by default twice its width."""
+    glp_layers: int = option(1, min=1, memory=True)
     """Blocks of the GLP's denoiser."""
     glp_lr: float | None = option(None, min=0, max=1)
     """Peak learning rate of the GLP; by default that of 'train glp', which falls with the width."""
     glp_batch: int = option(256, min=1, memory=True)
     """Rows in each of its steps."""
-    sae_latents: int = option(2304, min=1, memory=True)
-    """Dictionary size of the SAE."""
+    sae_latents: int | None = option(None, min=1, memory=True)
+    """Dictionary size of the SAE; by default twice the width of the activations."""
     sae_k: int = option(32, min=1)
     """Latents active on a row."""
     sae_lr: float = option(2e-3, min=0, max=1)
     """Peak learning rate of the SAE."""
     sae_batch: int = option(512, min=1, memory=True)
     """Rows in each of its steps."""
-    probe_train: int = option(256, min=10, panel="Tasks", memory=True)
+    fit_rows: int = option(20_000, min=100, panel="Density", memory=True)
+    """Training activations that the diagonal Gaussian, the mixture and the nearest neighbours are fitted to."""
+    documents: int = option(16, min=1, panel="Suites", memory=True)
+    """Held-out documents for the change in language-model loss."""
+    prompts: int = option(16, min=2, max=len(PROMPTS), panel="Suites", memory=True)
+    """Neutral prompts that generations start from; of 'persona' questions, 40 at most."""
+    repairs: tuple[Repair, ...] = option(("project", "difference"), panel="Suites")
+    """How models repair a steered activation: see 'steer'."""
+    controls: tuple[Control, ...] = option(("shrink", "random labels"), panel="Suites")
+    """Other conditions of steering: see 'steer'; 'none' for none."""
+    probe_train: int = option(128, min=10, panel="Tasks", memory=True)
     """Most training texts a task."""
     probe_test: int = option(200, min=4, panel="Tasks", memory=True)
     """Most test texts a task."""
@@ -96,7 +107,7 @@ class CompareJob(
                 raise InputError(f"{name} must be between 0 and 1, got {lr}")
         if self.rows < self.glp_batch:
             raise InputError(f"rows must be at least one batch of {self.glp_batch}, got {self.rows}")
-        if self.sae_k > self.sae_latents:
+        if self.sae_latents is not None and self.sae_k > self.sae_latents:
             raise InputError(f"sae_k must be at most sae_latents = {self.sae_latents}, got {self.sae_k}")
         known = [suite.name for suite in SUITES]
         if not self.suites or len({*self.suites}) < len(self.suites) or not {*self.suites} <= {*known}:
@@ -196,8 +207,8 @@ class _Comparison:
             Stage("collect", (*language_model, *corpus), (), ("acts",), self.collect),
             Stage("train-glp", glp, ("collect",), ("models/glp",), partial(self.train, "glp")),
             Stage("train-sae", sae, ("collect",), ("models/sae",), partial(self.train, "sae")),
-            Stage("train-baselines", ("glp_mlp", "glp_layers"), ("collect",), tuple(f"models/{b}" for b in baselines),
-                  partial(self.train, *baselines)),
+            Stage("train-baselines", ("glp_width", "glp_mlp", "glp_layers"), ("collect",),
+                  tuple(f"models/{b}" for b in baselines), partial(self.train, *baselines)),
             *(Stage(suite.name, tuple(name for each in suite.own_settings for name in _names(each)), fits,
                     (f"results/{suite.name}", f"cache/{suite.name}"), partial(self.measure, suite))
               for suite in self.settings.compared),
@@ -245,18 +256,20 @@ class _Comparison:
 
     def train(self, *names: str) -> None:
         """Trained models: the GLP, the SAE, or PCA, the Gaussian, raw activations and random features."""
-        s = self.settings
+        s, d_in = self.settings, self.store.d_in
+        width = s.glp_width or d_in
+        mlp = s.glp_mlp or 2 * width
         own: dict[str, Json] = {
             "glp": {
-                "rows": s.rows, "batch_size": s.glp_batch, "lr": s.glp_lr, "d_model": s.glp_width, "d_mlp": s.glp_mlp,
+                "rows": s.rows, "batch_size": s.glp_batch, "lr": s.glp_lr, "d_model": width, "d_mlp": mlp,
                 "n_layers": s.glp_layers, "validation": self.acts("heldout"),
             },
             "sae": {
-                "rows": s.rows, "batch_size": s.sae_batch, "lr": s.sae_lr, "n_latents": s.sae_latents, "k": s.sae_k,
-                "validation": self.acts("heldout"),
+                "rows": s.rows, "batch_size": s.sae_batch, "lr": s.sae_lr, "n_latents": s.sae_latents or 2 * d_in,
+                "k": s.sae_k, "validation": self.acts("heldout"),
             },
             "pca_raw": {"kind": "pca", "standardize": False},
-            "random": {"n_features": s.glp_layers * s.glp_mlp},
+            "random": {"n_features": s.glp_layers * mlp},
         }  # fmt: skip
         earlier = s.out / "models" / "glp.state"
         if "glp" in names and earlier.exists():  # where earlier versions kept an interrupted training
