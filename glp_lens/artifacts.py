@@ -91,6 +91,11 @@ class ActivationModel(ABC):
     d_in: int
     provenance: Json
 
+    def __repr__(self) -> str:
+        about = (self.provenance.get("store") or {}).get("model") or {}
+        known = {"d_in": self.d_in, "hook": self.hook, "model": about.get("name")}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in known.items() if v is not None)})"
+
     @property
     def hook(self) -> str | None:
         """The hook point that the training activations came from."""

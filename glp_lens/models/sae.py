@@ -219,6 +219,11 @@ class SAE(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Scorer
             InputError: no such folder, release or id, damaged files, or what cannot be wrapped.
         """
         sae_lens = _import_sae_lens()
+        if not isinstance(path_or_release, str | Path):
+            raise InputError(
+                "expected a folder saved by sae-lens, or a release and sae_id, got a "
+                f"{type(path_or_release).__name__}: save it with its save_model and give the folder"
+            )
         if sae_id is None:
             _check_saved(Path(path_or_release))
         try:

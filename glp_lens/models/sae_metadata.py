@@ -33,7 +33,8 @@ def check(cfg: Any) -> None:
     if cfg.normalize_activations in _TO_FOLD:
         raise InputError(
             f"this autoencoder expects activations normalised by {cfg.normalize_activations!r}, with numbers "
-            "of its training: fold them into its weights, as sae-lens's save_inference_model does"
+            "of its training: fold them into its weights by fold_activation_norm_scaling_factor, as sae-lens's trainer "
+            "does when it ends, and save it again"
         )
     about = cfg.metadata.to_dict()
     outputs = {key: value for key, value in about.items() if key.endswith("_out") and value is not None}

@@ -168,7 +168,9 @@ def collect(
         command, settings.out, ray=settings.ray, part=settings.shard, model=model, texts=texts, repeatable=repeatable
     )
     for store in stores:
-        say(f"{len(store):,} rows of width {store.d_in} from {store.hook}: {store.path}")
+        fewer = settings.shard is None and len(store) < settings.tokens
+        short = f" (the texts have no more of the {settings.tokens:,} asked for)" if fewer else ""
+        say(f"{len(store):,} rows of width {store.d_in} from {store.hook}{short}: {store.path}")
     if settings.shard is not None:
         i, n = settings.shard
         say(f"part {i} of {n} is done; once all are: glp-lens store merge {settings.out}")

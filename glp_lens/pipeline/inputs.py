@@ -101,8 +101,8 @@ class TextsSettings(Settings):
     panel = "Data"
 
     texts: tuple[str, ...] = ()
-    """txt, jsonl, json, csv, tsv or parquet files or folders of them, '-' for standard input, or
-    hf:NAME[:CONFIG[:SPLIT]] for a dataset of the Hub, separated by commas; by default the packaged corpus."""
+    """txt (one text each), jsonl, json, csv, tsv or parquet files or folders of them, '-' for standard input (a text a
+    line), or hf:NAME[:CONFIG[:SPLIT]] for a dataset of the Hub, separated by commas; by default the packaged corpus."""
 
 
 @dataclass(frozen=True, kw_only=True)

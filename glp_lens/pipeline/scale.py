@@ -104,11 +104,10 @@ def scale(settings: ScaleJob, *, model: lm.Model | None = None, say: Callable[[s
         raise InputError("jobs and ray open the model themselves: name it in the settings, or leave them out")
     run = Run(settings, model)
     chosen = part(run.units, *settings.shard) if settings.shard else run.units
-    widths = sorted({width for width, _, _ in settings.trained}) if settings.dry_run or run.missing() else ()
-    for width in widths:
-        if warning := shape_of(run.store.d_in, width, 1, 1).warning:
-            say(f"note: {warning}")
     if settings.dry_run:
+        for width in sorted({width for width, _, _ in settings.trained}):
+            if warning := shape_of(run.store.d_in, width, 1, 1).warning:
+                say(f"note: {warning}")
         run.tell(chosen, say)
         return settings.out
     run.check()

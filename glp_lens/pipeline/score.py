@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 _ENDLESS = 2**40
 """More tokens than a text has."""
+_ODDEST, _BEGINNING = 5, 60
+"""Texts that are named as the oddest, and characters of each."""
 TOKENS, TEXTS, PAGE = "tokens.parquet", "texts.parquet", "tokens.html"
 
 
@@ -159,10 +161,18 @@ def _score(
     begun.complete = or_warning(PAGE, show) is not None
     for name in scorer.names:
         say(f"{name:24} mean {tokens[name].mean():.4g}, 99% {tokens[name].quantile(0.99):.4g}")
+    _tell_oddest(pooled, scorer.names[0], given, say)
     for line in notes:
         say(f"note: {line}")
     say(f"scores: {folder / PAGE}, {folder / TOKENS} and {folder / TEXTS}")
     return tokens
+
+
+def _tell_oddest(pooled: pd.DataFrame, name: str, given: Sequence[Document], say: Callable[[str], None]) -> None:
+    if len(pooled) > 1:
+        say(f"oddest of {len(pooled)} texts by {name}:")
+        for text, score in pooled[f"{name}_mean"].nlargest(_ODDEST).items():
+            say(f"  {score:.4g}  text {text}: {' '.join(given[text].text.split())[:_BEGINNING]}")
 
 
 class _Scorer:

@@ -144,11 +144,6 @@ def train(settings: TrainJob, *, say: Callable[[str], None] = print) -> Activati
         if len(stores) > 1 and kind != "glp":
             raise InputError(f"a {kind} is trained on one store, got {len(stores)}: only a GLP takes siblings")
         held_out = _open_validation(settings, stores)
-        if settings.d_model and distributed.is_main():
-            from glp_lens.models.denoiser import DenoiserConfig
-
-            if warning := DenoiserConfig(stores[0].d_in, settings.d_model, 1, 1).warning:
-                say(f"note: {warning}")
         # A folder that cannot be written must fail before the training; of several processes the main one locks it.
         with locked(folder) if distributed.is_main() else nullcontext():
             model = (_fit_glp if kind == "glp" else _fit)(settings, stores, held_out)

@@ -20,7 +20,7 @@ SIZES = {
     "tokens": 3000, "heldout_tokens": 300, "context": 24, "rows": 1280, "glp_width": 12, "glp_mlp": 20,
     "glp_layers": 2, "glp_batch": 64, "sae_latents": 40, "sae_k": 5, "sae_batch": 64, "probe_train": 130,
     "probe_test": 30, "ks": (3,), "sigmas": (0.1, 0.5), "strengths": (0.5, 1.0), "prompts": 4, "new_tokens": 6,
-    "documents": 5,
+    "documents": 5, "fit_rows": 1000, "controls": ("shrink",),
 }  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def models(*names):
         (
             "density",
             f"density --models {models('glp', 'sae', 'pca', 'gaussian')} --store runs/acts/heldout "
-            "--train-store runs/acts/train",
+            "--train-store runs/acts/train --fit-rows 1000",
         ),
         (
             "probing",
@@ -68,7 +68,7 @@ def models(*names):
         (
             "steering",
             f"steer LM --models {models('glp', 'sae', 'pca', 'gaussian')} --store runs/acts/train --strengths 0.5,1 "
-            "--prompts 4 --new-tokens 6",
+            "--prompts 4 --new-tokens 6 --repairs project,difference --controls shrink",
         ),
         (
             "fidelity",

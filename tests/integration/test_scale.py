@@ -227,8 +227,9 @@ def test_shapes_are_trained_in_place_of_widths_with_layers(work, tmp_path):
     assert len(cells) == 3 * len(GRID["rows"])
 
 
-def test_a_denoiser_narrower_than_the_activations_is_told(run):
-    notes = [line for line in run[1] if line.startswith("note:")]
+def test_a_denoiser_narrower_than_the_activations_is_told_before_it_is_trained(work, tmp_path):
+    said = go(settings(work, tmp_path, dry_run=True, sae_latents=()))
+    notes = [line for line in said if line.startswith("note:")]
     assert len(notes) == 1
     assert "width 12" in notes[0]
     assert "24 dimensions" in notes[0]

@@ -232,3 +232,9 @@ def test_a_projection_hook_refuses_a_difference():
         Noisy().projection_hook(repair="difference")
     with pytest.raises(InputError, match="go together"):
         Noisy().projection_hook(repair="orthogonal")
+
+
+def test_options_of_a_repair_without_a_projector_are_refused():
+    """Else someone who forgets the projector takes plain steering for a repair."""
+    with pytest.raises(InputError, match="sigma are of a repair: pass projector="):
+        hooks.steer(torch.ones(D), 1.0, repair="difference", sigma=0.6)

@@ -240,6 +240,7 @@ def _fvu_range(frame: pd.DataFrame, name: str) -> str:
 
 
 def text_table(results: Results) -> str:
-    """The change in language-model loss, a line a model."""
+    """Distortion and change in language-model loss of each model, then the differences at equal distortion."""
     frame = structured_frame(results.metrics)
-    return metric_lines(frame[frame.metric == "delta_nll"])
+    matched = frame[frame.metric.str.startswith("delta_nll_matched_diff")]
+    return metric_lines(pd.concat([frame[frame.metric.isin(["fvu", "delta_nll"])], matched]))
