@@ -95,7 +95,7 @@ def _overview(found: Analysis, frame: pd.DataFrame, judged: Sequence[Verdict]) -
             )
         title, _, measure = utility.title.partition(":" if ":" in utility.title else ",")
         better = "higher is better" if utility.higher else "lower is better"
-        units = f"{count(priors.n.min())} units"
+        units = f"{count(priors.n.min())} units" if priors.n.min() else DASH
         columns.append(
             Column("utility", title.strip(), "; ".join(filter(None, [measure.strip(), better])), cells, units,
                    utility.title)
@@ -265,14 +265,14 @@ def _verdicts(found: Analysis, frame: pd.DataFrame) -> list[Verdict]:
             matter = f"in {utility.title}"
             start = opening(outcome, display("glp"), display(lead.other), matter)
             sentence = (
-                f"{start}: {last['size']} after {count(last.rows)} rows is better than {lead.setting.get('cell')}, the "
-                f"best that costs no more, by {shown(gap)}."
+                f"{start}: {last['size']} after {count(last.rows)} rows against {lead.setting.get('cell')}, the best that "
+                f"costs no more, difference {shown(gap)}."
             )
             start_at = find_row(own, metric="leads_from", other=lead.other)
             detail = ""
             if start_at is not None and math.isfinite(start_at.value):
                 detail = f"Clearly so from {flops(start_at.value)} FLOPs on."
-                made.append(
-                    Verdict("scaling", outcome, "glp", lead.other, sentence, detail, utility.title, visible=gap.visible)
-                )
+            made.append(
+                Verdict("scaling", outcome, "glp", lead.other, sentence, detail, utility.title, visible=gap.visible)
+            )
     return made

@@ -150,6 +150,11 @@ def test_pictures_and_page_are_written_and_numbers_are_in_both_files(folder):
     assert "exact Gaussian bound" in page
     assert "GLP beats SAE in 1-D probing, AUC of all features" in page
     assert "Each model was trained once" not in page
+    # Every lead of the priors of most compute is judged, also those that are not clear from any compute on.
+    leads = structured_frame(Results.load(folder, FILE_NAME).metrics)
+    leads = leads[leads.metric == "lead"]
+    largest = [each.get("size") == "w1152x3" and each.get("rows") == "8000000" for each in leads.setting]
+    assert page.count("the best that costs no more, difference") == sum(largest) > 2
     results = Results.load(folder, FILE_NAME)
     table = pd.read_csv(folder / "metrics.csv", keep_default_na=False)
     assert len(table) == len(results.metrics)
