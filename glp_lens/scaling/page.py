@@ -265,8 +265,8 @@ def _verdicts(found: Analysis, frame: pd.DataFrame) -> list[Verdict]:
             matter = f"in {utility.title}"
             start = opening(outcome, display("glp"), display(lead.other), matter)
             sentence = (
-                f"{start}: {last['size']} after {count(last.rows)} rows against {lead.setting.get('cell')}, the best that "
-                f"costs no more, difference {shown(gap)}."
+                f"{start}: {last['size']} after {count(last.rows)} rows against {lead.setting.get('cell')}, the best "
+                f"that costs no more, difference {shown(gap)}."
             )
             start_at = find_row(own, metric="leads_from", other=lead.other)
             detail = ""
