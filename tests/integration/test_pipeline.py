@@ -118,9 +118,7 @@ def test_numbers_are_tidy_and_complete(finished):
     models = table.groupby("suite")["model"].agg(set)
     assert {"glp", "sae", "pca", "gaussian"} <= models["density"]
     assert models["probing"] == {"glp", "sae", "pca", "gaussian", "raw", "random", "dense"}
-    assert {"glp", "glp sigma=0.3", "glp difference", "sae", "pca", "plain", "shrink", "unsteered"} <= models[
-        "steering"
-    ]
+    assert {"glp sigma=0.3", "glp difference", "sae", "pca", "plain", "shrink", "unsteered"} <= models["steering"]
     assert {"glp", "sae", "pca", "clean", "mean ablation"} <= models["fidelity"]
     key = ["suite", "model", "task", "setting", "metric"]
     assert not table.duplicated(key).any()

@@ -241,11 +241,17 @@ def test_empty_or_nearly_empty_results_do_not_break_the_page(tmp_path):
         (
             fidelity(),
             [
+                "glp sigma=0.1 fvu 0.020",
                 "glp sigma=0.1 delta_nll 0.004 [0.004, 0.004]",
+                "glp sigma=0.5 fvu 0.300",
                 "glp sigma=0.5 delta_nll 0.400 [0.360, 0.440]",
+                "sae fvu 0.280",
                 "sae delta_nll 0.500 [0.450, 0.550]",
+                "raw fvu 0.000",
                 "raw delta_nll 0.000 [0.000, 0.000]",
+                "mean ablation fvu 1.000",
                 "mean ablation delta_nll 7.500 [6.750, 8.250]",
+                "glp fvu=0.2800;between=a,b delta_nll_matched_diff:sae -0.100 [−0.200, −0.050]",
             ],
         ),
     ],

@@ -40,13 +40,14 @@ def written(results, tmp_path_factory):
     return out, write_report([again], out).read_text(encoding="utf-8")
 
 
-def test_tables_come_first_then_curves_of_methods_and_of_concepts(written):
+def test_one_table_comes_first_then_a_picture_then_all_else(written):
     out, text = written
     assert Page(text).open == []
     assert text.count("<svg") == 2
     for name in ("steering_frontier", "steering_by_concept"):
         assert (out / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert text.index("Against no repair, mean over concepts (6 concepts, 144 prompts)") < text.index("<svg")
+    details = text.index("Against no repair, mean over concepts (6 concepts, 144 prompts)")
+    assert text.index("<table") < text.index("<svg") < text.index("<details", text.index("<svg")) < details
     assert "<script" not in text
 
 

@@ -242,5 +242,6 @@ def _fvu_range(frame: pd.DataFrame, name: str) -> str:
 def text_table(results: Results) -> str:
     """Distortion and change in language-model loss of each model, then the differences at equal distortion."""
     frame = structured_frame(results.metrics)
-    matched = frame[frame.metric.str.startswith("delta_nll_matched_diff")]
+    matched = frame[frame.metric == "delta_nll_matched_diff"]
+    matched = matched.assign(metric=matched.metric + ":" + matched.other)
     return metric_lines(pd.concat([frame[frame.metric.isin(["fvu", "delta_nll"])], matched]))
