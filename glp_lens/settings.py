@@ -47,6 +47,19 @@ def option(
     return field(default=default, metadata=about)
 
 
+def again(settings: type[Settings], name: str, default: Any) -> Any:
+    """A field of `option` that is as in another class but for its default; its documentation is inherited.
+
+    Args:
+        settings: a class that this one derives from, whose own field it is.
+        name: of the field.
+        default: in this class.
+    """
+    key: Any = settings
+    (about,) = (each.metadata for each in fields(key) if each.name == name)
+    return field(default=default, metadata={**about, "panel": about.get("panel") or settings.panel})
+
+
 @dataclass(frozen=True)
 class Option:
     """What is known of one setting.

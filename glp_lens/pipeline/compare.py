@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glp_lens.errors import InputError
-from glp_lens.evals.probing.settings import Size, parse_size
+from glp_lens.evals.density.settings import DensitySettings
+from glp_lens.evals.fidelity.settings import FidelitySettings
+from glp_lens.evals.probing.settings import ProbingSettings, Size
 from glp_lens.evals.registry import COMPARED, SUITES, Suite
-from glp_lens.evals.steering.settings import PROMPTS, Control, Repair
+from glp_lens.evals.steering.settings import Control, Repair, RepairSettings, SteeringSettings
 from glp_lens.pipeline.collect import CollectJob, collect
 from glp_lens.pipeline.inputs import (
     ColumnSettings,
@@ -25,7 +27,7 @@ from glp_lens.pipeline.report import ReportJob, read_results, write_all
 from glp_lens.pipeline.stages import Stage, run_stages, stage_seconds
 from glp_lens.pipeline.suites import run_suite
 from glp_lens.pipeline.train import STATE, TrainJob, train
-from glp_lens.settings import Settings, option, options
+from glp_lens.settings import Settings, again, option, options
 
 if TYPE_CHECKING:
     from glp_lens import lm
@@ -76,22 +78,16 @@ class CompareJob(
     """Peak learning rate of the SAE."""
     sae_batch: int = option(512, min=1, memory=True)
     """Rows in each of its steps."""
-    fit_rows: int = option(20_000, min=100, panel="Density", memory=True)
-    """Training activations that the diagonal Gaussian, the mixture and the nearest neighbours are fitted to."""
-    documents: int = option(16, min=1, panel="Suites", memory=True)
-    """Held-out documents for the change in language-model loss."""
-    prompts: int = option(16, min=2, max=len(PROMPTS), panel="Suites", memory=True)
-    """Neutral prompts that generations start from; of 'persona' questions, 40 at most."""
-    repairs: tuple[Repair, ...] = option(("project", "difference"), panel="Suites")
-    """How models repair a steered activation: see 'steer'."""
-    controls: tuple[Control, ...] = option(("shrink", "random labels"), panel="Suites")
-    """Other conditions of steering: see 'steer'; 'none' for none."""
+    fit_rows: int = again(DensitySettings, "fit_rows", 20_000)
+    documents: int = again(FidelitySettings, "documents", 16)
+    prompts: int = again(SteeringSettings, "prompts", 16)
+    repairs: tuple[Repair, ...] = again(RepairSettings, "repairs", ("project", "difference"))
+    controls: tuple[Control, ...] = again(SteeringSettings, "controls", ("shrink", "random labels"))
     probe_train: int = option(128, min=10, panel="Tasks", memory=True)
     """Most training texts a task."""
     probe_test: int = option(200, min=4, panel="Tasks", memory=True)
     """Most test texts a task."""
-    ks: tuple[Size, ...] = option((16,), min=1, panel="Probes", parse=parse_size)
-    """Numbers of features of the k-sparse probes, 'dense' for all of them; or 'none'."""
+    ks: tuple[Size, ...] = again(ProbingSettings, "ks", (16,))
     suites: tuple[str, ...] = option(COMPARED, panel="Tasks")
     """Suites to run: density, probing, steering, fidelity, detect, generation, separated by commas."""
     out: Path = option(Path("runs"), panel="Run")
