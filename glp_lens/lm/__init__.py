@@ -19,6 +19,7 @@ from glp_lens.lm.forward import (
     way_of_reading,
 )
 from glp_lens.lm.generating import caches_keys_and_values, generate
+from glp_lens.lm.gguf_models import PACKAGED_SECOND, cache_folder, packaged, packaged_models
 from glp_lens.lm.hook_points import (
     RESIDUAL,
     check_edit,
@@ -31,7 +32,7 @@ from glp_lens.lm.hook_points import (
     rows_at,
     same_point,
 )
-from glp_lens.lm.opening import PACKAGED_SECOND, cache_folder, check_device, open_model, packaged, packaged_models
+from glp_lens.lm.opening import check_device, open_model
 from glp_lens.lm.protocol import Model, Tokenizer
 from glp_lens.lm.tokens import batches_of_one_length, bos_id, chat_ids, decode, pad, to_ids, tokenizer_of
 

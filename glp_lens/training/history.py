@@ -35,7 +35,10 @@ def add_to_history(folder: str | Path, entry: Json) -> None:
     Entries of that step or later, which a resumed training repeats, are replaced.
     """
     path = Path(folder) / FILE
-    before = read_history(folder).query("step < @entry['step']").to_dict("records") if path.exists() else []
+    before: list[Json] = []
+    if path.exists():
+        curve = read_history(folder)
+        before = curve[curve["step"] < entry["step"]].to_dict("records")
     write_history(folder, [*before, entry])
 
 

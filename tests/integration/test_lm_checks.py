@@ -282,7 +282,7 @@ def test_a_partly_cached_model_is_told_and_the_packaged_one_used_instead(tmp_pat
     part.mkdir()
     shutil.copy(tiny_folder / "config.json", part)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(part))
-    monkeypatch.setattr(lm.opening, "_packaged", lambda package: tiny_folder)
+    monkeypatch.setattr(lm.opening, "of_package", lambda package: tiny_folder)
     monkeypatch.setattr(lm.opening, "packaged", lambda name: True)
     assert lm.open_model().cfg.d_model == 24
     with pytest.raises(InputError, match="Hub cache lacks its tokenizer"):

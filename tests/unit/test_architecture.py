@@ -64,7 +64,7 @@ HOMES = {
     "jinja2": {"report/html.py"},
     "matplotlib": {"display/plots.py", "report/plots.py"},
     "huggingface_hub": {"lm/opening.py", "hub.py"},
-    "transformers": {"lm/opening.py", "lm/checking.py", "evals/steering/judges.py"},
+    "transformers": {"lm/gguf_models.py", "lm/opening.py", "lm/checking.py", "evals/steering/judges.py"},
     "yaml": {"yaml_files.py"},
     "pyarrow": {"files.py", "corpus/tables.py"},
     "datasets": {"activations/convert/sae_lens.py", "corpus/hub.py"},
@@ -74,7 +74,7 @@ HOMES = {
     "wandb": {"training/loggers.py"},
     "torch.utils.tensorboard": {"training/loggers.py"},
     "sae_probes": set(),  # read as data: importing it is slow
-    "gguf": {"directions/files.py"},
+    "gguf": {"directions/files.py", "lm/gguf_models.py"},
     "typer": set(),
     "click": set(),
     "rich": set(),

@@ -120,7 +120,7 @@ def test_a_model_in_parts_is_joined_checked_and_converted_once(packages, monkeyp
         converted.append(source.read_bytes())
         target.symlink_to(tiny_folder)
 
-    monkeypatch.setattr(lm.opening, "_convert_gguf", convert)
+    monkeypatch.setattr(lm.gguf_models, "_convert", convert)
     assert lm.packaged(lm.PACKAGED_SECOND)
     for _ in range(2):
         model = lm.open_model(lm.PACKAGED_SECOND, check=False)

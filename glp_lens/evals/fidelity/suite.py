@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from glp_lens import hooks, lm, provenance
+from glp_lens.activations.forward import pack
 from glp_lens.errors import InputError
 from glp_lens.evals.cache import ResultCache
 from glp_lens.evals.entries import Entry, usable
@@ -51,7 +52,8 @@ class FidelityData:
         mean: `(d_in,)` mean of the training store: the value of the mean ablation and the reference of FVU.
         std: `(d_in,)` standard deviation of the training store, for `fvu_standardised`; dimensions where it is 0
             do not count there. None measures none.
-        batch_size: documents in one forward pass; it decides memory and speed, no number.
+        batch_size: full-length documents in one forward pass, and of shorter ones as many as have no more tokens; it
+            decides memory and speed, no number.
     """
 
     model: lm.Model
@@ -181,7 +183,7 @@ def _run(
     entries: Sequence[Entry], data: FidelityData, settings: FidelitySettings, texts: list[str], notes: list[str]
 ) -> Results:
     started = time.perf_counter()
-    model, mean, size = data.model, data.mean.float().cpu(), data.batch_size
+    model, mean = data.model, data.mean.float().cpu()
     scales = _scales(data.mean, data.std)
     ids = [row for row in lm.to_ids(model, texts, settings.context) if len(row) > 2]
     if not ids:
@@ -192,8 +194,8 @@ def _run(
     parts = []
     total = sum(map(len, ids)) * (len(conditions) + 1)
     with tqdm(total=total, desc="fidelity", unit="tok", unit_scale=True, mininterval=2) as bar:
-        for start in range(0, len(ids), size):
-            batch = _clean_pass(data, ids[start : start + size], first=start, limit=limit, seed=settings.seed)
+        for chosen in pack([len(row) for row in ids], data.batch_size * settings.context):
+            batch = _clean_pass(data, ids, chosen, limit=limit, seed=settings.seed)
             tokens = int(batch.mask.sum())
             bar.update(tokens)
             rows, lost, error = batch.rows(), {}, {}
@@ -252,16 +254,18 @@ class _Measured:
 
     @classmethod
     def join(cls, parts: Sequence[_Measured]) -> _Measured:
-        """Batches, one after the other."""
+        """All batches, in the order of the documents."""
         labels = parts[0].lost
+        by_token = np.argsort(np.concatenate([part.token_owners for part in parts]), kind="stable")
+        by_row = np.argsort(np.concatenate([part.row_owners for part in parts]), kind="stable")
         return cls(
             sum(part.massive for part in parts),
-            np.concatenate([part.clean for part in parts]),
-            np.concatenate([part.spread for part in parts]),
-            np.concatenate([part.token_owners for part in parts]),
-            np.concatenate([part.row_owners for part in parts]),
-            {label: np.concatenate([part.lost[label] for part in parts]) for label in labels},
-            {label: np.concatenate([part.error[label] for part in parts]) for label in labels},
+            np.concatenate([part.clean for part in parts])[by_token],
+            np.concatenate([part.spread for part in parts])[by_row],
+            np.concatenate([part.token_owners for part in parts])[by_token],
+            np.concatenate([part.row_owners for part in parts])[by_row],
+            {label: np.concatenate([part.lost[label] for part in parts])[by_token] for label in labels},
+            {label: np.concatenate([part.error[label] for part in parts])[by_row] for label in labels},
         )
 
     def delta(self, label: str) -> np.ndarray:
@@ -288,8 +292,11 @@ def _scales(mean: Tensor, std: Tensor | None) -> Tensor:
     return torch.stack([ones, torch.where(variance > 0, 1 / variance, 0.0)], dim=1)
 
 
-def _clean_pass(data: FidelityData, ids: list[list[int]], *, first: int, limit: float | None, seed: int) -> _Batch:
-    tokens, mask = lm.pad(ids)
+def _clean_pass(
+    data: FidelityData, ids: list[list[int]], chosen: list[int], *, limit: float | None, seed: int
+) -> _Batch:
+    """The pass of the untouched model over the chosen documents."""
+    tokens, mask = lm.pad([ids[i] for i in chosen])
     seen: list[Tensor] = []
     inner = mask[:, 1:].clone()
     inner[:, 0] = False
@@ -307,10 +314,11 @@ def _clean_pass(data: FidelityData, ids: list[list[int]], *, first: int, limit: 
     if limit is not None:
         usual &= stream.norm(dim=2) <= limit
     noise = torch.zeros_like(stream)
-    for i, row in enumerate(ids):
-        generator = torch.Generator().manual_seed(_document_seed(seed, first + i))
-        noise[i, : len(row)] = torch.randn(len(row), stream.shape[2], generator=generator, dtype=torch.float32)
-    owners = np.broadcast_to(np.arange(first, first + len(ids))[:, None], tuple(mask.shape))
+    for row, document in enumerate(chosen):
+        length = len(ids[document])
+        generator = torch.Generator().manual_seed(_document_seed(seed, document))
+        noise[row, :length] = torch.randn(length, stream.shape[2], generator=generator, dtype=torch.float32)
+    owners = np.broadcast_to(np.array(chosen)[:, None], tuple(mask.shape))
     massive = int((mask[:, 1:] & ~usual[:, 1:]).sum())
     clean = lm.nll(logits, tokens[:, 1:][inner]).double().numpy()
     log_p, likeliest = lm.log_probabilities(logits), logits.max(1).indices
