@@ -54,11 +54,11 @@ class CompareJob(
 
     texts_column: str = option("text", panel="Data")
     """Column of the text, or of chat messages, in the files of --texts."""
-    tokens: int = option(100_000, min=1)
+    tokens: int = option(60_000, min=1)
     """Activations collected for training."""
     heldout_tokens: int = option(8_000, min=2)
     """Activations of held-out documents."""
-    rows: int = option(300_000, min=1)
+    rows: int = option(200_000, min=1)
     """Activations shown to the GLP and to the SAE each; above --tokens means several epochs."""
     glp_width: int | None = option(None, min=1, memory=True)
     """Width of the GLP's denoiser; by default that of the activations."""
@@ -80,12 +80,13 @@ class CompareJob(
     """Rows in each of its steps."""
     fit_rows: int = again(DensitySettings, "fit_rows", 20_000)
     documents: int = again(FidelitySettings, "documents", 16)
-    prompts: int = again(SteeringSettings, "prompts", 16)
-    repairs: tuple[Repair, ...] = again(RepairSettings, "repairs", ("project", "difference"))
+    prompts: int = again(SteeringSettings, "prompts", 12)
+    texts_per_side: int = again(SteeringSettings, "texts_per_side", 128)
+    repairs: tuple[Repair, ...] = again(RepairSettings, "repairs", ("difference",))
     controls: tuple[Control, ...] = again(SteeringSettings, "controls", ("shrink", "random labels"))
     probe_train: int = option(128, min=10, panel="Tasks", memory=True)
     """Most training texts a task."""
-    probe_test: int = option(200, min=4, panel="Tasks", memory=True)
+    probe_test: int = option(128, min=4, panel="Tasks", memory=True)
     """Most test texts a task."""
     ks: tuple[Size, ...] = again(ProbingSettings, "ks", (16,))
     suites: tuple[str, ...] = option(COMPARED, panel="Tasks")
