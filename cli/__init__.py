@@ -10,7 +10,7 @@ import typer
 from glp_lens import pipeline
 from glp_lens.evals.registry import in_report
 
-from . import doctor, features, push, store
+from . import doctor, features, push, store, tasks
 from ._app import Commands
 from ._derive import about, add
 
@@ -50,6 +50,7 @@ add(app, "report", pipeline.ReportJob, "report", about(pipeline.report), "folder
 add(app, "choose", pipeline.ChooseJob, "choose", about(pipeline.choose), "run")
 add(app, "card", pipeline.CardJob, "card", about(pipeline.card), "saved")
 app.command("push")(push.push)
+app.command("tasks")(tasks.tasks)
 app.command("doctor")(doctor.doctor)
 app.add_typer(features.app, name="features")
 app.add_typer(store.app, name="store")

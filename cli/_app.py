@@ -86,13 +86,18 @@ def memory_told(settings: Settings) -> Iterator[None]:
 
 @contextmanager
 def warnings_told() -> Iterator[None]:
-    """A warning is told in one line too, without the place in the code; those for programmers keep it."""
+    """A warning is told in one line too, once, without the place in the code; those for programmers keep it."""
     usual = warnings.formatwarning
+    seen: set[str] = set()
 
     def told(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
         if category is not UserWarning:
             return usual(message, category, *place, **line)
-        return f"warning: {' '.join(str(message).split())}\n"
+        text = f"warning: {' '.join(str(message).split())}\n"
+        if text in seen:  # Python forgets what it has shown whenever a library changes its filters
+            return ""
+        seen.add(text)
+        return text
 
     warnings.formatwarning = told
     try:

@@ -43,15 +43,24 @@ def _concepts(_: str) -> Iterable[str]:
     return get_args(ConceptName)
 
 
+def _tasks(_: str) -> Iterable[str]:
+    from glp_lens.evals.probing.tasks import all_names
+
+    return all_names()
+
+
 def _hooks(typed: str) -> Iterable[str]:
     """The usual points of a block that is named: how many blocks there are is known to the language model alone."""
     block = re.match(r"blocks\.\d+\.", typed)
     return [block.group() + name for name in _AT_BLOCK] if block else []
 
 
+task_names = _one_of(_tasks)
+"""Names of the packaged probing tasks."""
 _KNOWN: dict[str, Callable[[str], Iterable[str]]] = {
     "suites": _suites,
     "concepts": _concepts,
+    "tasks": _tasks,
     "hook": _hooks,
     "device": lambda _: ("cpu", "cuda", "mps"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shlex
 import sys
 from collections.abc import Callable, Collection
@@ -57,8 +58,9 @@ def _by_name(job: str) -> Callable[[Settings], None]:
 
 
 def about(function: Callable[..., object]) -> str:
-    """The help text of a command: the docstring of its job, without the arguments, a paragraph a line."""
-    paragraphs = inspect.cleandoc(function.__doc__ or "").partition("\n\nArgs:")[0].split("\n\n")
+    """The help text of a command: the docstring of its job without arguments and results, a paragraph a line."""
+    told = re.split(r"\n\n(?:Args|Returns|Raises):\n", inspect.cleandoc(function.__doc__ or ""))[0]
+    paragraphs = told.split("\n\n")
     return "\n\n".join(" ".join(each.split()) for each in paragraphs)
 
 

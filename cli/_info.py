@@ -9,6 +9,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from glp_lens.errors import counted
+
 About = dict[str, Any]
 _LEVELS = {"0.01": "1%", "0.25": "25%", "0.5": "median", "0.75": "75%", "0.99": "99%", "1": "max"}
 _REASONS = {"position_0": "position 0", "not_chosen": "not chosen", "over_budget": "over the number asked for",
@@ -56,7 +58,7 @@ def show_several(folder: object, stores: Sequence[About]) -> None:
         numbers = (f"{about['rows']:,}", f"{about['d_in']:,}", size(about["bytes"]), norm)
         table.add_row(Text(name), *numbers, state(about))
     console = Console(highlight=False)
-    console.print(Text(f"{folder}: {len(stores)} stores", style="bold"))
+    console.print(Text(f"{folder}: {counted(len(stores), 'store')}", style="bold"))
     console.print()
     console.print(table)
 
@@ -67,7 +69,7 @@ def state(about: About) -> str:
     if about["part"]:
         words.append("part {}/{}".format(*about["part"]))
     if about["window"]:
-        words.append(f"stream of {about['window']} shards")
+        words.append(f"stream of {counted(about['window'], 'shard')}")
     running = "being collected" if about.get("being_written") else "interrupted"
     words.append("complete" if about["complete"] else running)
     if about["dropped"]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, counted
 
 from ._app import Commands, refuse_empty, split
 
@@ -20,6 +21,9 @@ _HELP = "Inspect activation stores, verify and repair them, merge parts, import 
 app = typer.Typer(cls=Commands, no_args_is_help=True, help=_HELP)
 
 Folder = Annotated[Path, typer.Argument(help="Folder of a store.", show_default=False)]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="The new folder or file, if not named without an option.")
+]
 Form = Literal["memmaps", "sae-lens", "arrays"]
 FORMS: dict[Form, tuple[str, set[str]]] = {
     "memmaps": ("folder of the released GLP code", {"hook", "dtype"}),
@@ -119,9 +123,9 @@ def _verify(store: Path) -> str:
         return "no rows to verify, only statistics were kept"
     compared = verify(store, manifest)
     if manifest.window is not None:
-        return f"ok: the {compared} shards of a stream that are on disk, of {len(manifest.files)} so far"
+        return f"ok: shards of a stream that are on disk: {compared} of {len(manifest.files)} so far"
     size = sum(shard.bytes for shard in manifest.files)
-    return f"ok: {manifest.rows:,} rows in {len(manifest.files)} shards, {size:,} bytes"
+    return f"ok: {counted(manifest.rows, 'row')} in {counted(len(manifest.files), 'shard')}, {size:,} bytes"
 
 
 @app.command()
@@ -141,9 +145,9 @@ def repair(
         before = Manifest.read(store)
         dropped = run(store)
         if not dropped:
-            typer.echo(f"ok: all {len(before.files)} shards are as written: {store}")
+            typer.echo(f"ok: as written, {counted(len(before.files), 'shard')}: {store}")
         for shard in dropped:
-            typer.echo(f"dropped {shard.name}, {shard.rows:,} of {before.rows:,} rows: {store}")
+            typer.echo(f"dropped {shard.name}, {shard.rows:,} of {counted(before.rows, 'row')}: {store}")
         manifest = Manifest.read(store)
         if manifest.dropped:
             out, state = _out(store, manifest), "the rest can be used as it is"
@@ -169,7 +173,7 @@ def _collect_again(folder: Path, out: Path, manifest: Manifest, refetch: bool, s
         how = f"run the same glp-lens collect --shard {i}/{n} again: it collects exactly the missing shards"
     elif manifest.command is not None and refetch:
         for store in pipeline.collect_again(manifest.command, out):
-            typer.echo(f"{len(store):,} rows: {store.path}")
+            typer.echo(f"{counted(len(store), 'row')}: {store.path}")
         return
     elif manifest.command is not None:
         how = f"run glp-lens store repair {folder} --refetch: it collects exactly the missing shards"
@@ -184,29 +188,45 @@ def _collect_again(folder: Path, out: Path, manifest: Manifest, refetch: bool, s
 
 @app.command()
 def merge(
-    out: Annotated[Path, typer.Argument(help="Folder of the merged store.", show_default=False)],
-    parts: Annotated[
-        list[Path] | None, typer.Argument(help="Folders of all the parts; by default those in OUT/parts.")
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Folder of the merged store, unless --out names it; then those of all the parts, by default those "
+            "in OUT/parts.",
+            metavar="[OUT] PARTS",
+            show_default=False,
+        ),
     ] = None,
+    out: Out = None,
 ) -> None:
     """Merge the parts that 'collect --shard i/N' made into the store that one process would have made."""
     from glp_lens.activations.merge import merge as run
 
-    _print(run(out, parts or ()))
+    to, parts = _out_and_rest(paths or [], out, first=True)
+    _print(run(to, parts))
 
 
 @app.command("import")
 def import_(
-    sources: Annotated[
-        list[Path], typer.Argument(help="What to import: a folder, or array files.", show_default=False)
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            help="What to import, a folder or array files; then the folder of the new store, unless --out names it.",
+            metavar="SOURCES [OUT]",
+            show_default=False,
+        ),
     ],
-    out: Annotated[Path, typer.Argument(help="Folder of the new store.", show_default=False)],
     form: Annotated[Form, typer.Option("--from", help="Of the released GLP code, of SAELens, or array files.")],
     hook: Annotated[
         str | None,
         typer.Option("--hook", help="Hook point the rows came from; {layer} in it imports all layer_XX folders."),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Name of the language model.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="Name of the language model: without it no use of the rows with another one is refused."
+        ),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="Of memmaps: int16 (bfloat16 bits), float16 or float32.")
     ] = None,
@@ -218,10 +238,14 @@ def import_(
     drop_tokens: Annotated[
         str, typer.Option("--drop-tokens", help="Of sae-lens: ids of tokens to leave out, separated by commas.")
     ] = "",
+    out: Out = None,
 ) -> None:
     """Make a store of activations that another program saved."""
     from glp_lens.activations import convert
 
+    to, sources = _out_and_rest(paths, out, first=False)
+    if not sources:
+        raise InputError("store import takes what to import and the folder of the new store: name both")
     refuse_empty(hook=hook, model=model, dtype=dtype, key=key)
     given = {"hook": hook, "dtype": dtype, "key": key, "keep_first": keep_first, "drop_tokens": _ids(drop_tokens)}
     asked: dict[str, Any] = {name: value for name, value in given.items() if value}
@@ -233,15 +257,20 @@ def import_(
         raise InputError(f"--from {form} takes one folder, got {len(sources)}: import them apart")
     stores: Any
     if form == "arrays":
-        stores = convert.import_arrays(sources, out, model=model, **asked)
+        stores = convert.import_arrays(sources, to, model=model, **asked)
     elif form == "sae-lens":
         skip_first = not asked.pop("keep_first", False)
-        stores = convert.import_sae_lens(sources[0], out, model=model, skip_first=skip_first, **asked)
+        stores = convert.import_sae_lens(sources[0], to, model=model, skip_first=skip_first, **asked)
     elif "{layer}" in str(hook):
-        stores = convert.import_memmap_layers(sources[0], out, model=model, **asked)
+        stores = convert.import_memmap_layers(sources[0], to, model=model, **asked)
     else:
-        stores = convert.import_memmaps(sources[0], out, model=model, **asked)
+        stores = convert.import_memmaps(sources[0], to, model=model, **asked)
     _print(stores)
+    if model is None:
+        typer.echo(
+            "note: the language model of these rows is not known, so that their use with another one is not refused: "
+            "--model names it"
+        )
 
 
 @app.command()
@@ -249,22 +278,33 @@ def export(
     folder: Annotated[
         Path, typer.Argument(help="Folder of a store; of several layers for memmaps.", show_default=False)
     ],
-    out: Annotated[Path, typer.Argument(help="New folder, or .npy or .safetensors file.", show_default=False)],
+    named: Annotated[
+        Path | None,
+        typer.Argument(
+            help="New folder, or .npy or .safetensors file, unless --out names it.", metavar="OUT", show_default=False
+        ),
+    ] = None,
+    *,
     form: Annotated[Form, typer.Option("--to", help="Of the released GLP code, of SAELens, or array files.")],
     context: Annotated[
         int | None, typer.Option("--context", min=1, help="Of sae-lens: rows of a sequence; by default 128.")
     ] = None,
+    out: Out = None,
 ) -> None:
     """Write the rows of a store for another program; as memmaps, also those of the stores of several layers."""
     from glp_lens.activations import ActivationStore, convert
     from glp_lens.activations.describe import stores_in
 
+    out, strange = _out_and_rest([] if named is None else [named], out, first=True)
+    if strange:
+        raise InputError(f"two places to write to, --out {out} and {strange[0]}: name one")
     if context is not None and form != "sae-lens":
         raise InputError(f"--context is no option of --to {form}: leave it out")
     if form == "memmaps" and (folders := stores_in(folder)) != [folder]:
         stores = [ActivationStore.open(path) for path in folders]
         convert.export_memmap_layers(stores, out)
-        typer.echo(f"{sum(map(len, stores)):,} rows of {len(stores)} layers as {FORMS[form][0]}: {out}")
+        amount = f"{counted(sum(map(len, stores)), 'row')} of {counted(len(stores), 'layer')}"
+        typer.echo(f"{amount} as {FORMS[form][0]}: {out}")
         return
     store = ActivationStore.open(folder)
     left_out = 0
@@ -275,7 +315,20 @@ def export(
     else:
         left_out = convert.export_sae_lens(store, out, context=context or 128)
     note = f" ({left_out:,} at the end fill no sequence and are left out)" if left_out else ""
-    typer.echo(f"{len(store) - left_out:,} rows as {FORMS[form][0]}{note}: {out}")
+    typer.echo(f"{counted(len(store) - left_out, 'row')} as {FORMS[form][0]}{note}: {out}")
+
+
+def _out_and_rest(paths: Sequence[Path], out: Path | None, *, first: bool) -> tuple[Path, list[Path]]:
+    """Where to write, and the other paths: without `--out` it is the first or the last of them.
+
+    Raises:
+        InputError: it is named nowhere.
+    """
+    if out is not None:
+        return out, list(paths)
+    if not paths:
+        raise InputError("where to write is missing: name it, or pass --out")
+    return (paths[0], list(paths[1:])) if first else (paths[-1], list(paths[:-1]))
 
 
 def _ids(text: str) -> list[int]:
@@ -287,4 +340,4 @@ def _ids(text: str) -> list[int]:
 
 def _print(stores: ActivationStore | dict[str, ActivationStore]) -> None:
     for store in stores.values() if isinstance(stores, dict) else [stores]:
-        typer.echo(f"{len(store):,} rows of width {store.d_in} from {store.hook}: {store.path}")
+        typer.echo(f"{counted(len(store), 'row')} of width {store.d_in} from {store.hook}: {store.path}")

@@ -15,6 +15,7 @@ import xxhash
 from torch import Tensor
 
 from glp_lens import hub, numerics
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError, one_line, pass_shortage
 from glp_lens.files import Kind, is_number, read_json, read_tensors, versions, write_json, write_tensors
 from glp_lens.types import Json
@@ -70,6 +71,12 @@ def _strange(known: Json, entries: Mapping[str, str]) -> str:
     return ""
 
 
+def plain_texts(value: object) -> dict[str, str]:
+    """The texts of a mapping that a file gives, by name; nothing of another value."""
+    known = value.items() if isinstance(value, dict) else ()
+    return {str(name): text for name, text in known if isinstance(text, str)}
+
+
 def check_shapes(tensors: Mapping[Any, Tensor], shapes: Mapping[Any, tuple[int | None, ...]]) -> None:
     """ValueError if a tensor, where it is there, has another shape."""
     for name, shape in shapes.items():
@@ -85,11 +92,14 @@ class ActivationModel(ABC):
         d_in: width of the activations.
         provenance: JSON-like; `store` is where the training activations came from (corpus, language model, hook
             point), `training` how many rows the model saw and what that cost.
+        saved_with: versions of the packages that wrote the files it was loaded from, empty where they do not say; None
+            of a model that was trained or made here.
     """
 
     kind: ClassVar[str]
     d_in: int
     provenance: Json
+    saved_with: Json | None = None
 
     def __repr__(self) -> str:
         about = (self.provenance.get("store") or {}).get("model") or {}
@@ -145,6 +155,7 @@ class ActivationModel(ABC):
         return self
 
     @numerics.own()
+    @checked
     def to(self, device: str | torch.device) -> Self:
         """Move the weights to a device, in place."""
         for name, value in vars(self).items():
@@ -170,6 +181,7 @@ class ActivationModel(ABC):
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
+    @checked
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the model to `folder`, replacing a model saved there before."""
         folder = Path(folder)
@@ -179,6 +191,7 @@ class ActivationModel(ABC):
 
     @classmethod
     @numerics.own()
+    @checked
     def from_pretrained(cls, folder: str | Path, *, revision: str | None = None) -> Self:
         """Load a model that `save_pretrained` or `push_to_hub` wrote.
 
@@ -201,8 +214,10 @@ class ActivationModel(ABC):
             pass_shortage(e)
             raise InputError(f"{folder}: config and weights do not fit together ({one_line(e)})") from None
         model.provenance = check_provenance(config.get("provenance"), f"{folder}: {CONFIG}")
+        model.saved_with = plain_texts(config.get("versions"))
         return model
 
+    @checked
     def push_to_hub(
         self,
         repo_id: str,
@@ -273,7 +288,10 @@ class ActivationModel(ABC):
             released: whether the files are in the format of the released GLPs.
             sections: what else is told, Markdown by title.
         """
-        return hub.card(self._about(), repo_id, license=license, released=released, sections=sections)
+        about = self._about()
+        if self.saved_with is not None:  # what is installed where the card is written made nothing of the model
+            about["versions"] = self.saved_with
+        return hub.card(about, repo_id, license=license, released=released, sections=sections)
 
     def _writers(self) -> dict[str, Callable[..., Path]]:
         """Functions that write the model to a folder, by the name of the format."""

@@ -1,4 +1,4 @@
-"""The exception for bad input, other exceptions' messages made short enough to quote, and what ran out of a machine."""
+"""The exception for bad input, and the words of messages: others' exceptions cut short, counts, what ran out."""
 
 from __future__ import annotations
 
@@ -28,6 +28,15 @@ class InputError(ValueError):
     The command line prints the message and exits with code 2; any other exception is a bug of ours and
     keeps its traceback.
     """
+
+
+def counted(n: int, noun: str, plural: str | None = None) -> str:
+    """A number of things: `1 row`, `2,048 rows`.
+
+    Args:
+        plural: of a noun that does not take an s.
+    """
+    return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"
 
 
 def one_line(error: BaseException, most: int = 200) -> str:

@@ -153,7 +153,7 @@ def card(
         "Trained on": _facts(data),
         "Training": _facts({**_shape(about["model"]), **training, **_last_losses(about["model"])}),
         **(sections or {}),
-        "Use": _use(kind, repo_id, hooks, released=released),
+        "Use": _use(kind, repo_id, hooks, base, released=released),
         "Limits": "\n".join(_limits(base, hooks, store)),
         "Versions": _facts(about["versions"]),
     }
@@ -186,11 +186,16 @@ def _last_losses(config: Json) -> Json:
     return {f"final {k}": v for k, v in history[-1].items() if "loss" in k and isinstance(v, int | float)}
 
 
-def _use(kind: str, repo_id: str, hooks: Sequence[str], *, released: bool) -> str:
+def _use(kind: str, repo_id: str, hooks: Sequence[str], base: str, *, released: bool) -> str:
     lines = ["import glp_lens as gl", "", f'model = gl.load("{repo_id}")']
-    if kind == "glp" and len(hooks) == 1:
+    if kind == "glp" and hooks:
+        if _ID.fullmatch(base):
+            lines.append(f'language_model = gl.open_model("{base}")')
+        else:
+            lines.append('language_model = gl.open_model("...")  # the one that it was trained on')
+        if len(hooks) > 1:
+            lines.append(f'model = model.at("{hooks[0]}")  # or another of its hook points')
         lines += [
-            'language_model = gl.open_model("...")  # the language model that is named above',
             "with language_model.hooks(fwd_hooks=[model.projection_hook(sigma=0.2, model=language_model)]):",
             '    print(language_model.generate("The weather today", max_new_tokens=20))',
         ]

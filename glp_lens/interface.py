@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from torch import Generator, Tensor
 
 from glp_lens import hooks, lm, numerics
+from glp_lens.arguments import checked
 from glp_lens.types import Acts, Features, HookFunction, PerRow
 
 _COMPUTING = frozenset(
@@ -23,13 +24,17 @@ _COMPUTING = frozenset(
 
 
 class Capability:
-    """Something that a model can do. Its computing methods run in `numerics.own`, also in models of other authors."""
+    """Something that a model can do.
+
+    Its computing methods run in `numerics.own`, and their arguments are compared with their annotations, also in models
+    of other authors.
+    """
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Make the methods that compute independent of the caller's modes of torch."""
+        """Make the methods that compute independent of the caller's modes of torch, and check their arguments."""
         super().__init_subclass__(**options)
         for name in _COMPUTING & vars(cls).keys():
-            setattr(cls, name, numerics.own()(vars(cls)[name]))
+            setattr(cls, name, numerics.own()(checked(vars(cls)[name])))
 
 
 class Featurizer(Capability, ABC):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Protocol, TypeVar
 
 from glp_lens import lm
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, counted
 from glp_lens.types import Json
 
 REMEDY = "use the language model and hook point it was trained on"
@@ -63,7 +63,7 @@ def bound(model: Model, hook: str) -> Model:
         InputError: a layer that the prior was not trained on.
     """
     at = getattr(model, "at", None)
-    return at(hook) if at else model
+    return at(hook) if at and getattr(model, "layers", ()) else model
 
 
 def same_hook(trained: Json, source: Json, hook: str) -> bool:
@@ -212,7 +212,7 @@ def describe(model: _Trained) -> str:
     training: Json = getattr(model, "provenance", {}).get("training") or {}
     rows = training.get("rows_distinct") or training.get("rows_seen")
     corpus, about = (store.get("corpus") or {}).get("name"), store.get("model") or {}
-    amount = f"{rows:,} rows of width {model.d_in}" if rows else f"rows of width {model.d_in}"
+    amount = f"{counted(rows, 'row')} of width {model.d_in}" if rows else f"rows of width {model.d_in}"
     processing = about.get("weight_processing")
     known = (
         amount + (f" of {corpus}" if corpus else ""),

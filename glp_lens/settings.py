@@ -133,13 +133,14 @@ class Option:
         elif (self.type, type(value)) in _ALIKE or (self.type is str and isinstance(value, Path)):
             value = self.type(value)
         elif not isinstance(value, self.type) or (self.type is int and isinstance(value, bool)):
-            raise InputError(f"{self.name} must be {_NAMES.get(self.type, self.type.__name__)}, got {value!r}")
+            raise InputError(f"{self.name} must be {TYPE_NAMES.get(self.type, self.type.__name__)}, got {value!r}")
         return value
 
 
 _ALIKE = {(Path, str), (float, int)}
 """Types of settings, and of values that stand for them."""
-_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
+TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
+"""What messages call types of values."""
 
 
 class Settings:

@@ -6,13 +6,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: workers of several threads stop each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import functools
+import html
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import typer.main
 
 if TYPE_CHECKING:
     from glp_lens.lm import Model
@@ -23,6 +26,12 @@ cat dog bird fish horse tree river house city road car train ship sea sky sun mo
 green white black old new big small fast slow good bad hot cold man woman child king queen team game match
 goal player coach win lose play run walk talk say see hear think know make take give find keep bank money
 market price stock trade share rise fall law court judge case war peace army plan news report year month""".split()
+
+
+# Each command line would make all commands from the settings anew, which takes a tenth of a second.
+_command_once = functools.cache(typer.main.get_command)
+for _name in ("typer.main.get_command", "typer.testing._get_command"):
+    pytest.MonkeyPatch().setattr(_name, _command_once)
 
 
 def _word(i: int) -> str:
@@ -118,6 +127,22 @@ def open_layernorm(tiny_hooked: "Model") -> Callable[..., "Model"]:
 def tiny_model(request: pytest.FixtureRequest) -> Any:
     """The tiny model, in both classes."""
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def blank_pictures() -> Iterator[None]:
+    """Figures are made as ever, but only their own words are written: for tests that look at no picture."""
+    from matplotlib.figure import Figure
+
+    def savefig(figure: Figure, file: Any, *, format: str, **_: Any) -> None:
+        words = html.escape(" ".join(text.get_text() for text in figure.texts))
+        file.write(
+            b"\x89PNG" if format == "png" else f'<svg xmlns="http://www.w3.org/2000/svg"><text>{words}</text></svg>'
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", savefig)
+        yield
 
 
 def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:

@@ -50,6 +50,38 @@ def parameters(notebook: NotebookNode) -> tuple[int, dict[str, Any]]:
     return index, values
 
 
+def _changed(notebook: NotebookNode, changes: Mapping[str, Any]) -> NotebookNode:
+    """A copy without outputs, and with other values of some parameters."""
+    copy = nbformat.from_dict(notebook)
+    index, known = parameters(copy)
+    if unknown := set(changes) - set(known):
+        raise ValueError(f"no parameters of the notebook: {', '.join(sorted(unknown))}")
+    for cell in code_cells(copy):
+        cell.outputs, cell.execution_count = [], None
+    lines = "\n".join(f"{name} = {value!r}" for name, value in changes.items())
+    if lines:
+        copy.cells.insert(index + 1, nbformat.v4.new_code_cell(lines))
+    return copy
+
+
+def run_cells(notebook: NotebookNode, changes: Mapping[str, Any]) -> None:
+    """Execute the cells in this process and its current folder, by IPython, of which a kernel is a server.
+
+    Args:
+        notebook, changes: as in `execute`.
+
+    Raises:
+        ValueError: a name that is no parameter.
+        Exception: what a cell raised.
+    """
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
+    for cell in code_cells(_changed(notebook, changes)):
+        shell.run_cell(cell.source).raise_error()
+
+
 def execute(notebook: NotebookNode, folder: Path, changes: Mapping[str, Any], timeout: int = 600) -> NotebookNode:
     """A copy of the notebook, executed in `folder`, with other values of some parameters.
 
@@ -63,15 +95,7 @@ def execute(notebook: NotebookNode, folder: Path, changes: Mapping[str, Any], ti
         ValueError: a name that is no parameter.
         nbclient.exceptions.CellExecutionError: a cell failed.
     """
-    copy = nbformat.from_dict(notebook)
-    index, known = parameters(copy)
-    if unknown := set(changes) - set(known):
-        raise ValueError(f"no parameters of the notebook: {', '.join(sorted(unknown))}")
-    for cell in code_cells(copy):
-        cell.outputs, cell.execution_count = [], None
-    lines = "\n".join(f"{name} = {value!r}" for name, value in changes.items())
-    if lines:
-        copy.cells.insert(index + 1, nbformat.v4.new_code_cell(lines))
+    copy = _changed(notebook, changes)
     client = NotebookClient(
         copy, timeout=timeout, kernel_name="python3", record_timing=False, resources={"metadata": {"path": str(folder)}}
     )

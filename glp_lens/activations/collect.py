@@ -33,6 +33,7 @@ from glp_lens.activations.shard import Source
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.tokens import Keep, Kept, Rule
 from glp_lens.activations.writer import StoreWriter, check_dtype, check_labels
+from glp_lens.arguments import checked
 from glp_lens.corpus import Document
 from glp_lens.errors import InputError
 from glp_lens.files import make_writable, versions
@@ -73,6 +74,7 @@ class Generation:
 
 
 @numerics.own()
+@checked
 def collect(
     model: lm.Model,
     texts: Iterable[str | Document],

@@ -12,6 +12,7 @@ import xxhash
 from glp_lens.activations.manifest import MANIFEST, Manifest
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.writer import being_written
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.types import Json
 
@@ -20,6 +21,7 @@ LEVELS: Final = (0.01, 0.25, 0.5, 0.75, 0.99, 1.0)
 _MASSIVE = 10
 
 
+@checked
 def describe_store(store: ActivationStore) -> Json:
     """Summary of a store: provenance, size, exclusions, norms, dead and massive dimensions.
 

@@ -15,6 +15,7 @@ from glp_lens.activations.manifest import MANIFEST, Manifest, Shard
 from glp_lens.activations.shard import Source, file_hash, no_space, open_shard
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.writer import StoreWriter
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.types import DTYPES
 
@@ -33,6 +34,7 @@ class ShortParts(InputError):
         self.parts = parts
 
 
+@checked
 def merge(out: str | Path, parts: Sequence[str | Path] = ()) -> ActivationStore | dict[str, ActivationStore]:
     """Merge the parts that `collect(..., part=(i, n))` made; the result is that of one process, row for row.
 

@@ -10,10 +10,12 @@ from glp_lens.activations.manifest import MANIFEST, Manifest, Shard
 from glp_lens.activations.shard import no_space
 from glp_lens.activations.store import damaged_shards
 from glp_lens.activations.writer import lock, publish
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.files import remove_abandoned
 
 
+@checked
 def repair(folder: str | Path) -> list[Shard]:
     """Drop every shard that is missing or differs from what was written; reads the whole store.
 

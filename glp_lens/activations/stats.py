@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 
 import torch
@@ -24,10 +24,10 @@ class Stats:
     """
 
     count: int
-    mean: Tensor
-    M2: Tensor
-    min: Tensor
-    max: Tensor
+    mean: Tensor = field(repr=False)
+    M2: Tensor = field(repr=False)
+    min: Tensor = field(repr=False)
+    max: Tensor = field(repr=False)
     norm_sum: float
 
     @property

@@ -21,7 +21,8 @@ from glp_lens.activations.manifest import MANIFEST, STORED, Manifest, Manifested
 from glp_lens.activations.reader import Extent, RowReader, to_tensor
 from glp_lens.activations.shard import file_hash, open_shard
 from glp_lens.activations.stats import Stats, merge
-from glp_lens.errors import InputError
+from glp_lens.arguments import checked
+from glp_lens.errors import InputError, counted
 from glp_lens.types import Acts, Json
 
 _CENTRED_ROWS = 16_384
@@ -64,6 +65,7 @@ class ActivationStore(Manifested):
         self._x = self._reader("x", (manifest.d_in,), STORED[manifest.dtype])
 
     @classmethod
+    @checked
     def open(cls, path: str | Path, *, partial: bool = False) -> ActivationStore:
         """Open a store after checking its manifest and the structure and size of every shard.
 
@@ -87,7 +89,7 @@ class ActivationStore(Manifested):
             raise InputError(f"{path} is a stream, whose shards are deleted once used: open it as ActivationStream")
         if not manifest.complete and not partial:
             raise InputError(
-                f"the collection of {path} was interrupted after {manifest.rows} rows: "
+                f"the collection of {path} was interrupted after {counted(manifest.rows, 'row')}: "
                 "run the same collect again to continue it"
             )
         if not manifest.files:
@@ -120,6 +122,7 @@ class ActivationStore(Manifested):
         """
         return self.centred_norm_quantile(0.5)
 
+    @checked
     def centred_norm_quantile(self, q: float) -> float:
         """A quantile of the Euclidean distance of rows from the mean `stats.mean`.
 
@@ -143,11 +146,13 @@ class ActivationStore(Manifested):
         parts = [self.take(part).sub_(mean).norm(dim=1) for part in np.array_split(index, len(index) // _BLOCK + 1)]
         return torch.cat(parts).numpy()
 
+    @checked
     def rows(self, start: int = 0, stop: int | None = None, dtype: torch.dtype = torch.float32) -> Acts:
         """Rows `start` to `stop` in stored order, `(n, d_in)`; bounds are cut to the store's."""
         start, stop, _ = slice(start, stop).indices(len(self))
         return to_tensor(self._x.read(np.array([start]), np.array([max(start, stop)]))).to(dtype)
 
+    @checked
     def take(self, index: np.ndarray) -> Acts:
         """The rows of these indices, in this order, `(n, d_in)` float32."""
         index = np.asarray(index, dtype=np.int64)
@@ -155,6 +160,7 @@ class ActivationStore(Manifested):
             raise InputError(f"row indices must lie in [0, {len(self)}), got {index.min()} to {index.max()}")
         return to_tensor(self._x.read(index, index + 1)).float()
 
+    @checked
     def column(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """One value a row: `token_id` (u4), `doc_id` (u8), `position` (u4), `norm` (f4), or a label.
 
@@ -166,15 +172,18 @@ class ActivationStore(Manifested):
         start, stop, _ = slice(start, stop).indices(len(self))
         return reader.read(np.array([start]), np.array([max(start, stop)]))
 
+    @checked
     def sample_index(self, n: int, seed: int) -> np.ndarray:
         """Indices of `n` distinct rows in random order; of all rows if there are no more than `n`."""
         generator = np.random.default_rng(seed)
         return generator.choice(len(self), size=min(n, len(self)), replace=False)
 
+    @checked
     def sample(self, n: int, seed: int) -> Acts:
         """`n` distinct rows in random order (all rows if there are no more), `(n, d_in)` float32."""
         return self.take(self.sample_index(n, seed))
 
+    @checked
     def batches(
         self,
         batch_size: int,

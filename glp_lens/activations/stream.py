@@ -33,8 +33,9 @@ from glp_lens.activations.stats import Stats
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.totals import STATISTICS, Total, Totals
 from glp_lens.activations.waiting import wait_until
+from glp_lens.arguments import checked
 from glp_lens.corpus import Document
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, counted
 from glp_lens.types import DTYPES, Acts, Json
 
 DRIFT_BOUND: Final = 0.1
@@ -70,6 +71,7 @@ class ActivationStream(Manifested):
         self._refresh()
 
     @classmethod
+    @checked
     def open(
         cls,
         path: str | Path,
@@ -230,8 +232,8 @@ class ActivationStream(Manifested):
             del data
         if endless:
             raise InputError(
-                f"the stream {self.path} ended after {self.manifest.rows} rows, and more were asked for: collect more, "
-                f"or train on at most {self.manifest.rows // size * size} rows in batches of {size}"
+                f"the stream {self.path} ended after {counted(self.manifest.rows, 'row')}, and more were asked for: "
+                f"collect more, or train on at most {self.manifest.rows // size * size} rows in batches of {size}"
             )
         if have and not drop_last:
             yield batch[:have]

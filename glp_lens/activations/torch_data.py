@@ -12,6 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from glp_lens.activations.batches import Batches
 from glp_lens.activations.store import ActivationStore
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.types import Acts, Json
 
@@ -38,6 +39,7 @@ class StoreDataset(IterableDataset[Acts]):
         True
     """
 
+    @checked
     def __init__(
         self,
         path: str | Path | ActivationStore,

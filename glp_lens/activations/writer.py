@@ -32,6 +32,7 @@ from glp_lens.activations.stats import Stats
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.totals import STATISTICS, Total, Totals
 from glp_lens.activations.waiting import wait_until
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.files import make_writable, sync_folder, try_lock, versions, write_json
 from glp_lens.types import DTYPES, Acts, Json
@@ -163,6 +164,7 @@ def publish(folder: Path, manifest: Manifest) -> None:
         sync_folder(folder)
 
 
+@checked
 def write_store(
     folder: str | Path,
     rows: Acts | Iterable[Block],
@@ -254,6 +256,10 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
     return dict(labels)
 
 
+class AtWorkError(InputError):
+    """Another process is writing to the folder."""
+
+
 def lock(folder: Path, *, wait: bool = False) -> int:
     """Lock the folder until the descriptor is closed; the system releases it when the process ends, however it ends.
 
@@ -261,14 +267,15 @@ def lock(folder: Path, *, wait: bool = False) -> int:
         wait: until another process that holds it ends, with a line that says so.
 
     Raises:
-        InputError: another process holds it, or it cannot be written.
+        AtWorkError: another process holds it.
+        InputError: it cannot be written.
     """
     make_writable(folder)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         if try_lock(descriptor) is False:
             if not wait:
-                raise InputError(f"another process is writing to {folder}: wait for it, or choose another folder")
+                raise AtWorkError(f"another process is writing to {folder}: wait for it, or choose another folder")
             wait_until(
                 lambda: None if try_lock(descriptor) is False else True,
                 lambda: f"waiting for another process that writes to {folder}",

@@ -15,7 +15,7 @@ from glp_lens.corpus.documents import (
 )
 from glp_lens.corpus.files import from_files
 from glp_lens.corpus.hub import from_hub
-from glp_lens.corpus.opening import CHARACTERS_PER_TOKEN, open_corpus
+from glp_lens.corpus.opening import CHARACTERS_PER_TOKEN, check_texts, open_corpus
 from glp_lens.corpus.probing import (
     binary_datasets,
     binary_labels,
@@ -33,6 +33,7 @@ __all__ = [
     "beginning",
     "binary_datasets",
     "binary_labels",
+    "check_texts",
     "distinct",
     "from_files",
     "from_hub",

@@ -13,7 +13,8 @@ from typing import Literal, get_args
 import numpy as np
 import xxhash
 
-from glp_lens.errors import InputError
+from glp_lens.arguments import checked
+from glp_lens.errors import InputError, counted
 
 Split = Literal["train", "heldout", "all"]
 HELD_OUT = 20
@@ -41,6 +42,7 @@ class Document:
     whole: str = ""
 
     @classmethod
+    @checked
     def of(
         cls, text: str, source: str = "", *, labels: tuple[tuple[str, int | float], ...] = (), whole: str = ""
     ) -> Document:
@@ -48,6 +50,7 @@ class Document:
         return cls(_hash(text), text, source, labels, whole=whole)
 
     @classmethod
+    @checked
     def chat(
         cls,
         messages: Iterable[tuple[str, str]],
@@ -61,11 +64,13 @@ class Document:
         return cls(_hash(text), text, source, labels, messages)
 
 
+@checked
 def beginning(text: str) -> str:
     """A key that copies of a text share though datasets cut, space and capitalise them differently: 60 characters."""
     return " ".join(text.lstrip()[:240].split()).casefold()[:60]
 
 
+@checked
 def distinct(documents: Iterable[Document], by: Literal["text", "beginning"] = "text") -> Iterator[Document]:
     """The first document of each text, or of each beginning. Keeps a hash of each in memory, about 80 bytes.
 
@@ -85,6 +90,7 @@ def distinct(documents: Iterable[Document], by: Literal["text", "beginning"] = "
     return filter(is_new, documents)
 
 
+@checked
 def of_split(documents: Iterable[Document], split: Split) -> Iterator[Document]:
     """The documents of a split: `heldout` is a twentieth, `train` the others, `all` is both.
 
@@ -105,6 +111,7 @@ def check_split(split: str) -> None:
         raise InputError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
 
 
+@checked
 def limit(documents: Iterable[Document], n: int) -> Iterator[Document]:
     """The first `n` documents.
 
@@ -116,11 +123,13 @@ def limit(documents: Iterable[Document], n: int) -> Iterator[Document]:
     return itertools.islice(documents, n)
 
 
+@checked
 def ordered(documents: Iterable[Document], seed: int = 0) -> list[Document]:
     """Documents in a seeded order that depends on nothing but their texts: that of a keyed hash."""
     return sorted(documents, key=lambda d: _hash(d.text, seed))
 
 
+@checked
 def shuffled(documents: Iterable[Document], buffer: int, seed: int = 0) -> Iterator[Document]:
     """Every document exactly once, in a seeded order, holding at most `buffer` and one more in memory.
 
@@ -152,6 +161,7 @@ def _shuffled(documents: Iterable[Document], buffer: int, bits: np.random.Philox
         yield draw()
 
 
+@checked
 def split_documents(texts: Iterable[str | Document], split: Split = "train", *, seed: int = 0) -> list[Document]:
     """Distinct documents of a split in a seeded order, split as `packaged` is: by the hash of the beginning.
 
@@ -168,7 +178,7 @@ def split_documents(texts: Iterable[str | Document], split: Split = "train", *, 
     documents = list(distinct(t if isinstance(t, Document) else Document.of(t) for t in texts))
     chosen = ordered(of_split(documents, split), seed)
     if not chosen:
-        raise InputError(f"no text falls into the {split} split of {len(documents)} texts: pass more texts")
+        raise InputError(f"no text falls into the {split} split of {counted(len(documents), 'text')}: pass more texts")
     return chosen
 
 

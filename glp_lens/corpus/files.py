@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from glp_lens.arguments import checked
 from glp_lens.corpus.columns import TEXT, Columns
 from glp_lens.corpus.documents import Document, not_empty
 from glp_lens.corpus.tables import TABLES, Row, json_lines, kind_of, table_rows
@@ -22,6 +23,7 @@ STDIN = Path("-")
 _KINDS = (".txt", *TABLES)
 
 
+@checked
 def from_files(
     paths: str | Path | Iterable[str | Path],
     text_column: str = TEXT,

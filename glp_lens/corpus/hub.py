@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from glp_lens.arguments import checked
 from glp_lens.corpus.columns import TEXT, Columns
 from glp_lens.corpus.documents import Document, not_empty, shuffled
 from glp_lens.corpus.tables import Row, kind_of, table_rows
@@ -21,6 +22,7 @@ _PLAIN = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
+@checked
 def from_hub(
     name: str,
     *,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from glp_lens.arguments import checked
 from glp_lens.corpus.columns import TEXT
 from glp_lens.corpus.documents import (
     Document,
@@ -19,7 +22,7 @@ from glp_lens.corpus.documents import (
     ordered,
     shuffled,
 )
-from glp_lens.corpus.files import from_files
+from glp_lens.corpus.files import STDIN, from_files
 from glp_lens.corpus.hub import from_hub
 from glp_lens.corpus.probing import packaged
 from glp_lens.errors import InputError
@@ -29,6 +32,7 @@ CHARACTERS_PER_TOKEN = 5
 HUB = "hf:"
 
 
+@checked
 def open_corpus(
     spec: str | Sequence[str] = "",
     *,
@@ -92,6 +96,24 @@ def open_corpus(
     chosen = limit(chosen, max_documents) if max_documents else chosen
     chosen = not_empty(chosen, f"no text falls into the {split} split: pass more texts")
     return chosen if stream or on_hub else list(chosen)
+
+
+@checked
+def check_texts(spec: str | Sequence[str], text_column: str = TEXT, labels: str | Sequence[str] = ()) -> None:
+    """Look at the first text of each file or folder: for callers whose other work would come before a mistake is seen.
+
+    Args:
+        spec: as that of `open_corpus`; of standard input and the Hub nothing is read.
+        text_column: column of the text or of the messages.
+        labels: columns of numbers.
+
+    Raises:
+        InputError: a path that does not exist or cannot be read, a column that is missing, or no text at all.
+    """
+    for source in [spec] if isinstance(spec, str) else spec:
+        if source and not source.startswith(HUB) and Path(source) != STDIN:
+            with warnings.catch_warnings(action="ignore"):  # they are told when all of it is read
+                next(iter(from_files(source, text_column, labels=labels)))
 
 
 def _open_hub(

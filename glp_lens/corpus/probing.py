@@ -16,6 +16,7 @@ import numpy as np
 import xxhash
 from tqdm.auto import tqdm
 
+from glp_lens.arguments import checked
 from glp_lens.corpus.documents import Document, Split, beginning, check_split, of_split
 from glp_lens.errors import InputError
 
@@ -36,6 +37,7 @@ def probing_folder() -> Path:
     raise InputError("the packaged corpus and tasks need the data of sae-probes: pip install sae-probes")
 
 
+@checked
 def read_dataset(name: str) -> pd.DataFrame:
     """One dataset of sae-probes, such as `162_agnews_1`, with the columns `prompt` and `target`.
 
@@ -72,6 +74,7 @@ def binary_labels(targets: Iterable[object]) -> np.ndarray:
     return labels
 
 
+@checked
 def official_split(
     y: np.ndarray, n_train: int | None = None, n_test: int | None = None, seed: int = 42
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -107,6 +110,7 @@ def official_split(
     return rng.permutation(np.concatenate(train)), rng.permutation(np.concatenate(test))
 
 
+@checked
 def packaged(
     seed: int = 0,
     split: Split = "train",

@@ -11,13 +11,16 @@ from torch import Tensor
 
 from glp_lens import lm
 from glp_lens.activations.store import ActivationStore
+from glp_lens.arguments import checked
 from glp_lens.directions.direction import Direction
+from glp_lens.directions.estimators import check_rows
 from glp_lens.directions.texts import from_texts
 from glp_lens.errors import InputError
 
 _BLOCK = 4096
 
 
+@checked
 def random_isotropic(d_in: int, hook: str, *, seed: int = 0) -> Direction:
     """A direction that is uniform on the sphere.
 
@@ -28,6 +31,7 @@ def random_isotropic(d_in: int, hook: str, *, seed: int = 0) -> Direction:
     return Direction.of(vector, hook, name="random isotropic", method="random-isotropic", provenance={"seed": seed})
 
 
+@checked
 def random_covariance(
     source: ActivationStore | Tensor, *, hook: str | None = None, rows: int = 50_000, seed: int = 0
 ) -> Direction:
@@ -48,6 +52,8 @@ def random_covariance(
     store = None if isinstance(source, Tensor) else source
     if store is None and hook is None:
         raise InputError("rows do not tell their hook point: pass hook=")
+    if isinstance(source, Tensor):
+        check_rows(source)
     index = np.arange(len(source)) if store is None else np.sort(store.sample_index(rows, seed))
     weights = torch.randn(len(index), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     weights -= weights.mean()  # which centres the rows
@@ -66,6 +72,7 @@ def random_covariance(
     )
 
 
+@checked
 def random_labels(
     model: lm.Model, positive: Sequence[str], negative: Sequence[str], hook: str, *, seed: int = 0, **options: Any
 ) -> Direction:

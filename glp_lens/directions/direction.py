@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError, first_line
 from glp_lens.files import Kind, check_tensors, is_number, read_tensors, write_tensors
 from glp_lens.intervals import Interval
@@ -46,15 +47,16 @@ class Direction:
             distance of the means. Files of other packages hold `norm * vector`.
     """
 
-    vector: Tensor
+    vector: Tensor = field(repr=False)
     hook: str
     name: str
     method: str
     auroc: Interval | None = None
-    provenance: Json = field(default_factory=dict)
+    provenance: Json = field(default_factory=dict, repr=False)
     norm: float = 1.0
 
     @classmethod
+    @checked
     def of(
         cls,
         vector: Tensor,
@@ -84,6 +86,7 @@ class Direction:
         """Width of the activations it belongs to."""
         return len(self.vector)
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write it as a safetensors file: the tensor `vector`, and the rest as JSON in the file's metadata.
 
@@ -120,6 +123,7 @@ class Direction:
         return cls(vector, hook, name, method, auroc, dict(value["provenance"]), float(value["norm"]))
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Direction:
         """Read what `save` wrote.
 

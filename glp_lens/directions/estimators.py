@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from glp_lens import numerics
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 
 Method = Literal["mean", "probe", "pca"]
@@ -19,6 +20,7 @@ _ROUNDING = 1e-6
 
 
 @numerics.own()
+@checked
 def estimate(positive: Tensor, negative: Tensor, method: Method = "mean", *, seed: int = 0) -> Tensor:
     """A vector `(d,)` float64, not scaled, that leads from the negative rows to the positive ones.
 
@@ -39,6 +41,7 @@ def estimate(positive: Tensor, negative: Tensor, method: Method = "mean", *, see
     Raises:
         InputError: no rows, rows that do not differ, or numbers of rows that the method cannot use.
     """
+    check_rows(positive, negative)
     a, b = positive.double().cpu(), negative.double().cpu()
     if not len(a) or not len(b):
         raise InputError("a direction needs at least one positive and one negative row")
@@ -54,6 +57,15 @@ def estimate(positive: Tensor, negative: Tensor, method: Method = "mean", *, see
     if method == "probe":
         return _probe(a, b, seed)
     raise InputError(f"method must be mean, probe or pca, got {method!r}")
+
+
+def check_rows(*rows: Tensor) -> None:
+    """Refuse what are no rows `(n, d)` of one width (InputError)."""
+    shapes = [tuple(each.shape) for each in rows]
+    if any(len(shape) != 2 for shape in shapes):
+        raise InputError(f"expected rows of shape (n, d), got {', '.join(map(str, shapes))}")
+    if len({width for _, width in shapes}) > 1:
+        raise InputError(f"expected rows of one width, got {', '.join(map(str, shapes))}")
 
 
 def _pca(a: Tensor, b: Tensor) -> Tensor:

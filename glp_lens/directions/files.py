@@ -28,6 +28,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from glp_lens.arguments import checked
 from glp_lens.directions.direction import KEY, Direction, writing
 from glp_lens.errors import InputError, first_line, pass_shortage
 from glp_lens.files import check_archive, read_tensors, replaced, sync_folder, write_atomic
@@ -39,6 +40,7 @@ _BLOCK_END = re.compile(r"blocks\.(\d+)\.(hook_resid_post|hook_out)")
 _BLOCK_START = re.compile(r"blocks\.(\d+)\.(hook_resid_pre|hook_in)")
 
 
+@checked
 def read(path: str | Path, hook: str | None = None, *, name: str | None = None) -> Direction:
     """One direction from a file of any of the formats above.
 
@@ -83,6 +85,7 @@ def read(path: str | Path, hook: str | None = None, *, name: str | None = None) 
     )
 
 
+@checked
 def read_layers(path: str | Path) -> dict[int | None, Tensor]:
     """All vectors `(d,)` of a file of another package, float32, by the block after which they are added.
 
@@ -111,6 +114,7 @@ def read_layers(path: str | Path) -> dict[int | None, Tensor]:
     return {layer: vector.float() for layer, vector in found.items()}
 
 
+@checked
 def write(path: str | Path, directions: Direction | Sequence[Direction], *, model_hint: str | None = None) -> Path:
     """Write directions in the format that the file's suffix names; see the table above.
 
@@ -157,6 +161,7 @@ def write(path: str | Path, directions: Direction | Sequence[Direction], *, mode
     return path
 
 
+@checked
 def layer_of(hook: str) -> int | None:
     """The block whose output a hook point is; None if it is no output of a block."""
     if found := _BLOCK_END.fullmatch(hook):

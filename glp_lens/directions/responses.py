@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from glp_lens import lm, provenance
+from glp_lens.arguments import checked
 from glp_lens.directions.direction import Direction
 from glp_lens.directions.estimators import Method
 from glp_lens.directions.texts import from_rows, hash_of, span_activations
@@ -34,6 +35,7 @@ class Response(NamedTuple):
     text: str
 
 
+@checked
 def respond(
     model: lm.Model,
     systems: Sequence[str],
@@ -77,6 +79,7 @@ def respond(
     return [Response(*turn, text) for turn, text in zip(asked, texts, strict=True) if text]
 
 
+@checked
 def from_responses(
     model: lm.Model,
     positive: Sequence[Response],
@@ -145,6 +148,7 @@ def from_responses(
     )  # fmt: skip
 
 
+@checked
 def response_activations(
     model: lm.Model,
     responses: Sequence[Response],
@@ -172,6 +176,7 @@ def response_activations(
     return span_activations(model, ids, list(map(len, prompts)), hook, batch_size=batch_size)
 
 
+@checked
 def chat_prompt(model: lm.Model, question: str, system: str = "") -> str:
     """A question in the chat template as a text to continue, without the BOS that `lm.to_ids` puts in front.
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from glp_lens import lm, provenance
+from glp_lens.arguments import checked
 from glp_lens.directions.direction import Direction
-from glp_lens.directions.estimators import Method, estimate
+from glp_lens.directions.estimators import Method, check_rows, estimate
 from glp_lens.errors import InputError
 from glp_lens.intervals import Interval, auc_interval
 from glp_lens.types import Json
@@ -22,6 +23,7 @@ from glp_lens.types import Json
 Read = Literal["last", "mean"]
 
 
+@checked
 def from_texts(
     model: lm.Model,
     positive: Sequence[str],
@@ -80,6 +82,7 @@ def from_texts(
     )  # fmt: skip
 
 
+@checked
 def from_rows(
     positive: Tensor,
     negative: Tensor,
@@ -108,12 +111,15 @@ def from_rows(
     return Direction.of(vector, hook, name=name, method=method, auroc=auroc, provenance=provenance)
 
 
+@checked
 def separation(vector: Tensor, positive: Tensor, negative: Tensor) -> Interval:
     """AUROC of the rows' projection on a vector, with its interval (DeLong)."""
+    check_rows(positive, negative, vector[None])
     scores = torch.cat([positive, negative]).double() @ vector.double()
     return auc_interval(scores.numpy(), np.repeat([1, 0], [len(positive), len(negative)]))
 
 
+@checked
 def text_activations(
     model: lm.Model,
     texts: Sequence[str],
@@ -141,6 +147,7 @@ def text_activations(
     return torch.stack([known[text] for text in texts])
 
 
+@checked
 def span_activations(
     model: lm.Model,
     ids: Sequence[Sequence[int]],

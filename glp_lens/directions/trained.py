@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from glp_lens import numerics, provenance
+from glp_lens.arguments import checked
 from glp_lens.directions.direction import Direction
 from glp_lens.errors import InputError
 from glp_lens.models.glp import GLP
@@ -15,6 +16,7 @@ from glp_lens.models.sae import SAE
 from glp_lens.types import Acts
 
 
+@checked
 def sae_latent(sae: SAE, index: int, *, hook: str | None = None, name: str | None = None) -> Direction:
     """The decoder row of a latent: the direction in which it adds to the reconstruction.
 
@@ -40,6 +42,7 @@ def sae_latent(sae: SAE, index: int, *, hook: str | None = None, name: str | Non
     )
 
 
+@checked
 def clamp_latents(sae: SAE, values: Mapping[int, float]) -> Callable[[Acts], Acts]:
     """An edit of rows that sets latents of an autoencoder to values and leaves all else, also its error, as it is.
 
@@ -76,6 +79,7 @@ def clamp_latents(sae: SAE, values: Mapping[int, float]) -> Callable[[Acts], Act
     return clamp
 
 
+@checked
 def class_means(
     glp: GLP,
     towards: float,

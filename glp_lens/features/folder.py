@@ -110,14 +110,14 @@ class About:
     notes: tuple[str, ...] = ()
 
 
-_ABOUT_FILE = Kind("features", "build them again")
+_ABOUT_FILE = Kind("features", "delete it and build the features again")
 
 
 def _kind(table: str) -> Kind:
-    return Kind(f"table of features: {table}", "build the features again")
+    return Kind(f"table of features: {table}", "delete it and build the features again")
 
 
-_DIRECTIONS = Kind("directions of features", "build the features again")
+_DIRECTIONS = Kind("directions of features", "delete it and build the features again")
 
 
 class FeatureFolder:

@@ -22,6 +22,7 @@ import pandas as pd
 from glp_lens.defaults import DEFAULT_PASSAGES
 from glp_lens.features.folder import FeatureFolder, ModelAbout
 from glp_lens.files import write_atomic
+from glp_lens.kinds import kind_of
 from glp_lens.types import Json
 
 PAGE = "index.html"
@@ -149,7 +150,7 @@ def _model(
             }
         )  # fmt: skip
     index = {
-        "label": model.label, "kind": model.kind, "hook": model.hook, "n_features": model.n_features,
+        "label": model.label, "title": kind_of(model.kind).title, "hook": model.hook, "n_features": model.n_features,
         "blocks": model.blocks, "signed": model.signed, "sigma": model.sigma, "feature": chosen,
         **{name: columns[name] for name in ("density", "kurtosis", "min", "max")},
         **{name: np.flatnonzero(frame[name].to_numpy(bool)).tolist() for name in ("dead", "dense")},

@@ -1,10 +1,10 @@
 const ROW = 56; // height of a row of the list, in pixels
 const AROUND = 6; // rows drawn above and below the window
 const DEFAULTS = { q: "", in: "any", model: "", show: "all", sort: "number", density_min: "", density_max: "", kurtosis_min: "", auc_min: "",
-                   f: "", text: "", a: "", b: "", read: "" };
+                   f: "", text: "", a: "", b: "", read: "", about: "" };
 const CHOICES = {
   in: { any: "anything", label: "labels", token: "tokens it is on", writes: "tokens it writes", task: "tasks", text: "texts" },
-  show: { all: "all", alive: "not dead", sparse: "not dead, not dense", dead: "dead", dense: "dense", tasks: "with a task" },
+  show: { all: "all", alive: "not dead", sparse: "not dead, not dense", dead: "dead", dense: "dense", tasks: "best at a task" },
   sort: { number: "by number", "density:high": "most often on", "density:low": "least often on", "kurtosis:high": "highest kurtosis",
           "kurtosis:low": "lowest kurtosis", "auc:high": "highest AUC", "auc:low": "lowest AUC", "largest:high": "largest value" },
 };
@@ -26,7 +26,7 @@ function start(index) {
     return `#${hash}`;
   };
   let state = { ...DEFAULTS };
-  const view = new View(rows, index.about, (changes) => toHash({ ...state, ...changes }));
+  const view = new View(rows, index.about, (changes) => toHash({ ...state, about: "", ...changes }));
   const reader = SERVER ? new Reader(rows, view) : null;
   const scan = new Scan(rows);
   const compare = new Scan(rows);
@@ -63,7 +63,7 @@ function start(index) {
                                    "aria-selected": String(chosen), "aria-setsize": String(found.length), "aria-posinset": String(i + 1) });
       node.style.transform = `translateY(${i * ROW}px)`;
       const title = make("span", "", {}, make("b", rows.name(row)), ` ${rows.heading(row)}`);
-      const parts = [rows.of(row).label, rows.dead[row] ? "dead" : `${percent(rows.density[row])} on`, `kurtosis ${number(rows.kurtosis[row])}`];
+      const parts = [rows.of(row).label, rows.dead[row] ? "dead" : `${percent(rows.density[row])} of tokens`, `kurtosis ${number(rows.kurtosis[row])}`];
       if (!Number.isNaN(rows.auc[row])) parts.push(`AUC ${rows.auc[row].toFixed(3)} ${rows.column(row, "task")}`);
       node.append(title, make("span", "", {}, make("small", parts.join(" · "))));
       nodes.push(node);
@@ -114,9 +114,9 @@ function start(index) {
 
   async function showView() {
     const wanted = JSON.stringify([state.f, state.text, state.a, state.b, state.read, state.f && state.q]);
-    document.body.dataset.view = state.f || state.text || state.read ? "detail" : "list";
+    document.body.dataset.view = state.f || state.text || state.read || state.about ? "detail" : "list";
     $("#back").href = view.link({ f: "", text: "", read: "" });
-    $("#to-about").href = view.link({ f: "", text: "", read: "" });
+    $("#to-about").href = view.link({ f: "", text: "", read: "", about: "1" });
     $("#to-read").href = view.link({ f: "", text: "", read: "1" });
     document.title = state.f ? `${state.f} – features` : "Features";
     if (wanted === shown) return;
@@ -181,7 +181,7 @@ function start(index) {
     if (!found.length) return;
     const at = state.f ? places.get(rows.find(state.f)) : undefined;
     const next = at === undefined ? 0 : Math.min(found.length - 1, Math.max(0, at + by));
-    Object.assign(state, { f: rows.address(found[next]), text: "", read: "" });
+    Object.assign(state, { f: rows.address(found[next]), text: "", read: "", about: "" });
     history.replaceState(null, "", toHash(state));
     reveal();
     drawList();
@@ -193,7 +193,7 @@ function start(index) {
     if (event.ctrlKey || event.metaKey || event.altKey || $("#help").open) return;
     if (event.key === "Escape") {
       if (typing) event.target.blur();
-      else if (state.f || state.text || state.read) { Object.assign(state, { f: "", text: "", read: "" }); changed(); $("#list").focus(); }
+      else if (state.f || state.text || state.read || state.about) { Object.assign(state, { f: "", text: "", read: "", about: "" }); changed(); $("#list").focus(); }
       return;
     }
     if (event.target.id === "q" && event.key === "Enter") { event.preventDefault(); event.target.blur(); step(0); return; }

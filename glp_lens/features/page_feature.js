@@ -1,6 +1,14 @@
 const CURVES = { top_value: "value on its top tokens", stability: "share of variance that is the token's, not the noise's",
                  ablation: "change of the velocity when ablated", jacobian_norm: "length of the Jacobian",
                  jacobian_agreement: "agreement of its Jacobians on its top tokens", jacobian_cosine: "cosine of the Jacobian with that at the features' sigma" };
+const TERMS = {
+  "Name, as in glp/0:69": "Unit 69 of block 0 of the model glp, both counted from 0; of a model without blocks the number alone.",
+  "Label": "Tokens on which its highest passages peak, after “near” those around them, after “low” the same of its lowest passages. A program counts them; what a language model has written is marked so.",
+  "On": "Above zero; of a feature that takes both signs, further from zero than a tenth of its largest value. Dead: the same value on every token. Dense: on in more than a tenth of them.",
+  "σ": "The noise level at which a GLP reads an activation: 0 is the activation, 1 is noise.",
+  "Kurtosis": "Excess kurtosis of its values over all tokens: 0 for a bell curve, hundreds for a feature that is strong on few tokens and still on all others.",
+  "Best at a task, AUC": "A probing task for which glp-lens probe chose it among all features of its model, and how well it alone tells the two classes of test texts apart: 0.5 is chance, 1 is perfect.",
+};
 
 /** What one feature, one text, and the whole folder look like. */
 class View {
@@ -132,14 +140,14 @@ class View {
       const line = make("p", rows.column(row, "labels"));
       line.append(make("span", "automatic label", { class: "tag", title: "Tokens that are more frequent where the feature is high; nobody wrote it." }));
       parts.push(line);
-      for (const [name, words, numbers] of [["on", tokens, odds], ["among", context, contextOdds]]) {
+      for (const [name, words, numbers] of [["on", tokens, odds], ["near", context, contextOdds]]) {
         if (words?.length) parts.push(make("div", "", { class: "words" }, make("small", name), ...this.words(words, numbers).children));
       }
     }
     parts.push(this.facts([
-      ["Tokens on", percent(rows.density[row])], ["Mean", number(details.mean)], ["Std", number(details.std)],
+      ["On in", `${percent(rows.density[row])} of tokens`], ["Mean", number(details.mean)], ["Std", number(details.std)],
       ["Excess kurtosis", number(rows.kurtosis[row])], ["Least", number(rows.min[row])], ["Largest", number(rows.max[row])],
-      ["Model", `${model.kind}${model.sigma === null ? "" : `, sigma ${model.sigma}`}`], ["At", model.hook],
+      ["Model", this.kind(model)], ["At", model.hook],
     ]));
     if (rows.dead[row]) parts.push(make("p", "It has the same value on every token, so there is nothing else to show."));
     if (details.histogram.length && details.high > details.low) parts.push(this.histogram(details, model.signed ? 0 : Number.MIN_VALUE));
@@ -210,20 +218,22 @@ class View {
     return [make("h3", "Steered along its direction"), this.table(["direction", "strength", "text"], body)];
   }
 
-  /** What the folder holds. */
+  kind(model) { return model.title + (model.sigma === null ? "" : `, σ = ${model.sigma}`); }
+
+  /** What the folder holds, and what the words of the page mean. */
   overview() {
     const { about, rows } = this;
     const median = (values) => { const known = values.filter((x) => x !== null).sort((a, b) => a - b); const half = known.length / 2; return known.length ? (known[Math.ceil(half) - 1] + known[Math.floor(half)]) / 2 : null; };
-    const body = rows.models.map((model) => [make("a", model.label, { href: this.link({ model: model.label, f: "", text: "", read: "" }) }), model.kind + (model.sigma === null ? "" : `, sigma ${model.sigma}`), model.hook,
-      `${model.feature.length.toLocaleString("en")}${model.feature.length < model.n_features ? ` of ${model.n_features.toLocaleString("en")}` : ""}`,
+    const body = rows.models.map((model) => [make("a", model.label, { href: this.link({ model: model.label, f: "", text: "", read: "" }) }), this.kind(model),
+      `${model.feature.length.toLocaleString("en")}${model.feature.length < model.n_features ? `\u00a0of\u00a0${model.n_features.toLocaleString("en")}` : ""}`,
       model.feature.length ? percent(model.dead.length / model.feature.length) : "–", model.feature.length ? percent(model.dense.length / model.feature.length) : "–",
-      number(median(model.kurtosis)), String(model.auc.filter((auc) => auc !== null).length)]);
+      number(median(model.kurtosis)), String(model.auc.filter((auc) => auc !== null).length), model.hook]);
     return [make("h2", "Features of these models"),
       make("p", `Measured on ${about.tokens.toLocaleString("en")} tokens of ${about.texts.toLocaleString("en")} texts: ${about.corpus}. Language model: ${about.language_model}.`),
-      this.table(["model", "kind", "hook point", "features here", "dead", "dense", "median kurtosis", "with a task"], body),
+      this.table(["model", "features of", "shown here", "dead", "dense", "median kurtosis", "best at a task", "hook point"], body),
       ...about.notes.map((note) => make("p", note)),
-      make("p", "Dead: the same value on every token. Dense: on in more than a tenth of them. Labels are made by a program from the tokens of the top passages, and marked so.", { class: "soft" }),
-      make("p", "Choose a feature in the list, or press j.", { class: "soft no-print" })];
+      make("p", "Choose a feature in the list, or press j.", { class: "no-print" }),
+      make("h3", "Words of this page"), make("dl", "", { class: "terms" }, ...Object.entries(TERMS).flatMap(([word, text]) => [make("dt", word), make("dd", text)]))];
   }
 
   /** The features of two models that have one text among their passages. */

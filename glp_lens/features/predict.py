@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import stdtrit
 
+from glp_lens.errors import counted
 from glp_lens.evals.results import Results, Setting
 from glp_lens.evals.statistics import bootstrap_mean
 from glp_lens.features.folder import FeatureFolder
@@ -59,7 +60,8 @@ def draw(
             known = folder.table(label, "features")
             left = known[~known["dead"] & ~(known["dense"] & (among == "sparse"))]["feature"].to_numpy(np.int64)
             if len(left) < fewest:
-                notes.append(f"{label}: {len(left)} {among} features, fewer than {fewest}: left out among {among}")
+                own = counted(len(left), f"{among} feature")
+                notes.append(f"{label}: {own}, fewer than {fewest}: left out among {among}")
             else:
                 able[label] = left
         n = min([len(left) for left in able.values()] + [most] * (most > 0), default=0)

@@ -25,7 +25,7 @@ ROWS = 512
 """Rows that are encoded at once."""
 _RUN = 16
 """Consecutive positions of a text whose noise one generator draws."""
-_KIND = Kind("sample of rows", "build the features again")
+_KIND = Kind("sample of rows", "delete it and build the features again")
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from glp_lens.defaults import DEFAULT_SOLVER, DEFAULT_STEPS
 from glp_lens.errors import InputError
 from glp_lens.flow import solvers
 from glp_lens.flow.schedule import path, path_from_sigma, path_from_u, share_of
@@ -47,8 +48,8 @@ Measured in docs/results/solvers.
 def plan(
     u: float | None = None,
     sigma: float | None = None,
-    steps: int = 20,
-    solver: str = "euler",
+    steps: int = DEFAULT_STEPS,
+    solver: str = DEFAULT_SOLVER,
     grid: str = "released",
     fast: bool = False,
 ) -> Plan:

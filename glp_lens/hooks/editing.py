@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from glp_lens import lm
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.hooks.places import Places, Positions, Texts, Written, begin_alike, check_positions
 from glp_lens.types import HookFunction
 
 
+@checked
 def edit(
     function: Callable[[Tensor], Tensor],
     positions: Positions = "last",
@@ -112,6 +114,7 @@ def on_rows(
     return hook_fn
 
 
+@checked
 def replace(
     values: Tensor, mask: Tensor, *, model: lm.Model | None = None, allow_mismatch: bool = False
 ) -> HookFunction:

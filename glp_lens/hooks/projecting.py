@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from glp_lens import lm, provenance
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.hooks.editing import on_rows
 from glp_lens.hooks.noise import RowNoise
@@ -16,6 +17,7 @@ from glp_lens.hooks.repairs import Projects, Repair, Repairer
 from glp_lens.types import HookFunction
 
 
+@checked
 def project(
     projector: Projects,
     positions: Positions = "last",
@@ -87,6 +89,7 @@ def project(
     return at_its_point(run, projector, model, allow_mismatch=allow_mismatch)
 
 
+@checked
 def projection(
     projector: Projects,
     hook: str | None = None,

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from glp_lens.arguments import check
 from glp_lens.errors import InputError
 from glp_lens.hooks.noise import RowNoise, SeededNoise
 from glp_lens.hooks.operations import Directions
@@ -55,6 +56,7 @@ class Repairer:
     ) -> None:
         self.projector, self.noise, self.repair, self.directions = projector, noise, repair, directions
         self.options = dict(options)
+        check(projector.project, **self.options)
         if noise is None and self.options.get("generator") is None:
             self.options["generator"] = torch.Generator().manual_seed(0)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from glp_lens import lm, numerics
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.hooks.editing import on_rows
 from glp_lens.hooks.noise import RowNoise
@@ -21,9 +23,10 @@ from glp_lens.types import HookFunction
 Renormalize: TypeAlias = Literal["before"] | float | None
 
 
+@checked
 def steer(
     direction: Tensor,
-    strength: float | Tensor,
+    strength: float | Sequence[float] | Tensor,
     projector: Projects | None = None,
     positions: Positions = "last",
     noise: RowNoise | None = None,
@@ -155,7 +158,9 @@ def steer(
     return hook_fn if projector is None else at_its_point(hook_fn, projector, model, allow_mismatch=allow_mismatch)
 
 
-def _strengths(strength: float | Tensor, directions: Tensor, operation: Operation) -> tuple[Tensor, bool]:
+def _strengths(
+    strength: float | Sequence[float] | Tensor, directions: Tensor, operation: Operation
+) -> tuple[Tensor, bool]:
     """Strengths as `(batch or 1, width)` float32, and whether each text has its own."""
     width = 1 if operation == "rotate" or directions.ndim == 1 else len(directions)
     given = torch.as_tensor(strength, dtype=torch.float32)

@@ -66,7 +66,7 @@ def should_compare(folder: str, name: str, backend: str, check: bool | None, cac
         warnings.warn(
             f"{name} was not compared with transformers' own model, being large ({size / 1e9:.1f}B parameters): open "
             "it with check=True (GLP_LENS_CHECK=1), or with check=False (GLP_LENS_CHECK=0) for no such line",
-            stacklevel=4,
+            stacklevel=5,
         )
         return False
     return True
@@ -95,7 +95,7 @@ def compare(model: Model, folder: str, name: str, backend: str, cache: Path) -> 
             pass_shortage(error)
             warnings.warn(
                 f"{name} was not compared with transformers' own model, which cannot run ({one_line(error)})",
-                stacklevel=4,
+                stacklevel=5,
             )
             return
         try:
@@ -108,7 +108,7 @@ def compare(model: Model, folder: str, name: str, backend: str, cache: Path) -> 
         differences = {f"after block {i}": _difference(outputs[i], want[i]) for i in want if i in outputs}
         if logits is None:
             warnings.warn(f"{name} holds no weights of a language-model head: its activations are right, what it "
-                          "generates and its loss are not", stacklevel=4)  # fmt: skip
+                          "generates and its loss are not", stacklevel=5)  # fmt: skip
         else:
             differences["of the logits"] = _difference(own, logits)
     # Not `>`: a NaN is a difference too.

@@ -9,6 +9,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.lm.hook_points import outputs_of_blocks
 from glp_lens.lm.protocol import Model, Parameters
@@ -18,6 +19,7 @@ _CENTRED = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Largest share of a row's norm that its mean has in a centred stream; 16-bit formats round to within 1e-2."""
 
 
+@checked
 def describe(model: Model) -> Json:
     """Name, class, depth, width, dtype and weight processing of a model, and the name of its list of blocks.
 
@@ -118,6 +120,7 @@ def _centred(model: Model) -> bool:
     return float(share.square().mean().sqrt()) < limit
 
 
+@checked
 def identity(model: Model) -> Json:
     """What identifies a language model in provenance: `model` (see `describe`) and `weights`, the hash of its weights.
 

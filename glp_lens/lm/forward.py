@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.lm.decoder import Decoder
 from glp_lens.lm.description import model_device, refuse_encoder_decoder
@@ -27,6 +28,7 @@ _PIECE = 2**20
 
 @of_others()
 @torch.no_grad()
+@checked
 def activations(
     model: Model, tokens: Tensor, mask: Tensor, hooks: Sequence[str], way: Way | None = None
 ) -> dict[str, Tensor]:
@@ -123,6 +125,7 @@ def _decoder(model: Model, mask: Tensor, points: Mapping[str, torch.nn.Module | 
 
 @of_others()
 @torch.no_grad()
+@checked
 def token_nll(
     model: Model,
     tokens: Tensor,
@@ -150,6 +153,7 @@ def token_nll(
 
 @of_others()
 @torch.no_grad()
+@checked
 def next_logits(
     model: Model,
     tokens: Tensor,
@@ -196,6 +200,7 @@ def next_logits(
         return found
 
 
+@checked
 def nll(logits: Tensor, targets: Tensor) -> Tensor:
     """Negative log-likelihood `(n,)` in nats of token ids `(n,)`, float32 on the CPU, from logits `(n, d_vocab)`."""
     pairs = zip(_pieces(logits), _pieces(logits, targets.to(logits.device)), strict=True)

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.lm.description import model_device
 from glp_lens.lm.forward import Hooks, check_predicts
@@ -30,6 +31,7 @@ _known: WeakKeyDictionary[Any, dict[tuple[object, ...], bool]] = WeakKeyDictiona
 
 
 @of_others()
+@checked
 def generate(
     model: Model,
     tokens: Tensor,
@@ -124,7 +126,7 @@ def caches_keys_and_values(model: Model, prompt: Tensor) -> bool:
                 "the cached generation of this language model does not compute what a forward pass over the whole text "
                 "does (a known fault of some versions of transformers and transformer-lens): generating without a "
                 "cache, which is slower",
-                stacklevel=4,
+                stacklevel=5,
             )
     return known[key]
 

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.lm.protocol import Model
 from glp_lens.numerics import of_others
@@ -31,11 +32,13 @@ _NOT_BY_TOKEN = re.compile(r".*hook_(cos|sin|pattern|attn_scores|scores)")
 """Hook points with other axes, whatever their number."""
 
 
+@checked
 def default_hook(model: Model) -> str:
     """The residual stream after the middle layer, index `n_layers / 2 - 1`, as in the paper."""
     return f"blocks.{max(int(model.cfg.n_layers) // 2 - 1, 0)}.hook_resid_post"
 
 
+@checked
 def check_hook(model: Model, hook: str) -> str:
     """The hook point's name, if the model has it; otherwise an error that suggests a similar name.
 
@@ -60,6 +63,7 @@ def check_hook(model: Model, hook: str) -> str:
     raise InputError(f"hook point {hook!r} is not in this model: did you mean {known[0]!r}?")
 
 
+@checked
 def names_of(model: Model, hook: str) -> list[str]:
     """All names of a hook point in this model.
 
@@ -70,6 +74,7 @@ def names_of(model: Model, hook: str) -> list[str]:
     return sorted(name for name, point in points.items() if point is points[hook])
 
 
+@checked
 def same_point(one: str | Iterable[str], other: str | Iterable[str]) -> bool:
     """Whether two hook points are the same, each given by one or all of its names.
 

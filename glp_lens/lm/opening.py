@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from glp_lens.arguments import checked
 from glp_lens.defaults import DEFAULT_BACKEND, DEFAULT_DEVICE, DEFAULT_DTYPE, DEFAULT_MODEL, Backend
 from glp_lens.errors import InputError, first_line, one_line, pass_shortage
 from glp_lens.lm import checking
@@ -22,10 +23,11 @@ _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
 @of_others()
+@checked
 def open_model(
     name: str = DEFAULT_MODEL,
     *,
-    device: str = DEFAULT_DEVICE,
+    device: str | torch.device = DEFAULT_DEVICE,
     dtype: str = DEFAULT_DTYPE,
     backend: Backend = DEFAULT_BACKEND,
     check: bool | None = None,
@@ -53,6 +55,7 @@ def open_model(
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if backend not in ("bridge", "hooked"):
         raise InputError(f"backend must be 'bridge' or 'hooked', got {backend!r}")
+    device = str(device)
     check_device(device)
     folder = _find(name)
     checking.refuse_encoder_decoder(folder, name)

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError, first_line
 from glp_lens.lm.protocol import Model, Tokenizer
 
@@ -23,6 +24,7 @@ def tokenizer_of(model: Model) -> Tokenizer:
     return model.tokenizer
 
 
+@checked
 def to_ids(
     model: Model,
     texts: Iterable[str],
@@ -43,6 +45,7 @@ def to_ids(
     return [[bos, *(row[-room:] if truncate == "left" else row[:room])] for row in rows]
 
 
+@checked
 def chat_ids(
     model: Model, chats: Iterable[Sequence[tuple[str, str]]], max_length: int, *, reply: bool = False
 ) -> list[list[int]]:

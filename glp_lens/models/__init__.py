@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 from glp_lens import hub
+from glp_lens.arguments import checked
 from glp_lens.artifacts import CONFIG, CONFIG_FILE, ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.files import read_json
@@ -30,6 +31,7 @@ def model_class(kind: str) -> type[ActivationModel]:
     return cls
 
 
+@checked
 def load(folder: str | Path, *, revision: str | None = None) -> ActivationModel:
     """Load a saved model of whatever kind, including GLPs in the released format and autoencoders of sae-lens.
 

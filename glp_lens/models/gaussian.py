@@ -15,6 +15,8 @@ from tqdm.auto import tqdm
 
 from glp_lens import numerics
 from glp_lens.activations.store import ActivationStore
+from glp_lens.activations.stream import ActivationStream
+from glp_lens.arguments import checked
 from glp_lens.artifacts import ActivationModel, check_shapes
 from glp_lens.errors import InputError
 from glp_lens.interface import Featurizer, Projector, Reconstructor, Sampler, Scorer, VelocityField
@@ -57,11 +59,19 @@ class Gaussian(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, S
 
     @classmethod
     @numerics.own()
-    def fit(cls, store: ActivationStore, *, diagonal: bool = False, max_rows: int = 1_000_000, seed: int = 0) -> Self:
+    @checked
+    def fit(
+        cls,
+        store: ActivationStore | ActivationStream,
+        *,
+        diagonal: bool = False,
+        max_rows: int = 1_000_000,
+        seed: int = 0,
+    ) -> Self:
         """Estimate the covariance.
 
         Args:
-            store: training activations.
+            store: training activations, or a stream of them.
             diagonal: treat dimensions as independent; only the store's statistics are read.
             max_rows: most rows to read.
             seed: of the choice of rows.

@@ -15,7 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from glp_lens import hub, lm, numerics, provenance
 from glp_lens.activations.massive import Massive
+from glp_lens.arguments import checked
 from glp_lens.artifacts import CONFIG, WEIGHTS, ActivationModel, check_shapes
+from glp_lens.defaults import DEFAULT_SOLVER, DEFAULT_STEPS
 from glp_lens.errors import InputError
 from glp_lens.files import is_number
 from glp_lens.flow.guidance import Classifier, Guide
@@ -93,6 +95,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
 
     @classmethod
     @numerics.own()
+    @checked
     def fit(
         cls,
         store: Stores,
@@ -102,7 +105,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         d_mlp: int | None = None,
         n_layers: int = 3,
         lm_layers: int | None = None,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         validation: Acts | Stores | None = None,
         condition: str | None = None,
         vectors: Tensor | None = None,
@@ -142,13 +145,14 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
             width = len(next(iter(sources.vectors.values())))
         shape = DenoiserConfig(d_in, d_model or 2 * d_in, d_mlp or 4 * d_in, n_layers, sources.depth, width)
         if shape.warning and distributed.is_main():
-            warnings.warn(shape.warning, stacklevel=2)
+            warnings.warn(shape.warning, stacklevel=4)
         model = cls(initial_denoiser(shape, config), *sources.statistics()).to(device)
         model.class_vectors = sources.vectors
         fit(model, sources, config, validation=_held_out(validation, condition, sources), run=run)
         return model
 
     @numerics.own()
+    @checked
     def finetune(
         self,
         store: Stores,
@@ -197,18 +201,22 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
 
     # -- layers of the language model ----------------------------------------------------------------------
 
+    @checked
     def at(self, layer: int | str) -> Self:
         """The prior bound to one layer of the language model, given by number or hook point.
 
         The view shares the weights and can be used wherever a prior of one layer can. A prior of one layer returns
-        itself.
+        itself, for its own layer or, where its hook point is not known, for any.
 
         Raises:
             InputError: a layer that it was not trained on, or a hook point of no layer.
         """
-        if not self.layers:
-            return self
         number = layer_of(layer) if isinstance(layer, str) else layer
+        if not self.layers:
+            own = {layer_of(name) for name in (self.hook, *self.hook_names) if name}
+            if own and number not in own:
+                raise InputError(f"this prior was trained at {self.hook} alone, got {layer}: fit one on several stores")
+            return self
         if number not in self.layers:
             raise untrained(layer, self.layers)
         view = copy.copy(self)
@@ -304,6 +312,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         """Device of the weights."""
         return self.denoiser.in_proj.weight.device
 
+    @checked
     def to(self, device: str | torch.device) -> Self:
         """Move weights and normaliser to a device, in place."""
         self.normalizer.to(device)
@@ -348,7 +357,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         *,
         u: float | None = None,
         sigma: float | None = None,
-        steps: int = 20,
+        steps: int = DEFAULT_STEPS,
         layer: Layer = None,
         condition: Tensor | None = None,
         guidance: float = 1.0,
@@ -356,7 +365,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         classifier_scale: float = 1.0,
         noise: Acts | None = None,
         generator: Generator | None = None,
-        solver: str = "euler",
+        solver: str = DEFAULT_SOLVER,
         grid: str = "released",
         fast: bool = False,
         dtype: torch.dtype | None = None,
@@ -403,7 +412,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         self,
         n: int,
         *,
-        steps: int = 20,
+        steps: int = DEFAULT_STEPS,
         layer: Layer = None,
         condition: Tensor | None = None,
         guidance: float = 1.0,
@@ -411,7 +420,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         classifier_scale: float = 1.0,
         noise: Acts | None = None,
         generator: Generator | None = None,
-        solver: str = "euler",
+        solver: str = DEFAULT_SOLVER,
         grid: str = "released",
         fast: bool = False,
     ) -> Acts:
@@ -478,6 +487,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
         return in_batches(error, z).to(x.device)
 
     @numerics.own()
+    @checked
     def log_density(
         self,
         x: Acts,
@@ -517,6 +527,7 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
 
     @classmethod
     @numerics.own()
+    @checked
     def from_pretrained(cls, folder: str | Path, checkpoint: str = "final", *, revision: str | None = None) -> Self:
         """Load a prior from a folder or a Hub id, in this library's format or that of the released GLPs.
 
@@ -538,9 +549,12 @@ class GLP(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, Scorer
             known = f": there are {', '.join(there)}" if there else ""
             raise InputError(f"checkpoint {checkpoint!r} not found in {folder}{known}")
         path = hub.fetch(folder, released.files(checkpoint), revision=revision)
-        config, tensors, mean, var, origin = released.read(path, checkpoint)
-        return cls(Denoiser.filled(config, tensors, str(path)), mean, var, origin)
+        config, tensors, mean, var, origin, saved_with = released.read(path, checkpoint)
+        prior = cls(Denoiser.filled(config, tensors, str(path)), mean, var, origin)
+        prior.saved_with = saved_with
+        return prior
 
+    @checked
     def save_released(self, folder: str | Path, checkpoint: str = "final", *, layer_prefix: str | None = None) -> Path:
         """Write the prior in the format of the released GLPs, which their code can read; without the training curve.
 

@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 from torch import Generator, Tensor
 
 from glp_lens import lm, provenance
+from glp_lens.arguments import checked
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Featurizer
@@ -28,6 +29,7 @@ class Neurons(ActivationModel, Featurizer):
         self.provenance = {}
 
     @classmethod
+    @checked
     def of(cls, model: lm.Model, hook: str, identity: Json | None = None) -> Self:
         """The neurons of a language model in the block of a hook point such as `blocks.14.hook_resid_post`.
 

@@ -104,7 +104,7 @@ def mean_and_std(store: ActivationStore | ActivationStream, limit: float | None 
     if (constant := int((~varies).sum())) and distributed.is_main():
         warnings.warn(
             f"{constant} of {len(std)} activation dimensions are constant: they stay 0 in normalised space",
-            stacklevel=4,
+            stacklevel=5,
         )
     return stats.mean.float(), torch.where(varies, std, 1.0).float()
 

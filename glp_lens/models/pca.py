@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from glp_lens import numerics
 from glp_lens.activations.store import ActivationStore
+from glp_lens.arguments import checked
 from glp_lens.artifacts import ActivationModel, check_shapes
 from glp_lens.errors import InputError
 from glp_lens.files import is_number
@@ -70,6 +71,7 @@ class PCA(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sample
 
     @classmethod
     @numerics.own()
+    @checked
     def fit(
         cls,
         store: ActivationStore,

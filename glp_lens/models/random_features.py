@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from glp_lens import numerics
 from glp_lens.activations.store import ActivationStore
+from glp_lens.arguments import checked
 from glp_lens.artifacts import ActivationModel, check_shapes
 from glp_lens.errors import InputError
 from glp_lens.interface import Featurizer
@@ -38,6 +39,7 @@ class RandomFeatures(ActivationModel, Featurizer):
         self.provenance = {}
 
     @classmethod
+    @checked
     def draw(cls, mean: Tensor, std: Tensor, n_features: int, *, seed: int = 0) -> Self:
         """Features for activations of a known mean and standard deviation `(d_in,)`.
 
@@ -53,6 +55,7 @@ class RandomFeatures(ActivationModel, Featurizer):
 
     @classmethod
     @numerics.own()
+    @checked
     def fit(cls, store: ActivationStore, *, n_features: int | None = None, seed: int = 0) -> Self:
         """Features for the activations of a store.
 

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from glp_lens import numerics
 from glp_lens.activations.store import ActivationStore
+from glp_lens.arguments import checked
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Decoder, Featurizer, Projector, Reconstructor, Sampler
@@ -33,6 +34,7 @@ class Raw(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sample
 
     @classmethod
     @numerics.own()
+    @checked
     def fit(cls, store: ActivationStore, *, n_rows: int = 4096, seed: int = 0) -> Self:
         """Keep `n_rows` distinct rows of the store (all of them, if it has fewer)."""
         if n_rows < 1:

@@ -20,7 +20,7 @@ import xxhash
 from torch import Tensor
 
 from glp_lens.artifacts import CONFIG as OWN_CONFIG
-from glp_lens.artifacts import CONFIG_FILE, WEIGHTS_FILE, check_provenance
+from glp_lens.artifacts import CONFIG_FILE, WEIGHTS_FILE, check_provenance, plain_texts
 from glp_lens.errors import InputError, first_line, pass_shortage
 from glp_lens.files import ENTRY, check, check_archive, read_tensors, sealed, versions, write_atomic, write_tensors
 from glp_lens.types import Json
@@ -53,8 +53,8 @@ def files(checkpoint: str) -> list[str]:
     return [CONFIG, STATISTICS, f"{checkpoint}.safetensors", f"checkpoints/{checkpoint}.safetensors"]
 
 
-def read(folder: Path, checkpoint: str) -> tuple[Json, dict[str, Tensor], Tensor, Tensor, Json]:
-    """Denoiser config, weights, mean, variance, and provenance of a released checkpoint.
+def read(folder: Path, checkpoint: str) -> tuple[Json, dict[str, Tensor], Tensor, Tensor, Json, Json]:
+    """Denoiser config, weights, mean, variance, provenance, and versions that wrote it, of a released checkpoint.
 
     The YAML's `${...}` interpolations are left as they are: what they point to is not read here.
 
@@ -84,7 +84,9 @@ def read(folder: Path, checkpoint: str) -> tuple[Json, dict[str, Tensor], Tensor
         mean, var = mean[0], var[0]
     if depth == 1 and ENTRY not in config:
         raise InputError(f"{folder / CONFIG} has multi_layer_n_layers 1, for which the released code gives NaN")
-    return denoiser, read_tensors(weights, WEIGHTS_FILE), mean, var, _provenance(config, trace)
+    own = config.get(ENTRY)
+    saved_with = plain_texts(own.get("versions") if isinstance(own, dict) else None)
+    return denoiser, read_tensors(weights, WEIGHTS_FILE), mean, var, _provenance(config, trace), saved_with
 
 
 def _weights_of(folder: Path, checkpoint: str) -> Path:
@@ -111,6 +113,11 @@ def _check(path: Path, config: Json) -> str | None:
 
 def _statistics(path: Path, digest: str | None = None) -> tuple[Tensor, Tensor]:
     """Mean and variance; NaN only in whole rows of both: layers that a prior was not trained on."""
+    if not path.exists():
+        raise InputError(
+            f"{path} is missing: a released GLP is a folder of {CONFIG}, {STATISTICS} (mean and variance of the "
+            f"activations) and weights; put the file of the same prior there, or fetch the whole repository again"
+        )
     try:
         content = path.read_bytes()
         if digest is not None and xxhash.xxh3_128_hexdigest(content) != digest:
@@ -236,7 +243,7 @@ def _trace(hooks: list[str], layer_prefix: str | None) -> Json:
         warnings.warn(
             "the store does not say what transformers calls the language model's blocks: 'model.layers' is written; "
             "pass layer_prefix if it is another name, such as 'transformer.h' for GPT-2",
-            stacklevel=4,
+            stacklevel=5,
         )
     if not re.fullmatch(r"\w+(\.\w+)*", layer_prefix):
         raise InputError(f"layer_prefix must be the name of a module, such as 'transformer.h', got {layer_prefix!r}")

@@ -11,6 +11,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -22,6 +23,7 @@ from torch import Generator, Tensor
 from glp_lens import numerics
 from glp_lens.activations.store import ActivationStore
 from glp_lens.activations.stream import ActivationStream
+from glp_lens.arguments import checked
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError, pass_shortage
 from glp_lens.interface import Decoder, Featurizer, Projector, Reconstructor, Scorer
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     import sae_lens
 
 _BLOCK = 4096
+_ADVICE = r"\s*This SAE has non-empty model_from_pretrained_kwargs"
+"""How sae-lens begins to advise opening the language model by its own class; what it says of it is checked here, in
+`sae_metadata`."""
 _HELD_OUT = 100_000
 """Most rows of a held-out store that `health` is measured on."""
 
@@ -71,9 +76,12 @@ class SAE(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Scorer
         Its metadata on how it is to be used become its `provenance`, which is checked as that of any model.
 
         Raises:
-            InputError: the normalisation of its training is not folded into its weights, or it is no autoencoder of
-                whole rows at one hook point: a transcoder, one of a single head, one that encodes whole sequences.
+            InputError: no `sae_lens.SAE`; the normalisation of its training is not folded into its weights; or it is no
+                autoencoder of whole rows at one hook point: a transcoder, one of a single head, one that encodes whole
+                sequences.
         """
+        if not isinstance(sae, torch.nn.Module) or not hasattr(sae, "cfg"):
+            raise InputError(f"sae must be a sae_lens.SAE, got a {type(sae).__name__}: SAE.from_sae_lens opens one")
         sae_metadata.check(sae.cfg)
         self.sae = self._own(sae).eval()
         self.sae.turn_off_forward_pass_hook_z_reshaping()
@@ -89,6 +97,7 @@ class SAE(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Scorer
 
     @classmethod
     @numerics.training()
+    @checked
     def fit(
         cls,
         store: ActivationStore | ActivationStream,
@@ -102,7 +111,7 @@ class SAE(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Scorer
         dead_after_rows: int = 10_000,
         autocast: bool = True,
         validation: Acts | ActivationStore | None = None,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         seed: int = 0,
     ) -> Self:
         """Train a TopK autoencoder (Gao et al. 2024) with sae-lens's trainer.
@@ -168,7 +177,7 @@ class SAE(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Scorer
                 lr_warm_up_steps=steps // 20,
                 lr_decay_steps=steps // 5,
                 dead_feature_window=max(1, dead_after_rows // batch_size),
-                device=device,
+                device=str(device),
                 autocast=autocast,
             ),
             sae=untrained,
@@ -179,7 +188,7 @@ class SAE(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Scorer
         trained = trainer.fit()
         with tempfile.TemporaryDirectory() as folder:
             trained.save_inference_model(folder)
-            model = cls(sae_lens.SAE.load_from_disk(folder, device=device, dtype="float32"))
+            model = cls(sae_lens.SAE.load_from_disk(folder, device=str(device), dtype="float32"))
         parameters = sum(p.numel() for p in model.sae.parameters())
         model.provenance = {
             "store": store.provenance(),
@@ -207,7 +216,10 @@ class SAE(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Scorer
 
     @classmethod
     @numerics.own()
-    def from_sae_lens(cls, path_or_release: str | Path, sae_id: str | None = None, *, device: str = "cpu") -> Self:
+    @checked
+    def from_sae_lens(
+        cls, path_or_release: str | Path, sae_id: str | None = None, *, device: str | torch.device = "cpu"
+    ) -> Self:
         """Wrap an autoencoder that sae-lens can load.
 
         Args:
@@ -227,10 +239,11 @@ class SAE(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Scorer
         if sae_id is None:
             _check_saved(Path(path_or_release))
         try:
-            if sae_id is None:
-                sae = sae_lens.SAE.load_from_disk(path_or_release, device=device, dtype="float32")
-            else:
-                sae = sae_lens.SAE.from_pretrained(str(path_or_release), sae_id, device=device)
+            with _without_advice():
+                if sae_id is None:
+                    sae = sae_lens.SAE.load_from_disk(path_or_release, device=str(device), dtype="float32")
+                else:
+                    sae = sae_lens.SAE.from_pretrained(str(path_or_release), sae_id, device=str(device))
         except Exception as error:  # missing or damaged files, and each converter of foreign formats, fail differently
             pass_shortage(error)
             reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -241,7 +254,8 @@ class SAE(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Scorer
         model = cls(sae)
         known = sae_metadata.store(sae.cfg)
         for caution in known.get("cautions", []):
-            warnings.warn(f"the autoencoder {sae_id or path_or_release} {caution}", stacklevel=2)
+            warnings.warn(f"the autoencoder {sae_id or path_or_release} {caution}", stacklevel=4)
+        model.saved_with = {}  # sae-lens says its own version alone, among the settings
         model.provenance = {
             "source": {"sae_lens": str(path_or_release), "sae_id": sae_id},
             "store": known,
@@ -250,6 +264,7 @@ class SAE(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Scorer
         return model
 
     @classmethod
+    @checked
     def from_pretrained(cls, folder: str | Path, *, revision: str | None = None) -> Self:
         """Load a saved model; one that an earlier version saved gets the provenance in its sae-lens metadata."""
         model = super().from_pretrained(folder, revision=revision)
@@ -275,11 +290,11 @@ class SAE(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Scorer
         """The rows with these activations of the latents.
 
         Raises:
-            InputError: features of another shape, or an autoencoder that scales each row by its own mean and spread,
-                which latents alone do not have.
+            InputError: features of another shape, or an autoencoder that scales each row by numbers of its own, which
+                latents alone do not have.
         """
-        if self.sae.cfg.normalize_activations == "layer_norm":
-            raise InputError("this autoencoder standardises each row by itself, so that latents alone give no rows")
+        if self.sae.cfg.normalize_activations in sae_metadata.BY_ROW:
+            raise InputError("this autoencoder scales each row by itself, so that latents alone give no rows")
         latents = check_rows(features, self.n_features).to(self.sae.W_dec.device)
         decoded: Tensor = self.sae.decode(latents)
         return decoded.to(features.device)
@@ -317,6 +332,7 @@ class SAE(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Scorer
         x = check_rows(x, self.d_in)
         return -(x - self.reconstruct(x)).square().sum(1)
 
+    @checked
     def health(self, x: Acts) -> Health:
         """Share of latents alive, mean L0 and fraction of variance unexplained on rows `x`.
 
@@ -410,7 +426,17 @@ def _from_memory(config: Json, tensors: dict[str, Tensor]) -> sae_lens.SAE:
     def converter(*_: Any, **__: Any) -> tuple[Json, dict[str, Tensor]]:
         return json.loads(json.dumps(config)), tensors
 
-    return _import_sae_lens().SAE.load_from_disk("", device=config.get("device", "cpu"), converter=converter)
+    library = _import_sae_lens()
+    with _without_advice():
+        return library.SAE.load_from_disk("", device=config.get("device", "cpu"), converter=converter)
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Keep sae-lens from advising how to open the language model, and it alone: other warnings are shown."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", _ADVICE, UserWarning)
+        yield
 
 
 def _import_sae_lens() -> Any:

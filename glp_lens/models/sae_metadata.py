@@ -16,6 +16,11 @@ ROW_WISE: Final = ("standard", "gated", "topk", "abstopk", "jumprelu", "matching
 """Architectures of sae-lens that map each row to latents and back by itself."""
 _TO_FOLD = ("expected_average_only_in", "covariance_whitening")
 """Normalisations that sae-lens applies in training and folds into the weights afterwards, and never at run time."""
+BY_ROW: Final = ("layer_norm", "constant_norm_rescale")
+"""Normalisations by numbers of each row, which sae-lens keeps from the last rows encoded and undoes when decoding.
+
+Its declared type lacks the second, which it runs all the same.
+"""
 _WITHIN_ATTENTION = ("fold_value_biases", "refactor_factored_attn_matrices")
 """Arguments of `from_pretrained_no_processing` that change queries, keys, values and outputs of heads, nothing else."""
 _OTHER_WEIGHTS = ("revision", "checkpoint_index", "checkpoint_value", "checkpoint_label", "load_in_4bit",
@@ -66,7 +71,8 @@ def check_types(cfg: Any) -> None:
         if kind in (bool, int, float, str):
             fits = isinstance(value, int | float if kind is float else kind) and (kind is bool) == (type(value) is bool)
         else:
-            fits = get_origin(kind) is not Literal or value in get_args(kind)
+            undeclared = BY_ROW if known.name == "normalize_activations" else ()
+            fits = get_origin(kind) is not Literal or value in (*get_args(kind), *undeclared)
         if not fits:
             raise ValueError(f"its {known.name} is {str(value)[:60]!r}")
     if not 1 <= getattr(cfg, "k", 1) <= cfg.d_sae:

@@ -156,7 +156,7 @@ class Sources:
                 f"{made.massive} of {made.rows} rows are massive activations, with a norm over "
                 f"{', '.join(f'{limit} at {hook}' for hook, limit in where.items())} ({rule}): "
                 "they count neither in the normaliser nor in the loss; massive=None (--massive 0) keeps them",
-                stacklevel=4,
+                stacklevel=5,
             )
         return made
 

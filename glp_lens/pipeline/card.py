@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError, one_line
 from glp_lens.pipeline.report import read_results
 from glp_lens.pipeline.stages import check_output
@@ -38,6 +39,7 @@ class CardJob(Settings):
     """Replace a file that is there, instead of refusing."""
 
 
+@checked
 def card(settings: CardJob, *, say: Callable[[str], None] = print) -> Path:
     """Write the card of a saved model, with what suites and scaling runs measured of it.
 
@@ -51,7 +53,9 @@ def card(settings: CardJob, *, say: Callable[[str], None] = print) -> Path:
         InputError: no model, results that are not of it or damaged, or a card that is already there.
     """
     from glp_lens import hub, models
+    from glp_lens.artifacts import CONFIG
     from glp_lens.files import write_atomic
+    from glp_lens.models.released import CONFIG as RELEASED
 
     if settings.repository is not None:
         hub.check_id(settings.repository)
@@ -60,11 +64,13 @@ def card(settings: CardJob, *, say: Callable[[str], None] = print) -> Path:
     check_output(out, overwrite=settings.overwrite)
     sections = card_sections(model, settings.results, saved=settings.saved, say=say)
     name = settings.repository or str(settings.saved)
-    write_atomic(out, model.card(name, license=settings.license, sections=sections))
+    released = not (settings.saved / CONFIG).exists() and (settings.saved / RELEASED).exists()
+    write_atomic(out, model.card(name, license=settings.license, released=released, sections=sections))
     say(f"card: {out}")
     return out
 
 
+@checked
 def card_sections(
     model: ActivationModel, folders: Sequence[Path], *, saved: Path, say: Callable[[str], None] = print
 ) -> dict[str, str]:

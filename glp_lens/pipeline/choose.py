@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glp_lens.arguments import checked
 from glp_lens.settings import Settings, option
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class ChooseJob(Settings):
     """Width of your activations over that of the run's: shapes scale with it, and losses are then a guess."""
 
 
+@checked
 def choose(settings: ChooseJob, *, say: Callable[[str], None] = print) -> list[Choice]:
     """Tell from a scaling run which prior to train, on how many rows, for what loss.
 
@@ -52,7 +54,8 @@ def choose(settings: ChooseJob, *, say: Callable[[str], None] = print) -> list[C
         flops_per_second=settings.flops_per_second, width_ratio=settings.width_ratio,
     )  # fmt: skip
     for each in choices:
-        loss = f"loss {number(each.loss.value)} {interval(*each.loss[1:3])}".strip()
+        ends = interval(*each.loss[1:3]) or "(no interval, trained once)"
+        loss = f"loss {number(each.loss.value)} {ends}"
         if each.below is not None:
             percent = f"{number(each.below.value, 1)} {interval(*each.below[1:3], 1)}".strip()
             loss += f", per cent below the best Gaussian: {percent}"

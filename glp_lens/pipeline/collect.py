@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from glp_lens.arguments import checked
 from glp_lens.defaults import DEFAULT_DTYPE, Dtype
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, counted
 from glp_lens.kinds import massive_rule
 from glp_lens.pipeline.inputs import ColumnSettings, ContextSettings, LanguageModelSettings, RunSettings
 from glp_lens.settings import option
@@ -128,6 +129,7 @@ class CollectJob(LanguageModelSettings, ContextSettings, ColumnSettings, RunSett
         }
 
 
+@checked
 def collect(
     settings: CollectJob,
     *,
@@ -170,7 +172,7 @@ def collect(
     for store in stores:
         fewer = settings.shard is None and len(store) < settings.tokens
         short = f" (the texts have no more of the {settings.tokens:,} asked for)" if fewer else ""
-        say(f"{len(store):,} rows of width {store.d_in} from {store.hook}{short}: {store.path}")
+        say(f"{counted(len(store), 'row')} of width {store.d_in} from {store.hook}{short}: {store.path}")
     if settings.shard is not None:
         i, n = settings.shard
         say(f"part {i} of {n} is done; once all are: glp-lens store merge {settings.out}")
@@ -219,6 +221,8 @@ def _run(
         gpus = int(command["model"]["device"].startswith("cuda"))
         collected = collect_on_ray(open_model, open_texts, out=out, actors=ray, num_gpus=gpus, **options)
     else:
+        if texts is None:
+            corpus.check_texts(*(command["texts"][name] for name in ("spec", "text_column", "labels")))
         opened = open_model() if model is None else model
         for hook in options["hooks"] or ():
             lm.check_hook(opened, hook)  # a wrong one is refused before texts are read, which takes a while

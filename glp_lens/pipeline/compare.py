@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.evals.density.settings import DensitySettings
 from glp_lens.evals.fidelity.settings import FidelitySettings
@@ -116,6 +117,7 @@ class CompareJob(
         return [suite for suite in SUITES if suite.name in self.suites]
 
 
+@checked
 def compare(
     settings: CompareJob,
     *,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.evals.steering.settings import ConceptName
 from glp_lens.pipeline.inputs import LanguageModelSettings, RunSettings, open_language_model
@@ -67,6 +68,7 @@ class DirectionJob(LanguageModelSettings, RunSettings):
             raise InputError(f"--out must be a .safetensors, .gguf, .pt or .npy file, got {self.out}")
 
 
+@checked
 def direction(
     settings: DirectionJob, *, model: lm.Model | None = None, say: Callable[[str], None] = print
 ) -> Direction:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.evals.steering.job import SAMPLE, entries
 from glp_lens.evals.steering.settings import PLAIN, UNSTEERED, ConceptName, RepairSettings
@@ -80,6 +81,7 @@ class GenerateJob(RepairSettings, LanguageModelSettings, RunSettings):
             raise InputError(f"--out must be a .csv, .json or .jsonl file, got {self.out}")
 
 
+@checked
 def generate(settings: GenerateJob, *, model: lm.Model | None = None, say: Callable[[str], None] = print) -> list[Json]:
     """Continue prompts along a direction: unsteered, plain and repaired, side by side.
 
@@ -94,7 +96,7 @@ def generate(settings: GenerateJob, *, model: lm.Model | None = None, say: Calla
     Raises:
         InputError: a direction, model or store that cannot be used, or a file that is already there.
     """
-    from glp_lens import lm, provenance
+    from glp_lens import directions, lm, provenance
     from glp_lens.evals.steering.generate import Method
     from glp_lens.evals.steering.generate import generate as continuations
     from glp_lens.evals.steering.suite import SteeringData
@@ -104,13 +106,14 @@ def generate(settings: GenerateJob, *, model: lm.Model | None = None, say: Calla
         check_output(settings.out, overwrite=settings.overwrite)
     trained = load_models(settings.prior, settings.device) if settings.prior else {}
     store, trained, notes = open_training_store(settings.store, trained, allow_mismatch=settings.allow_mismatch)
-    model = model or open_language_model(settings, settings.device)
     prompts = _prompts(settings)
+    known = None if settings.direction is None else directions.read(settings.direction, settings.hook or store.hook)
+    model = model or open_language_model(settings, settings.device)
     hook = lm.check_hook(model, settings.hook or store.hook)
     here = provenance.here(model, hook)
     for label, each in trained.items():
         notes += provenance.check_models({label: each}, here, allow_mismatch=settings.allow_mismatch)
-    towards = _direction(settings, model, hook)
+    towards = known or _direction(settings, model, hook)
     for what, made in (("the store was collected", store.provenance()), ("the direction was made", towards.provenance)):
         if made.get("model"):
             notes.append(provenance.check(what, made, here, allow_mismatch=settings.allow_mismatch))
@@ -159,10 +162,8 @@ def _prompts(settings: GenerateJob) -> list[str]:
 
 
 def _direction(settings: GenerateJob, model: lm.Model, hook: str) -> Direction:
+    """The direction of a concept, from its packaged texts."""
     from glp_lens import directions
-
-    if settings.direction is not None:
-        return directions.read(settings.direction, hook)
     from glp_lens.evals.steering import concepts
 
     concept = concepts.load(str(settings.concept), settings.seed)

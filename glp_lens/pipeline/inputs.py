@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -129,8 +130,17 @@ class SuiteJob(ResultSettings, RunSettings):
 
 
 def open_language_model(settings: OpeningSettings, device: str) -> lm.Model:
-    """The language model that the settings name."""
+    """The language model that the settings name, after a look at the texts that it will read.
+
+    Raises:
+        InputError: texts that are not there or lack a column, or a language model that cannot be opened.
+    """
     from glp_lens import lm
+
+    if isinstance(settings, TextsSettings):
+        from glp_lens import corpus
+
+        corpus.check_texts(settings.texts, getattr(settings, "text_column", "text"))
 
     return lm.open_model(settings.model, device=device, dtype=settings.lm_dtype, backend=settings.backend)
 
@@ -186,11 +196,18 @@ def check_store(
     from glp_lens import provenance
 
     for label, model in trained.items():
-        remedy = f"collect activations for {store.path} as in training, '{command}"
-        remedy += f" --hook {model.hook}'" if model.hook else "'"
+        trained_on = provenance.trained_on(model)
+        name = (trained_on.get("model") or {}).get("name")
+        line = " ".join([
+            command,
+            *([f"--model {shlex.quote(str(name).partition(' (')[0])}"] if name else []),
+            *([f"--hook {model.hook}"] if model.hook else []),
+            "--out NEW_FOLDER",
+        ])  # fmt: skip
+        remedy = f"{store.path} is another store: name that of training, or collect one, '{line}'"
         provenance.check(
             f"model {label!r} was trained",
-            provenance.trained_on(model),
+            trained_on,
             store.provenance(),
             remedy=remedy,
             allow_mismatch=allow_mismatch,
@@ -213,7 +230,7 @@ def open_training_store(
 
     store = ActivationStore.open(folder)
     bound = at_hook(trained, store.hook)
-    check_store(store, bound, "glp-lens collect --out acts", allow_mismatch=allow_mismatch)
+    check_store(store, bound, "glp-lens collect", allow_mismatch=allow_mismatch)
     about = store.provenance()
     if str((about.get("corpus") or {}).get("name")).endswith("(heldout)"):
         raise InputError(
@@ -244,7 +261,7 @@ def open_heldout_store(
         raise InputError(f"no activation store at {folder}: collect held-out activations with '{collect}'")
     store = ActivationStore.open(folder)
     bound = at_hook(trained, store.hook)
-    check_store(store, bound, collect, allow_mismatch=allow_mismatch)
+    check_store(store, bound, "glp-lens collect --split heldout", allow_mismatch=allow_mismatch)
     manifest = store.provenance()["manifest_hash"]
     for label, model in bound.items():
         if provenance.trained_on(model).get("manifest_hash") == manifest:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError, one_line
 from glp_lens.pipeline.inputs import ResultSettings
 from glp_lens.settings import option
@@ -30,6 +31,7 @@ class ReportJob(ResultSettings):
     """Folder for the output."""
 
 
+@checked
 def report(settings: ReportJob, *, context: Json | None = None, say: Callable[[str], None] = print) -> Path:
     """Write report.html, metrics.csv and results.json from the results of any suites.
 

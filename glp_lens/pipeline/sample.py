@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glp_lens.errors import InputError
+from glp_lens.arguments import checked
+from glp_lens.errors import InputError, counted
 from glp_lens.limits import MOST_STEPS
 from glp_lens.pipeline.inputs import ResultSettings, RunSettings
 from glp_lens.pipeline.stages import check_output
@@ -62,6 +63,7 @@ class SampleJob(ResultSettings, RunSettings):
             raise InputError("--guidance is the weight of a class: pass --class too")
 
 
+@checked
 def sample(settings: SampleJob, *, say: Callable[[str], None] = print) -> Acts:
     """Draw rows from a trained model into a file; equal seeds give equal rows.
 
@@ -89,7 +91,7 @@ def sample(settings: SampleJob, *, say: Callable[[str], None] = print) -> Acts:
     noise = torch.Generator().manual_seed(settings.seed)
     rows = model.sample(settings.n, generator=noise, **options).detach().float().cpu()
     _write(rows, settings.out, {"model": model.kind, "hook": model.hook or "", "seed": str(settings.seed)})
-    say(f"{len(rows):,} rows of width {rows.shape[1]}: {settings.out}")
+    say(f"{counted(len(rows), 'row')} of width {rows.shape[1]}: {settings.out}")
     return rows
 
 

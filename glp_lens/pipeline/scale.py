@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.evals.registry import COMPARED, SUITES
 from glp_lens.pipeline.collect import parse_shard
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
     from multiprocessing.synchronize import Event
 
     from glp_lens import lm
-    from glp_lens.pipeline.scale_run import Progress, Run
+    from glp_lens.pipeline.scale_progress import Progress
+    from glp_lens.pipeline.scale_run import Run
 
 _POLL = 5.0
 """Seconds between two looks at what other processes have done."""
@@ -42,7 +45,9 @@ class ScaleJob(
 ):
     """Settings of `scale`: the grid, and those of the suites."""
 
-    essentials = ("store", "heldout", "widths", "layers", "rows", "suites", "jobs", "dry_run", "device", "out")
+    essentials = (
+        "store", "heldout", "widths", "layers", "shapes", "rows", "suites", "jobs", "dry_run", "device", "out",
+    )  # fmt: skip
 
     store: Path = option(Path("acts"), panel="Data")
     """Folder of the activation store that all models are trained on."""
@@ -77,12 +82,14 @@ class ScaleJob(
             raise InputError("--ray splits the work itself: pass it without --shard and --jobs")
 
 
+@checked
 def scale(settings: ScaleJob, *, model: lm.Model | None = None, say: Callable[[str], None] = print) -> Path:
     """Train priors and baselines of several sizes and budgets, and measure them all alike.
 
     Budgets of one size and seed share the beginning of one training. Writes to --out: cells/ (a folder for each model
-    with its results), cells.parquet and utilities.parquet (all numbers) and, once all cells are done, scaling.json,
-    report.html and pictures. Run it again to continue where it stopped, or with more sizes, budgets or suites.
+    with its results), cells.parquet and utilities.parquet (all numbers of the cells in the folder) and, once all of
+    this grid are done, scaling.json, report.html and pictures. Run it again to continue where it stopped, or with more
+    sizes, budgets or suites, also side by side.
 
     Args:
         model: a HookedTransformer or TransformerBridge to use instead of the one that the settings name.
@@ -96,23 +103,23 @@ def scale(settings: ScaleJob, *, model: lm.Model | None = None, say: Callable[[s
             is at work on the same cells.
     """
     from glp_lens.files import make_writable
-    from glp_lens.pipeline.scale_run import Progress, Run
-    from glp_lens.scaling.analysis import analyse
+    from glp_lens.pipeline.scale_progress import Progress, tell
+    from glp_lens.pipeline.scale_run import Run
     from glp_lens.training import distributed
 
     if model is not None and (settings.jobs > 1 or settings.ray):
         raise InputError("jobs and ray open the model themselves: name it in the settings, or leave them out")
     run = Run(settings, model)
     chosen = part(run.units, *settings.shard) if settings.shard else run.units
-    if settings.dry_run:
-        for width in sorted({width for width, _, _ in settings.trained}):
-            if warning := shape_of(run.store.d_in, width, 1, 1).warning:
-                say(f"note: {warning}")
-        run.tell(chosen, say)
-        return settings.out
     run.check()
+    if settings.dry_run:
+        _tell_narrow(run, say)
+        tell(run, chosen, say)
+        return settings.out
     make_writable(settings.out)
     with distributed.session(settings.device):
+        if distributed.is_main():
+            _tell_narrow(run, say)
         if distributed.running():
             run.train_together(chosen)
             if not distributed.is_main():  # evaluations are the main process's alone
@@ -132,13 +139,20 @@ def scale(settings: ScaleJob, *, model: lm.Model | None = None, say: Callable[[s
     else:
         for unit in chosen:
             run.make(unit, progress.update)
-    run.write_tables()
-    if missing := run.missing():
-        say(f"{len(run.cells) - missing} of {len(run.cells)} cells are done: {settings.out / 'cells.parquet'}")
-    else:
-        say(f"all {len(run.cells)} cells are done: {settings.out / 'cells.parquet'} and utilities.parquet beside it")
-        analyse(settings.out, say=say)
+    busy = [unit.name for unit in chosen if not (run.made(unit) or run.make(unit, progress.update))]
+    run.finish(say)
+    if busy:
+        raise InputError(
+            f"another process is at work on {', '.join(busy)} in {settings.out}: run again when it has ended"
+        )
     return settings.out
+
+
+def _tell_narrow(run: Run, say: Callable[[str], None]) -> None:
+    """Say once which denoisers are narrower than the activations, rather than in the training of each."""
+    for width in sorted({width for width, _, _ in run.settings.trained}):
+        if warning := shape_of(run.store.d_in, width, 1, 1).warning:
+            say(f"note: {warning}")
 
 
 def _in_processes(settings: ScaleJob, chosen: Sequence[Unit], progress: Progress) -> None:
@@ -155,8 +169,9 @@ def _in_processes(settings: ScaleJob, chosen: Sequence[Unit], progress: Progress
     threads = torch.get_num_threads() // workers
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare, initargs=(threads, stop)) as pool:
-        waiting = {pool.submit(_make_unit, settings, threads, unit.name) for unit in chosen}
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with, initargs=(stop,)) as pool:
+        with _environment(threads):
+            waiting = {pool.submit(_make_unit, settings, threads, unit.name) for unit in chosen}
         try:
             while waiting:
                 done, waiting = wait(waiting, timeout=_POLL, return_when=FIRST_EXCEPTION)
@@ -173,13 +188,31 @@ def _in_processes(settings: ScaleJob, chosen: Sequence[Unit], progress: Progress
             raise
 
 
-def _prepare(threads: int, stop: Event) -> None:
-    """In a new process, before torch is imported: take no more than its share of the cores, and end with the parent."""
+@contextmanager
+def _environment(threads: int) -> Iterator[None]:
+    """For processes that start in the block: their share of the cores, and no progress bars, which would overlap.
+
+    numpy and tqdm read these as they are imported, which is before a process can set them itself.
+    """
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    values = dict.fromkeys(names, str(threads)) | {"TQDM_DISABLE": "1"}
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _end_with(stop: Event) -> None:
+    """In a new process: end when the parent ends, or says so."""
     import multiprocessing
     import threading
 
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    os.environ.update(dict.fromkeys(names, str(threads)), TQDM_DISABLE="1")
     parent = multiprocessing.parent_process()
 
     def end() -> None:

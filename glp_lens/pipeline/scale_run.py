@@ -1,10 +1,10 @@
-"""A scaling run at work: its cells, made one by one, and how far it is."""
+"""A scaling run at work: its cells, made one by one, and its tables."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from glp_lens.errors import InputError
 from glp_lens.evals.registry import SUITES, Suite
 from glp_lens.pipeline.inputs import ColumnSettings, LanguageModelSettings, SuiteJob, open_language_model
 from glp_lens.pipeline.scale import ScaleJob
-from glp_lens.pipeline.stages import MARK, Stage, run_stages, stage_seconds
+from glp_lens.pipeline.stages import MARK, Stage, run_stages, stage_states
 from glp_lens.pipeline.suites import run_suite
 from glp_lens.scaling.grid import Unit, planned, units
 from glp_lens.settings import options
@@ -101,37 +101,73 @@ class Run:
         """Folder of the states of a unit's trainings."""
         return self.out / _TRUNKS / unit.name
 
-    def make(self, unit: Unit, on_cell: Callable[[], None] = lambda: None) -> None:
-        """Train and measure the cells of a unit, those that are not done."""
-        from glp_lens.activations.writer import locked
-        from glp_lens.scaling.training import MODEL, remove_states
+    def make(self, unit: Unit, on_cell: Callable[[], None] = lambda: None) -> bool:
+        """Train and measure the cells of a unit, those that are not done; False if another process is at that."""
+        from glp_lens.activations.writer import AtWorkError, locked
+        from glp_lens.scaling.training import remove_states
 
         if not self.files:
             self.check()
-        with locked(self.trunk(unit)):
+        if (done := self.made(unit)) and not self.left_over(unit):
+            return True
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(self.trunk(unit)))
+            except AtWorkError:  # on other cells of it, if these are done
+                return done
             for cell in unit.cells:
-                folder, stages = self.folder(cell), self.stages(cell, unit)
-                run_stages(stages, self.identity(), self.out, overwrite=self.settings.overwrite, say=_quiet)
+                run_stages(
+                    self.stages(cell, unit), self.identity(), self.out, overwrite=self.settings.overwrite, say=_quiet
+                )
                 if self.settings.keep_models:
                     self.ensure_model(cell, unit)
                 else:
-                    shutil.rmtree(folder / MODEL, ignore_errors=True)
+                    shutil.rmtree(self.model_folder(cell), ignore_errors=True)
                 self.write_tables(cell)
                 on_cell()
             remove_states(self.trunk(unit))
+        return True
 
-    def stages(self, cell: Cell, unit: Unit) -> list[Stage]:
-        """Of a cell: its training, and each suite."""
+    def made(self, unit: Unit) -> bool:
+        """Whether all cells of a unit are done, with their models if those are wanted."""
+        lacking = self.settings.keep_models and any(map(self.lacks_model, unit.cells))
+        return not lacking and all(map(self.is_done, unit.cells))
+
+    def left_over(self, unit: Unit) -> bool:
+        """Whether states or models are there that need not be kept."""
+        models = not self.settings.keep_models and any(self.model_folder(cell).exists() for cell in unit.cells)
+        return models or self.trunk(unit).exists()
+
+    def model_folder(self, cell: Cell) -> Path:
+        """Of the saved model of a cell."""
+        from glp_lens.scaling.training import MODEL
+
+        return self.folder(cell) / MODEL
+
+    def lacks_model(self, cell: Cell) -> bool:
+        """Whether the model of a cell was deleted, or never made."""
+        from glp_lens.artifacts import CONFIG
+
+        return not (self.model_folder(cell) / CONFIG).exists()
+
+    def stages(self, cell: Cell, unit: Unit, *, also_others: bool = False) -> list[Stage]:
+        """Of a cell: its training, and each suite.
+
+        Args:
+            also_others: with the suites that this run was not asked for, whose settings do not matter.
+        """
         own = {"glp": ("heldout", "mlp_ratio", "warmup_rows", "glp_batch", "glp_lr"), "sae": ("sae_k",)}
         name = self.folder(cell).relative_to(self.out)
         train = Stage(
             cell.cell, ("store", *own.get(cell.kind, ())), (), (str(name / "cell.json"),),
             partial(self.train, cell, unit),
         )  # fmt: skip
+        asked = self.suites_of(cell)
         return [train, *(
-            Stage(f"{cell.cell}.{suite.name}", _decide(suite), (cell.cell,), (str(name / "results" / suite.name),),
+            Stage(f"{cell.cell}.{suite.name}", _decide(suite) if suite in asked else (), (cell.cell,),
+                  (str(results := name / "results" / suite.name), str(results / "results.json")),
                   partial(self.measure, cell, unit, suite))
-            for suite in self.suites_of(cell)
+            for suite in (SUITES if also_others else asked)
         )]  # fmt: skip
 
     def identity(self) -> Json:
@@ -150,6 +186,7 @@ class Run:
 
     def train_together(self, chosen: Sequence[Unit]) -> None:
         """Train the priors with all the processes that torchrun started; what else there is to do, one does later."""
+        from glp_lens.activations.writer import locked
         from glp_lens.training import distributed
 
         if self.settings.jobs > 1 or self.settings.ray:
@@ -157,24 +194,25 @@ class Run:
         for unit in chosen:
             for cell in unit.cells if unit.cells[0].kind == "glp" else ():
                 distributed.barrier()
-                undone = not (self.folder(cell) / "cell.json").exists()
-                distributed.barrier()  # before the main process makes it
-                if undone:
+                stage = self.stages(cell, unit)[0]
+                state = stage_states([stage], self.identity(), self.out)[stage.name]
+                distributed.barrier()  # before the main process changes it
+                if state.done or (state.changed and not self.settings.overwrite):  # which is refused later
+                    continue
+                if distributed.is_main():
+                    with locked(self.trunk(unit)):
+                        run_stages([stage], self.identity(), self.out, overwrite=self.settings.overwrite, say=_quiet)
+                else:
                     self.train(cell, unit)
         distributed.barrier()
 
     def ensure_model(self, cell: Cell, unit: Unit) -> None:
         """Train a cell again whose model was deleted."""
-        from glp_lens.artifacts import CONFIG
-        from glp_lens.scaling.training import MODEL
-
-        if not (self.folder(cell) / MODEL / CONFIG).exists():
+        if self.lacks_model(cell):
             self.train(cell, unit)
 
     def measure(self, cell: Cell, unit: Unit, suite: Suite) -> None:
         """Run a suite on a cell."""
-        from glp_lens.scaling.training import MODEL
-
         self.ensure_model(cell, unit)
         out, kind = self.out, suite.settings
         places = {out / "acts" / "train": self.settings.store, out / "acts" / "heldout": self.settings.heldout}
@@ -187,7 +225,7 @@ class Run:
             changes["text_column"] = self.settings.texts_column
         job: SuiteJob = kind.of(
             self.settings, out=self.folder(cell) / "results" / suite.name, overwrite=True,
-            models=(f"{cell.kind}={self.folder(cell) / MODEL}",), **changes,
+            models=(f"{cell.kind}={self.model_folder(cell)}",), **changes,
         )  # fmt: skip
         model = self.model if issubclass(kind, LanguageModelSettings) else None
         run_suite(job, model=model, page=False, say=_quiet)
@@ -195,87 +233,62 @@ class Run:
 
     def write_tables(self, new: Cell | None = None) -> None:
         """Write the tables of all cells that are there, or add one that is new."""
-        from glp_lens.activations.writer import locked
         from glp_lens.scaling.evaluating import write_tables
 
-        with locked(self.out / "stages", wait=True):  # other processes do the same
-            write_tables(self.out, self.cells, [suite.name for suite in self.suites], new)
+        with self.tables():
+            write_tables(self.out, self.measured()[0], new.cell if new else None)
 
-    def missing(self) -> int:
-        """Number of cells that are not done."""
-        seconds = stage_seconds(self.out)
-        return sum(not self.is_done(cell, seconds) for cell in self.cells)
+    def finish(self, say: Callable[[str], None]) -> None:
+        """Write the tables and, if all cells of this run are done, the page."""
+        from glp_lens.scaling.analysis import analyse
+        from glp_lens.scaling.evaluating import write_tables
 
-    def is_done(self, cell: Cell, seconds: dict[str, float]) -> bool:
-        """Whether all stages of a cell are among those that took some time."""
-        return {cell.cell, *(f"{cell.cell}.{name}" for name in self.names_of(cell))} <= seconds.keys()
+        with self.tables():
+            measured, others = self.measured()
+            write_tables(self.out, measured)
+            if others:
+                name, changed = next(iter(others.items()))
+                more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+                say(f"note: left out of the tables, made with other settings: {name} ({changed}){more}")
+            missing = sum(not self.is_done(cell) for cell in self.cells)
+            cells = self.out / "cells.parquet"
+            if missing:
+                say(f"{len(self.cells) - missing} of {len(self.cells)} cells are done: {cells}")
+            else:
+                say(f"all {len(self.cells)} cells are done: {cells} and utilities.parquet beside it")
+                analyse(self.out, say=say)
 
-    def tell(self, chosen: Sequence[Unit], say: Callable[[str], None]) -> None:
-        """Say what would be trained, and what that would take."""
-        import torch
+    def tables(self) -> AbstractContextManager[None]:
+        """Keep other processes from the tables, which all write."""
+        from glp_lens.activations.writer import locked
 
-        from glp_lens.scaling import estimate
-        from glp_lens.scaling.training import sae_seconds_per_flop, seconds_per_flop
+        return locked(self.out / "stages", wait=True)
 
-        s = self.settings
-        times = estimate.Times(stage_seconds(self.out))
-        with _threads(max(1, torch.get_num_threads() // s.jobs)):
-            for cell in (cell for unit in chosen for cell in unit.cells if cell.flops):
-                if (key := estimate.shape(cell)) not in times.rates:
-                    times.rates[key] = (
-                        seconds_per_flop(cell, s, self.store.d_in, device=s.device)
-                        if cell.kind == "glp"
-                        else sae_seconds_per_flop(cell, s, self.store, device=s.device)
-                    )
-        for line in estimate.table(chosen, s, times, s.ray or s.jobs, self.names_of, keep_models=s.keep_models):
-            say(line)
+    def measured(self) -> tuple[dict[str, list[str]], dict[str, str]]:
+        """The trained cells in the folder, also of other grids, with the names of the suites that are done.
 
+        Returns:
+            Those with the settings of this run, and of others by name what differs.
+        """
+        from glp_lens.scaling.cells import CELL_FOLDERS, Cell
 
-class Progress:
-    """Says which cells are done, by what is on the disk, whoever has made them, and how long the rest takes."""
+        planned = [cell.cell for cell in self.cells]
+        there = {path.parent.name for path in (self.out / CELL_FOLDERS).glob("*/cell.json")}
+        identity, found, others = self.identity(), dict[str, list[str]](), dict[str, str]()
+        for name in [*(name for name in planned if name in there), *sorted(there - {*planned})]:
+            cell = Cell.load(self.out / CELL_FOLDERS / name)
+            train, *suites = self.stages(cell, Unit(name, (cell,), 0.0), also_others=True)
+            states = stage_states([train, *suites], identity, self.out)
+            if states[name].done:
+                found[name] = [stage.name.removeprefix(f"{name}.") for stage in suites if states[stage.name].done]
+            elif states[name].changed:
+                others[name] = states[name].changed
+        return found, others
 
-    def __init__(self, run: Run, chosen: Sequence[Unit], say: Callable[[str], None]) -> None:
-        self.run, self.units, self.say = run, chosen, say
-        self.cells = {cell.cell: cell for unit in chosen for cell in unit.cells}
-        self.done = self._done(stage_seconds(run.out))
-        if self.done:
-            say(f"{len(self.done)} of {len(self.cells)} cells are done already")
-
-    def _done(self, seconds: dict[str, float]) -> set[str]:
-        return {name for name, cell in self.cells.items() if self.run.is_done(cell, seconds)}
-
-    def update(self) -> None:
-        """Say what has been done since the last call."""
-        from glp_lens.scaling import estimate
-        from glp_lens.scaling.cells import Cell
-
-        seconds = stage_seconds(self.run.out)
-        times = estimate.Times(seconds)
-        times.learn(self.units, self.run.settings)
-        for name in sorted(self._done(seconds) - self.done):
-            self.done.add(name)
-            loss = Cell.load(self.run.folder(self.cells[name])).loss
-            own = sum(value for stage, value in seconds.items() if stage == name or stage.startswith(f"{name}."))
-            workers = self.run.settings.ray or self.run.settings.jobs
-            left = estimate.left(self.units, self.run.settings, times, self.run.names_of)
-            self.say(
-                f"[{len(self.done)}/{len(self.cells)}] {name}: "
-                + ("" if loss is None else f"loss {loss:.4f}, ")
-                + f"{estimate.duration(own)}; about {estimate.duration(left / workers)} left"
-            )
-
-
-@contextmanager
-def _threads(n: int) -> Iterator[None]:
-    """Let torch use `n` threads in the block."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    def is_done(self, cell: Cell) -> bool:
+        """Whether all stages of a cell are done with the settings of this run."""
+        stages = self.stages(cell, Unit(cell.cell, (cell,), 0.0))
+        return all(state.done for state in stage_states(stages, self.identity(), self.out).values())
 
 
 def _places(suite: Suite, out: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError, or_warning
 from glp_lens.evals.detect.settings import OWN, ScoreSettings
 from glp_lens.pipeline.inputs import (
@@ -40,6 +41,8 @@ _ENDLESS = 2**40
 """More tokens than a text has."""
 _ODDEST, _BEGINNING = 5, 60
 """Texts that are named as the oddest, and characters of each."""
+CONTENT = "content"
+"""Column of texts.parquet: the text itself."""
 TOKENS, TEXTS, PAGE = "tokens.parquet", "texts.parquet", "tokens.html"
 
 
@@ -71,6 +74,7 @@ class ScoreJob(ScoreSettings, LanguageModelSettings, ContextSettings, ColumnSett
             raise InputError("--models needs at least one folder of a trained model")
 
 
+@checked
 def score(
     settings: ScoreJob,
     *,
@@ -82,8 +86,8 @@ def score(
 
     Longer texts than the context are read in pieces, each from a BOS of its own.
 
-    Writes to `out`: tokens.parquet (a row a token), texts.parquet (a row a text, with means and a high quantile), and
-    tokens.html, the texts coloured by score.
+    Writes to `out`: tokens.parquet (a row a token), texts.parquet (a row a text: its number, its content, means and a
+    high quantile), and tokens.html, the texts coloured by score.
 
     Args:
         model: the language model, where it is open already.
@@ -121,15 +125,15 @@ def _score(
         given = _read(settings.texts, settings)
     else:
         given = [text if isinstance(text, Document) else Document.of(text) for text in texts]
-    given = given[: settings.documents]
-    if not given:
+    if not (given := given[: settings.documents]):
         raise InputError("no texts to score: pass --texts")
     usual = _read(settings.normal, settings) if settings.normal else None
+    reference = open_reference(settings.ref, settings.device)
     model = model or open_language_model(settings, settings.device)
     point = hook_point(model, settings.hook, trained)
     here = provenance.here(model, point)
     trained = at_hook(trained, point)
-    reference = open_reference(settings.ref, settings.device, point)
+    reference = None if reference is None else provenance.bound(reference, point)
     checked = dict(trained) | ({} if reference is None else {"--ref": reference})
     notes = provenance.check_models(checked, here, allow_mismatch=settings.allow_mismatch)
     neighbours = None
@@ -150,7 +154,7 @@ def _score(
     folder = settings.out
     begun.saving()
     _write(tokens, folder / TOKENS)
-    _write(pooled.reset_index(), folder / TEXTS)
+    _write(_with_content(pooled, given), folder / TEXTS)
     others = "tokens of normal texts" if settings.normal else "tokens here"
     note = f"{lm.name_of(model)} at {point}; a token's colour is the share of {others} with a lower score."
     show = partial(
@@ -166,6 +170,13 @@ def _score(
         say(f"note: {line}")
     say(f"scores: {folder / PAGE}, {folder / TOKENS} and {folder / TEXTS}")
     return tokens
+
+
+def _with_content(pooled: pd.DataFrame, given: Sequence[Document]) -> pd.DataFrame:
+    """The rows of texts, with their number and what they say."""
+    frame = pooled.reset_index()
+    frame.insert(1, CONTENT, [given[text].text for text in frame["text"]])
+    return frame
 
 
 def _tell_oddest(pooled: pd.DataFrame, name: str, given: Sequence[Document], say: Callable[[str], None]) -> None:

@@ -161,6 +161,49 @@ class Stage:
     work: Callable[[], None]
 
 
+@dataclass(frozen=True)
+class StageState:
+    """What is there of a stage.
+
+    Attributes:
+        inputs: what its output depends on; as recorded where that is the same.
+        changed: what it was begun with other than asked for, in words; empty if nothing.
+        done: whether it finished with what is asked for, and its output is there.
+    """
+
+    inputs: Json
+    changed: str
+    done: bool
+
+
+def stage_states(
+    stages: Sequence[Stage], settings: Json, folder: Path, *, defaults: Json | None = None
+) -> dict[str, StageState]:
+    """How each stage stands, by its name; nothing is changed.
+
+    Args:
+        settings, defaults: as of `run_stages`.
+
+    Raises:
+        InputError: a damaged mark.
+    """
+    states: dict[str, StageState] = {}
+    for stage in stages:
+        own = {name: settings[name] for name in stage.settings}
+        inputs: Json = {"settings": own, "needs": {n: _digest(states[n].inputs) for n in stage.needs}}
+        path, changed, done = _mark(stage, folder), "", False
+        if path.exists():
+            mark = _read(path)
+            before = {**(defaults or {}), **mark.get("settings", {})}
+            changed = _difference(before, mark.get("needs"), inputs)
+            if not changed:  # as recorded, so that what later stages recorded of it stays the same too
+                inputs = {key: mark[key] for key in ("settings", "needs")}
+                made = [(folder / name).exists() for name in mark.get("made", [])]
+                done = mark.get("seconds") is not None and all(made)
+        states[stage.name] = StageState(inputs, changed, done)
+    return states
+
+
 def run_stages(
     stages: Sequence[Stage],
     settings: Json,
@@ -184,22 +227,9 @@ def run_stages(
     Raises:
         InputError: the folder holds a run with other settings, and `overwrite` is off.
     """
-    marks = {stage.name: folder / "stages" / f"{stage.name}.json" for stage in stages}
-    inputs: dict[str, Json] = {}
-    stale: list[tuple[Stage, str]] = []
-    for stage in stages:
-        own = {name: settings[name] for name in stage.settings}
-        inputs[stage.name] = {"settings": own, "needs": {n: _digest(inputs[n]) for n in stage.needs}}
-        if marks[stage.name].exists():
-            mark = _read(marks[stage.name])
-            before = {**(defaults or {}), **mark.get("settings", {})}
-            changed = _difference(before, mark.get("needs"), inputs[stage.name])
-            if changed and _made(stage, folder):
-                stale.append((stage, changed))
-            elif changed:  # it failed before it made anything
-                marks[stage.name].unlink()
-            else:  # as recorded, so that what later stages recorded of it stays the same too
-                inputs[stage.name] = {key: mark[key] for key in ("settings", "needs")}
+    marks = {stage.name: _mark(stage, folder) for stage in stages}
+    states = stage_states(stages, settings, folder, defaults=defaults)
+    stale = [(stage, changed) for stage in stages if (changed := states[stage.name].changed) and _made(stage, folder)]
     if stale and not overwrite:
         stage, changed = stale[0]
         raise InputError(
@@ -210,21 +240,24 @@ def run_stages(
         say(f"{stage.name}: settings changed ({changed}), starting it afresh")
         for name in stage.outputs:
             _delete(folder / name)
-        marks[stage.name].unlink()
+    for stage in stages:
+        if states[stage.name].changed:  # also if it failed before it made anything
+            marks[stage.name].unlink()
 
+    states = stage_states(stages, settings, folder, defaults=defaults)
     for number, stage in enumerate(stages, 1):
         path, head = marks[stage.name], f"[{number}/{len(stages)}] {stage.name}"
-        mark = _read(path) if path.exists() else {}
-        if mark.get("seconds") is not None and all((folder / name).exists() for name in mark.get("made", [])):
+        inputs = states[stage.name].inputs
+        if states[stage.name].done:
             say(f"{head}: already done")
             continue
         say(head)
-        write_json(path, {**inputs[stage.name], "seconds": None}, _MARK, stage.name)
+        write_json(path, {**inputs, "seconds": None}, _MARK, stage.name)
         began = time.monotonic()
         stage.work()
         seconds = round(time.monotonic() - began, 1)
         made = {"seconds": seconds, "made": _made(stage, folder)}
-        write_json(path, {**inputs[stage.name], **made}, _MARK, stage.name)
+        write_json(path, {**inputs, **made}, _MARK, stage.name)
         say(f"{head}: done in {seconds:.0f} s")
 
 
@@ -232,6 +265,10 @@ def stage_seconds(folder: Path) -> dict[str, float]:
     """Wall-clock seconds of each finished stage."""
     marks = {path.stem: _read(path) for path in sorted((folder / "stages").glob("*.json"))}
     return {name: mark["seconds"] for name, mark in marks.items() if mark.get("seconds") is not None}
+
+
+def _mark(stage: Stage, folder: Path) -> Path:
+    return folder / "stages" / f"{stage.name}.json"
 
 
 def _read(path: Path) -> Json:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError, or_warning
 from glp_lens.evals.registry import SUITES, Suite
 from glp_lens.pipeline.inputs import LanguageModelSettings, SuiteJob, load_models, open_language_model
@@ -28,16 +29,19 @@ class Inputs:
     Attributes:
         model: a HookedTransformer or TransformerBridge.
         texts: of which the held-out part is used.
+        say: prints a line, before work that takes long.
     """
 
     model: lm.Model | None = None
     texts: Sequence[str | Document] | None = None
+    say: Callable[[str], None] = print
 
     def language_model(self, settings: LanguageModelSettings, device: str) -> lm.Model:
         """The language model, opened if it is not in memory."""
         return open_language_model(settings, device) if self.model is None else self.model
 
 
+@checked
 def run_suite(
     job: SuiteJob,
     *,
@@ -77,7 +81,7 @@ def run_suite(
         if results is None:
             trained = load_models(job.models, job.device)
             known = {label: each.weights_hash() for label, each in trained.items()}
-            results = suite.job.measure(job, trained, Inputs(model, texts))
+            results = suite.job.measure(job, trained, Inputs(model, texts, say))
             results.data[TRAINED] = known
             begun.saving()
             results.save(job.out)

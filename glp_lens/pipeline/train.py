@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError, or_warning
 from glp_lens.kinds import KINDS, Fit, kind_of
 from glp_lens.limits import LARGEST_SEED
@@ -110,6 +111,7 @@ class TrainJob(*reversed(_FITS), _Shared):  # type: ignore[misc]
         return self.out or Path("models") / self.kind
 
 
+@checked
 def train(settings: TrainJob, *, say: Callable[[str], None] = print) -> ActivationModel:
     """Train a model of activations (a GLP, an SAE or a baseline) on a store, and save it.
 

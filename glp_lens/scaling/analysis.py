@@ -144,8 +144,10 @@ def _parts(priors: pd.DataFrame, groups: pd.DataFrame) -> Iterator[tuple[str, pd
         yield size, priors[priors["size"] == size]
 
 
-def _law(own: pd.DataFrame, floor: float | None = None) -> Fit:
-    return fit(own.flops, own.loss, own.trunk, floor=floor)
+def _law(name: str, own: pd.DataFrame, floor: float | None = None) -> Fit:
+    """The law of some cells; that of the frontier resamples sizes, as all seeds of a size may lie off it together."""
+    by = own["size"] if name == FRONTIER and own["size"].nunique() > 1 else own.trunk
+    return fit(own.flops, own.loss, by, floor=floor)
 
 
 def _add_losses(results: Results, priors: pd.DataFrame, groups: pd.DataFrame, bound: float | None) -> None:
@@ -172,7 +174,7 @@ def _add_fits(results: Results, name: str, own: pd.DataFrame) -> Fit | None:
     if own.flops.nunique() < LEAST:
         results.failures.append(f"{name}: no fit, it has {own.flops.nunique()} amounts of compute and needs {LEAST}")
         return None
-    laws = {"fitted": _law(own), "0": _law(own, 0.0)}
+    laws = {"fitted": _law(name, own), "0": _law(name, own, 0.0)}
     for floor, law in laws.items():
         setting = Setting(cells=name, floor=floor)
         results.add("glp", HELD_OUT, setting, "exponent", **law.exponent._asdict())
@@ -204,13 +206,14 @@ def _add_held_out(results: Results, priors: pd.DataFrame, groups: pd.DataFrame) 
         own = _of(priors, kept)
         if own.flops.nunique() < LEAST:
             continue
-        law = _law(own)
+        law = _law(name, own)
         value, low, high = map(float, law.predict([target.flops])[:, 0])
         setting = Setting(cells=name, held=held)
         measured = priors[(priors["size"] == target["size"]) & (priors.rows == target.rows)].loss
         results.add("glp", HELD_OUT, setting, "loss_predicted", value, ci_low=low, ci_high=high, n=law.clusters)
         results.add("glp", HELD_OUT, setting, "loss_measured", measured.mean(), n=len(measured))
-        results.add("glp", HELD_OUT, setting, "within", measured.between(low, high).mean(), n=len(measured))
+        if np.isfinite(low):
+            results.add("glp", HELD_OUT, setting, "within", measured.between(low, high).mean(), n=len(measured))
         results.add("glp", HELD_OUT, setting, "decades_beyond", np.log10(target.flops / law.highest))
 
 
@@ -239,7 +242,8 @@ def _add_utilities(results: Results, table: pd.DataFrame, shown: list[Utility]) 
             own = table[(table.utility == utility.name) & (table.kind == kind)].dropna(subset=list(columns))
             if len(own) < _LEAST_CELLS:
                 continue
-            clusters = own.trunk.where(own.trunk != "", own.cell)
+            # Seeds of a size may lie off together, and budgets of a trunk share their beginning.
+            clusters = own["size"] if kind == "glp" else own.trunk.where(own.trunk != "", own.cell)
             for column in columns:
                 found = rank_correlation(own[column], own.value, clusters)
                 results.add(kind, utility.name, Setting(against=column), "spearman", **found._asdict())

@@ -29,7 +29,7 @@ def rank_correlation(
     Args:
         x: `(n,)`.
         y: `(n,)`.
-        clusters: `(n,)` labels of what is not independent: the trunks that cells were branched from.
+        clusters: `(n,)` labels of what is not independent, such as the size of priors.
         given: `(n,)`, what is held equal: the correlation is that of what a straight line in the ranks of `given`
             leaves of the ranks of the others.
         resamples: bootstrap samples.

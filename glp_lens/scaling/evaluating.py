@@ -21,7 +21,7 @@ from glp_lens.scaling.cells import (
 from glp_lens.training.objective import Batch, validation_loss
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import pandas as pd
 
@@ -53,34 +53,44 @@ def held_out_loss(model: GLP, heldout: ActivationStore) -> tuple[float, dict[str
     return found[_LOSS], bands
 
 
-def write_tables(out: Path, cells: Iterable[Cell], suites: Sequence[str], new: Cell | None = None) -> None:
-    """Write the tables of the cells that are trained, and of what the suites have measured of them.
+def write_tables(out: Path, measured: Mapping[str, Sequence[str]], new: str | None = None) -> None:
+    """Write the tables of cells, and of what the suites have measured of them.
 
     Args:
-        new: the only cell whose results changed since the last call, whose table is kept for the others.
+        measured: by the name of each trained cell, the suites that are done.
+        new: the only cell whose results changed since the last call; for the others what the table holds is kept.
 
     Raises:
         InputError: a damaged file of a cell or of results.
     """
     import pandas as pd
 
-    folders = {cell.cell: out / CELL_FOLDERS / cell.cell for cell in cells}
-    trained = {name: Cell.load(folder) for name, folder in folders.items() if (folder / "cell.json").exists()}
-    frames = []
+    folders = {name: out / CELL_FOLDERS / name for name in measured}
+    cells = {name: Cell.load(folder) for name, folder in folders.items()}
+    pairs = [(name, suite) for name, suites in measured.items() for suite in suites]
+    frames, kept = [], set[tuple[str, str]]()
     if new is not None and (out / UTILITIES).exists():
         with suppress(InputError):  # a damaged one is made again
             before = read_utilities(out)
-            frames.append(before[before.cell.isin(trained) & before.suite.isin(suites) & (before.cell != new.cell)])
+            there = list(zip(before.cell, before.suite, strict=True))
+            kept = {pair for pair in pairs if pair[0] != new} & {*there}
+            frames.append(before[[pair in kept for pair in there]])
     frames += [
-        utilities(name, cell.kind, Results.load(results))
-        for name, cell in trained.items()
-        for suite in suites
-        if not (frames and new and name != new.cell)
-        and ((results := folders[name] / "results" / suite) / "results.json").exists()
+        utilities(name, cells[name].kind, _results(results))
+        for name, suite in pairs
+        if (name, suite) not in kept and ((results := folders[name] / "results" / suite) / "results.json").exists()
     ]
     frames = [frame for frame in frames if len(frame)]
-    write_cells(out, trained.values())
+    write_cells(out, cells.values())
     write_utilities(out, pd.concat(frames) if frames else pd.DataFrame(columns=list(UTILITY_COLUMNS)))
+
+
+def _results(folder: Path) -> Results:
+    """Of a suite, which here is run again by running the whole again."""
+    try:
+        return Results.load(folder)
+    except InputError as error:
+        raise InputError(f"{error}; in a scaling run, delete the file and run again") from None
 
 
 def utilities(cell: str, label: str, results: Results) -> pd.DataFrame:

@@ -102,7 +102,8 @@ def fit(
     """Fit `L(C) = E + A C^-alpha` by Huber's loss on the residuals of log L.
 
     Resamples keep compute and multiply the residuals of each trunk by one draw of Webb's (2014) six points, for few
-    clusters: cells that share a seed or a beginning are not independent, and what a size has in common stays together.
+    clusters: cells that share a seed or a beginning are not independent. What several seeds of a size have in common is
+    taken as given where `trunks` tell them apart.
     `tests/unit/test_scaling_fits.py` has how often the intervals hold the truth.
 
     Args:

@@ -12,10 +12,11 @@ from glp_lens.scaling.utilities import Utility
 def leads(results: Results, table: pd.DataFrame, shown: list[Utility]) -> None:
     """Add how far the priors of each size and budget lead the best model of every other kind that costs no more.
 
-    Adds `lead:KIND`, positive where the prior is better whichever way the utility points, and `leads_from:KIND`, the
-    compute from which on all leads are clear (NaN if the largest is not). The best of the others is taken by its value,
-    which favours them. The two are measured on the same tasks but by separate runs of a suite, so the interval adds
-    their variances as if they were independent, and that of the seeds: it errs on the wide side.
+    Where all of a kind cost more, the cheapest of it is taken. Adds `lead:KIND`, positive where the prior is better
+    whichever way the utility points, and `leads_from:KIND`, the compute from which on all leads are clear (NaN if the
+    largest is not). The best of the others is taken by its value, which favours them. The two are measured on the same
+    tasks but by separate runs of a suite, so the interval adds their variances as if they were independent, and that of
+    the seeds: it errs on the wide side.
 
     Args:
         results: to add to.

@@ -121,6 +121,7 @@ def _loss(found: Analysis, frame: pd.DataFrame) -> Section:
         "law goes on, they take as given.",
         "The largest budget of a size is foretold from smaller budgets of the same seeds, which is easier than to "
         "foretell another training; that of the frontier without the largest size is not.",
+        "What rests on one training, of one size and seed, has no interval: train more seeds.",
         f"An irreducible loss E is told only of fits over at least {DECADES:g} powers of ten of compute.",
     ]
     seed = find_row(own, metric="loss_seed_sd")
@@ -166,14 +167,16 @@ def _held_out(own: pd.DataFrame) -> Table:
         if found is None or beyond is None:
             continue
         measured = found.value
-        within = row.ci_low <= measured <= row.ci_high
+        within = DASH  # one trunk alone has no interval
+        if math.isfinite(row.ci_low):
+            within = "yes" if row.ci_low <= measured <= row.ci_high else "no"
         rows.append(
             [
                 Cell(f"{row.setting.get('cells')}, without the largest {_HELD[row.setting.get('held')]}"),
                 Cell(number(row.value), interval(row.ci_low, row.ci_high)),
                 Cell(number(measured)),
                 Cell(number(100 * (measured / row.value - 1), 1)),
-                Cell("yes" if within else "no"),
+                Cell(within),
                 Cell(number(beyond.value, 1)),
             ]
         )
@@ -244,9 +247,9 @@ def _utility(found: Analysis, frame: pd.DataFrame) -> Section:
         [by_compute(found)],
         [each for each in (table, baselines) if each.rows],
         notes=[
-            "Intervals resample whole trunks, since budgets of one size and seed share their beginning. “Given FLOPs”: "
+            "Intervals resample whole sizes, since all seeds and budgets of one may lie off together. “Given FLOPs”: "
             "the partial rank correlation, what loss tells beyond compute.",
-            "A correlation without an interval is the same in all resamples.",
+            "A correlation without an interval is the same in all resamples, or of one size.",
         ],
     )
 
@@ -254,6 +257,7 @@ def _utility(found: Analysis, frame: pd.DataFrame) -> Section:
 def _verdicts(found: Analysis, frame: pd.DataFrame) -> list[Verdict]:
     """The priors of most compute beside the best of each other kind that costs no more."""
     last = found.groups.sort_values("flops").iloc[-1]
+    costs = found.cells.set_index("cell").flops
     made = []
     for utility in found.shown:
         own = frame[(frame.task == utility.name)]
@@ -264,9 +268,11 @@ def _verdicts(found: Analysis, frame: pd.DataFrame) -> list[Verdict]:
             outcome = judge(gap, higher_is_better=True)
             matter = f"in {utility.title}"
             start = opening(outcome, display("glp"), display(lead.other), matter)
+            rival = lead.setting.get("cell")
+            which = "the best that costs no more" if costs[rival] <= last.flops else "the cheapest, which costs more"
             sentence = (
-                f"{start}: {last['size']} after {count(last.rows)} rows against {lead.setting.get('cell')}, the best "
-                f"that costs no more, difference {shown(gap)}."
+                f"{start}: {last['size']} after {count(last.rows)} rows against {rival}, {which}, "
+                f"difference {shown(gap)}."
             )
             start_at = find_row(own, metric="leads_from", other=lead.other)
             detail = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -97,10 +98,12 @@ def _fit_glp(cell: Cell, unit: Unit, grid: GridSettings, store: ActivationStore,
         keep={} if begun else {configs[name].steps_held: kept[name] for name in shorter},
     )
     assert cell.d_model is not None
-    return GLP.fit(
-        store, config, d_model=cell.d_model, d_mlp=cell.d_mlp, n_layers=cell.n_layers or 1,
-        device=distributed.device(device), run=run,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="a denoiser of width")  # told once, before the first
+        return GLP.fit(
+            store, config, d_model=cell.d_model, d_mlp=cell.d_mlp, n_layers=cell.n_layers or 1,
+            device=distributed.device(device), run=run,
+        )  # fmt: skip
 
 
 def _fit(cell: Cell, grid: GridSettings, store: ActivationStore, device: str) -> ActivationModel:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.limits import LARGEST_SEED
 
@@ -210,6 +211,7 @@ DEFAULT_ROWS = 400_000
 """Rows of a training for which no number is given."""
 
 
+@checked
 def recipe(name: str = "fast", rows: int = DEFAULT_ROWS, **changes: Any) -> TrainConfig:
     """A recipe by its name, with some settings changed; those that are None stay the recipe's.
 

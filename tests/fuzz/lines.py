@@ -52,8 +52,9 @@ GOOD = {
     "--hook": ("blocks.1.hook_resid_post", "blocks.2.hook_mlp_out", "blocks.9.hook_resid_post", "hook_embed"),
     "--device": ("cpu", "meta", "cuda:77", "banana"),
     "--tasks": ("mine.csv", "shuffled", "code", "family:hate"),
-    "--results": ("results", "results/density", "acts"),
+    "--results": ("results", "results/density", "acts", "scaled"),
     "--direction": ("direction.safetensors", "rows.npy"),
+    "--folder": ("features", "built", "acts"),
     "--config": ("compare.yaml", "train.yaml", "texts.csv"),
     "--out": ("out", "acts", "models/pca", "texts.csv", "out/new.npy", "out/new.csv"),
 }
@@ -83,12 +84,14 @@ BASES = {
         "--model lm --models models/glp --store acts --tokens 200 --sample 20 --random --out out",
     ),
     "features show": ("1:3 --folder features", "0:1 'my sae/7' --examples 2"),
-    "features top": ("--model lm --text 'the cat' --models glp=models/glp",),  # refused: it was another language model
-    "features steer": ("1:3 --model lm --new-tokens 2",),  # likewise
+    "features top": ("--model lm --text 'the cat' --models glp=models/glp",  # refused: it was another language model
+                     "--folder built --model lm --text 'the cat'"),
+    "features steer": ("1:3 --model lm --new-tokens 2", "1:3 --folder built --model lm --new-tokens 2"),  # likewise
     "features export": ("--to saedashboard --out out", "1:3 --to directions --out out/way.npy",
                         "--to neuronpedia --all-of 'my sae' --out out"),
     "compare": ("--config compare.yaml",),
-    "features score": ("--folder features --model lm --texts texts.csv --context 24 --passage 6 --out out",),
+    "features score": ("--folder features --model lm --texts texts.csv --context 24 --passage 6 --out out",
+                       "--folder built --model lm --texts texts.csv --context 24 --passage 6 --out out"),
     "features explain": ("--folder features --model lm --texts texts.csv --context 24 --hosted-retries 0 "
                          "--hosted-url http://127.0.0.1:9/v1 --hosted-model m",),
     "scale": (
@@ -96,8 +99,10 @@ BASES = {
         "--model lm --store acts --heldout heldout --widths 12 --layers 1 --rows 64 --glp-batch 16 --dry-run --out out",
     ),
     "report": ("results --out out", "results/probe --out out"),
-    "choose": ("results --rows 1000 --minutes 1", "missing --rows 1000"),
-    "card": ("models/pca --out out/card.md", "models/gaussian --results results/density --out out/card.md"),
+    "choose": ("scaled --rows 1000 --minutes 1", "scaled --rows 500", "results --rows 1000"),
+    "card": ("models/pca --out out/card.md", "models/gaussian --results results/density --out out/card.md",
+             "scaled/cells/glp-w12x2-r640-s0/model --results scaled --out out/card.md"),
+    "tasks": ("", "--json", "'*glue*' 5_hist_fig_ismale"),
     "doctor": ("", "--json"),
     "push": ("models/pca owner/name", "missing owner/name"),
     "features page": ("--folder features --out out/page.html",),

@@ -20,12 +20,14 @@ class Reference:
         written: bytes that it added.
         seconds: how long it took.
         contents: of the folder that it was run in, see `world.contents`.
+        out: what it printed.
     """
 
     changes: int
     written: int
     seconds: float
     contents: dict[str, str]
+    out: str
 
 
 def reference(world: World, line: str) -> Reference:
@@ -39,7 +41,7 @@ def reference(world: World, line: str) -> Reference:
             end = children.run(line, case)
             if end.code:
                 raise RuntimeError(f"glp-lens {line} failed undisturbed: {end.err}")
-            made = Reference(end.changes, max(0, _bytes(case) - before), end.seconds, contents(case))
+            made = Reference(end.changes, max(0, _bytes(case) - before), end.seconds, contents(case), end.out)
         finally:
             shutil.rmtree(case)
         temporary = kept.with_suffix(f".{os.getpid()}")

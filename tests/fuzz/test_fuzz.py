@@ -13,6 +13,8 @@ from tests.fuzz.children import Ended
 from tests.fuzz.rounds import FAULT, Harness, Outcome, faults, run_rounds, table
 from tests.fuzz.world import contents, prepared
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 QUICK = ("collect", "store merge", "train pca", "direction", "sample", "store export memmaps", "store repair")
 """Long commands that take no longer than a second here."""
 READ_QUICKLY = ("manifest of a store", "shard of a store", "GLP", "released format", "results", "table of texts")

@@ -24,6 +24,8 @@ import torch
 from typer.testing import CliRunner
 
 import glp_lens
+from glp_lens.evals.cache import Records
+from glp_lens.pipeline.stages import MARK
 from tests.conftest import save_tiny_model, tiny_texts
 from tests.fuzz import children
 from tests.integration.toy_steering import steer_in_the_toy_language
@@ -91,6 +93,11 @@ LONG = {
     "quickstart": "quickstart --config compare.yaml",
     "scale": "scale --store acts --heldout heldout --widths 12 --layers 2 --rows 320,640 --glp-batch 64 "
     "--pca-ranks 5 --suites density --out out",
+    "features score": "features score --folder built --model lm --texts texts.csv --context 24 --passage 6 --out out",
+    "features steer": "features steer 1:3 sae/7 --folder built --model lm --new-tokens 5",
+    "features page": "features page --folder built --out out/page.html",
+    "features export": "features export --folder built --to saedashboard --out out",
+    "card": "card models/pca --results results/density --out out/card.md",
     "report": "report results --out out",
     "store merge": "store merge parts",
     "store import": "store import rows.npy out --from arrays --hook blocks.1.hook_resid_post",
@@ -102,12 +109,15 @@ LONG = {
 """Every command that takes long on real sizes, at tiny ones. They write to `out`, or change the store."""
 
 
+BUDGETS = LONG["scale"].replace("320,640", "128,192,320,640") + " --keep-models"
+"""A run of `scale` with enough budgets for a fit."""
 CACHE = "cache"
 """Where the commands keep what they remember of language models."""
 TIMES = ("seconds", "digest")
 """Names of values that differ from run to run: wall-clock times, and digests over them."""
 TIMED = ("flops_per_second", "loss_expected")
 """Metrics that depend on how fast the machine is."""
+_DIGESTS: dict[tuple[Path, int, int], str] = {}
 _HASH = re.compile(r"-[0-9a-f]{16}(?=\.jsonl?$|\"|$)")
 """In the names of cached results: of all that they depend on, for a model that was trained in the run its time too."""
 
@@ -227,6 +237,8 @@ def _fill(folder: Path, *, full: bool) -> None:
         command(into(f"results/{suite}", LONG[suite]))
     if full:
         command(f"{LONG['compare']} --out run")
+        command(into("built", LONG["features build"]))
+        command(into("scaled", BUDGETS))
 
 
 def into(folder: str, line: str) -> str:
@@ -263,13 +275,20 @@ def contents(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if path.is_file() and name.parts[0] != CACHE:
-            digest = hashlib.sha256(_lasting(path)).hexdigest()[:16]
-            found.setdefault(without_hashes(name.as_posix()), []).append(digest)
+            found.setdefault(without_hashes(name.as_posix()), []).append(_digest(path, name))
     return {
         f"{name} ({i})" if i > 1 else name: digest
         for name, digests in found.items()
         for i, digest in enumerate(sorted(digests), 1)
     }
+
+
+def _digest(path: Path, name: Path) -> str:
+    """Of what lasts of a file, computed once for all its copies, which keep its time."""
+    known = (name, (stat := path.stat()).st_size, stat.st_mtime_ns)
+    if known not in _DIGESTS:
+        _DIGESTS[known] = hashlib.sha256(_lasting(path)).hexdigest()[:16]
+    return _DIGESTS[known]
 
 
 def without_hashes(name: str) -> str:
@@ -282,11 +301,14 @@ def _lasting(path: Path) -> bytes:
     try:
         match path.suffix:
             case ".json":
-                return json.dumps(_without_times(json.loads(data)), sort_keys=True).encode()
+                value = _without_times(json.loads(data))
+                if path.name == MARK:  # times of what was read
+                    value.pop("files", None)
+                return json.dumps(value, sort_keys=True).encode()
             case ".csv":
                 data = b"\n".join(line for line in data.split(b"\n") if not any(t.encode() in line for t in TIMED))
             case ".jsonl" if data.startswith(b'{"glp_lens"'):
-                return _lasting_records(data)
+                return json.dumps(Records(path).values, sort_keys=True).encode()  # damaged lines stay, unread
             case ".safetensors":
                 tensors = safetensors.torch.load(data)
                 parts = (f"{name} {x.dtype} {x.shape}".encode() + x.view(-1).view(torch.uint8).numpy().tobytes()
@@ -300,12 +322,6 @@ def _lasting(path: Path) -> bytes:
     except Exception:  # a damaged file is told by its bytes
         pass
     return data
-
-
-def _lasting_records(data: bytes) -> bytes:
-    """Lines in any order, without the checksum that each ends in."""
-    about, *lines = data.splitlines()
-    return b"\n".join([_HASH.sub("", about.decode()).encode(), *sorted(line.rpartition(b" ")[0] for line in lines)])
 
 
 def _without_times(value: Any) -> Any:

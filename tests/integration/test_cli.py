@@ -1,6 +1,7 @@
 """The stages one by one, as commands, on a tiny model folder: what one writes, the next reads."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -100,6 +101,7 @@ def probed(command, models):
 
 def test_probe_compares_models_and_controls_in_one_command(probed):
     _, said = probed
+    assert re.search(r"2 tasks of 2 families: \d+ texts to read, .* then 7 models to probe", said)  # told beforehand
     results = Results.load("results/probing")
     entries = results.config["entries"]
     assert list(entries) == [

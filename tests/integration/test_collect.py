@@ -235,8 +235,8 @@ def test_overflow_of_float16_is_refused_and_bfloat16_keeps_it(tiny_bridge, tmp_p
 @pytest.mark.parametrize(
     ("texts", "options", "message"),
     [
-        ("one string", {}, "got one string"),
-        (["a cat", 3], {}, "got int at index 1"),
+        ("one string", {}, "got 'one string': pass a list"),
+        (["a cat", 3], {}, "got a list with 3"),
         (["", ""], {}, "no activations left"),
         ([], {}, "no texts"),
         (["a cat"], {"context": 1}, "context must be 2 to"),

@@ -21,6 +21,8 @@ from glp_lens.evals.results import Results, structured_frame
 from glp_lens.report import write_report
 from tests.conftest import tiny_texts
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 HOOK = "blocks.1.hook_resid_post"
 SETTINGS = DetectSettings(detect_texts=40, detect_fit=40, false_positive_rates=(0.05, 0.2), denoise_sigmas=(0.2, 0.6))
 
@@ -239,6 +241,7 @@ def test_score_writes_every_token_and_a_page(command):
              "glp ratio", "gaussian"]  # fmt: skip
     assert list(tokens.columns) == ["text", "position", "token", "token_id", *names]
     np.testing.assert_allclose(tokens["glp ratio"], 0, atol=1e-6)  # a prior against itself
+    assert list(texts["content"]) == ["the cat", ("</script><b>red</b> dog " * 30).strip(), "a king"]
     np.testing.assert_allclose(texts["glp_mean"], tokens.groupby("text").glp.mean())
     page = Path("scores/tokens.html").read_text()
     assert page.count("</script>") == 2  # the texts' own is data

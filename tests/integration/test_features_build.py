@@ -1,12 +1,14 @@
 """Building features by the job and the command: texts and stores give the same, what is done is not done again."""
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from glp_lens_cli import app
 from typer.testing import CliRunner
 
@@ -48,13 +50,16 @@ def models(store, tmp_path_factory) -> tuple[str, ...]:
     return tuple(f"{name}={folder / name}" for name in ("glp", "sae", "pca"))
 
 
+def job(models, tiny_folder, out) -> pipeline.BuildFeaturesJob:
+    return pipeline.BuildFeaturesJob(
+        models=models, out=out, neurons=True, random=True, model=str(tiny_folder), tokens=0, **SMALL
+    )
+
+
 @pytest.fixture(scope="module")
 def built(tiny_folder, tiny_bridge, texts, models, tmp_path_factory) -> FeatureFolder:
-    job = pipeline.BuildFeaturesJob(
-        models=models, out=tmp_path_factory.mktemp("features") / "out", neurons=True, random=True,
-        model=str(tiny_folder), tokens=0, **SMALL,
-    )  # fmt: skip
-    return pipeline.build_features(job, model=tiny_bridge, texts=texts, say=lambda _: None)
+    asked = job(models, tiny_folder, tmp_path_factory.mktemp("features") / "out")
+    return pipeline.build_features(asked, model=tiny_bridge, texts=texts, say=lambda _: None)
 
 
 def test_all_kinds_of_models_are_measured(built, tiny_bridge, texts, store):
@@ -72,6 +77,18 @@ def test_all_kinds_of_models_are_measured(built, tiny_bridge, texts, store):
         assert table["feature"].tolist() == list(range(each.n_features))
         assert set(examples["feature"]) == set(table["feature"][~table["dead"]])
         assert not (examples["group"] == "bottom").any() or each.signed
+
+
+def test_tables_that_were_deleted_are_made_again(built, tiny_folder, tiny_bridge, texts, models, tmp_path):
+    asked = job(models, tiny_folder, Path(shutil.copytree(built.path, tmp_path / "out")))
+    deleted = [asked.out / name for name in ("pca/examples.parquet", "sae/directions-class-mean.safetensors")]
+    for path in deleted:
+        path.unlink()
+    again = pipeline.build_features(asked, model=tiny_bridge, texts=texts, say=lambda _: None)
+    assert all(path.exists() for path in deleted)
+    assert again.table("pca", "examples").equals(built.table("pca", "examples"))
+    one, other = (each.directions("sae", "class mean")[0].nan_to_num() for each in (again, built))
+    assert torch.equal(one, other)
 
 
 def test_passages_are_from_the_texts(built, texts):

@@ -108,7 +108,7 @@ def test_a_long_text_is_cut_and_told(folder, tiny_bridge):
     frame, said = top(folder, tiny_bridge, context=4, models=("pca",))
     assert frame.position.max() == 3
     assert set(frame.model) == {"pca"}
-    assert "5 tokens more" in said[0]
+    assert "left out: 5 tokens" in said[0]
 
 
 def test_models_are_found_where_they_lie_now(folder, models, tiny_bridge):

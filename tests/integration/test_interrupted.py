@@ -23,6 +23,8 @@ from glp_lens.evals.results import Results
 from glp_lens.pipeline import CompareJob, compare
 from tests.conftest import tiny_texts
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 DENSITY = "density --models glp,gaussian --store heldout --out density"
 LINES = {
     "density": DENSITY,

@@ -16,6 +16,8 @@ from glp_lens.pipeline.stages import Stage, run_stages
 from tests.conftest import tiny_texts
 from tests.integration.toy_steering import steer_in_the_toy_language
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 SIZES = {
     "tokens": 3000, "heldout_tokens": 300, "context": 24, "rows": 1280, "glp_width": 12, "glp_mlp": 20,
     "glp_layers": 2, "glp_batch": 64, "sae_latents": 40, "sae_k": 5, "sae_batch": 64, "probe_train": 130,
@@ -68,7 +70,7 @@ def models(*names):
         (
             "steering",
             f"steer LM --models {models('glp', 'sae', 'pca', 'gaussian')} --store runs/acts/train --strengths 0.5,1 "
-            "--prompts 4 --new-tokens 6 --repairs project,difference --controls shrink",
+            "--prompts 4 --new-tokens 6 --texts-per-side 128 --repairs difference --controls shrink",
         ),
         (
             "fidelity",

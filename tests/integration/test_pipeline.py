@@ -18,6 +18,8 @@ from glp_lens.pipeline import CompareJob, compare
 from tests.conftest import tiny_texts
 from tests.integration.toy_steering import steer_in_the_toy_language
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 STAGES = [
     "collect",
     "train-glp",
@@ -118,7 +120,7 @@ def test_numbers_are_tidy_and_complete(finished):
     models = table.groupby("suite")["model"].agg(set)
     assert {"glp", "sae", "pca", "gaussian"} <= models["density"]
     assert models["probing"] == {"glp", "sae", "pca", "gaussian", "raw", "random", "dense"}
-    assert {"glp sigma=0.3", "glp difference", "sae", "pca", "plain", "shrink", "unsteered"} <= models["steering"]
+    assert {"glp difference", "sae difference", "pca difference", "plain", "shrink", "unsteered"} <= models["steering"]
     assert {"glp", "sae", "pca", "clean", "mean ablation"} <= models["fidelity"]
     key = ["suite", "model", "task", "setting", "metric"]
     assert not table.duplicated(key).any()

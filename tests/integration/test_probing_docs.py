@@ -2,14 +2,11 @@
 
 import inspect
 import re
-import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-import typer
-from glp_lens_cli import app
 
 import glp_lens as gl
 from glp_lens.activations import write_store
@@ -33,14 +30,6 @@ def names(tiny_bridge, tmp_path_factory):
     store = write_store(tmp_path_factory.mktemp("docs") / "acts", rows, hook=HOOK)
     glp = gl.GLP.fit(store, gl.recipe("fast", rows=256, batch_size=64), d_model=12, d_mlp=20, n_layers=2)
     return {"model": tiny_bridge, "hook": HOOK, "glp": glp, "pca": gl.PCA.fit(store)}
-
-
-@pytest.mark.parametrize("line", [line for block in blocks("sh") for line in block.splitlines()])
-def test_a_command_of_the_documentation_is_one(line):
-    words = shlex.split(line, comments=True)
-    assert words[:2] == ["glp-lens", "probe"]
-    context = typer.main.get_command(app).commands["probe"].make_context("probe", words[2:])
-    assert context.params["models"]
 
 
 def test_the_example_of_a_run(names, tmp_path, monkeypatch):

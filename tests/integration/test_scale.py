@@ -8,12 +8,17 @@ import torch
 
 import glp_lens as gl
 from glp_lens.activations import ActivationStore
+from glp_lens.activations.writer import locked
 from glp_lens.errors import InputError
+from glp_lens.evals.results import Results
 from glp_lens.pipeline import CollectJob, ScaleJob, collect, scale
+from glp_lens.pipeline.scale_run import Run
 from glp_lens.scaling import training
 from glp_lens.scaling.cells import Cell, read_cells, read_utilities
 from glp_lens.scaling.grid import planned
 from tests.conftest import tiny_texts
+
+pytestmark = pytest.mark.usefixtures("blank_pictures")
 
 GRID = {
     "widths": (12,), "layers": (2,), "rows": (640, 1280, 2560), "glp_batch": 64, "warmup_rows": 128, "mlp_ratio": 1.5,
@@ -108,14 +113,15 @@ def test_a_second_call_does_nothing_and_another_suite_is_added(run, tmp_path):
     shutil.copytree(job.out, out)
     again = dataclasses.replace(job, out=out, keep_models=False, **FEW)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("cell.json")}
-    assert go(again)[0] == "3 of 3 cells are done already"
+    assert "3 of 3 cells are done already" in go(again)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("cell.json")} == before
     assert not (out / "cells" / SHORT / "model").exists()  # no longer wanted
     more = dataclasses.replace(again, suites=("density", "generation"), samples=150, sampling=())
     go(more)  # whose models are trained again, since they were deleted
     found = read_utilities(out)
     assert set(found[found.suite == "generation"].cell) == {"gaussian", SHORT}
-    assert set(read_cells(out).cell) == {"gaussian", "raw", SHORT}
+    assert set(found[found.suite == "density"].cell) == {*NAMES} - {"raw"}
+    assert set(read_cells(out).cell) == {*NAMES}  # also of the larger grid that was there
 
 
 def test_other_settings_are_refused_and_redone_when_asked(run, tmp_path):
@@ -127,8 +133,49 @@ def test_other_settings_are_refused_and_redone_when_asked(run, tmp_path):
     with pytest.raises(InputError, match=r"other settings \(glp-w12x2-r640-s0: glp_lr None -> 0.001\)"):
         go(changed)
     assert Cell.load(out / "cells" / SHORT).loss == loss
-    go(dataclasses.replace(changed, overwrite=True))
+    said = go(dataclasses.replace(changed, overwrite=True))
     assert Cell.load(out / "cells" / SHORT).loss != loss
+    note = next(line for line in said if "other settings" in line)
+    assert note.endswith("other settings: glp-w12x2-r1280-s0 (glp_lr None -> 0.001) and 1 more")
+    same_settings = {*NAMES} - {"glp-w12x2-r1280-s0", "glp-w12x2-r2560-s0"}
+    assert set(read_cells(out).cell) == same_settings
+    assert set(read_utilities(out).cell) == same_settings - {"raw"}
+    go(dataclasses.replace(changed, glp_lr=None, suites=(), overwrite=True))
+    assert set(read_utilities(out).cell) == {*NAMES} - {"raw", SHORT}  # measured before it was trained again
+
+
+def test_results_that_are_damaged_or_deleted_are_told_and_made_again(run, tmp_path):
+    job, _ = run
+    out = tmp_path / "out"
+    shutil.copytree(job.out, out)
+    results = out / "cells" / SHORT / "results" / "density" / "results.json"
+    results.write_bytes(results.read_bytes()[:-9])
+    again = dataclasses.replace(job, out=out, **FEW)
+    with pytest.raises(InputError, match="delete the file and run again"):
+        go(again)
+    results.unlink()
+    go(again)
+    order = ["cell", "task", "setting", "metric", "value"]
+    one, other = (read_utilities(folder).sort_values(order, ignore_index=True)[order] for folder in (out, job.out))
+    assert one.equals(other)
+
+
+def test_grids_in_one_folder_share_its_tables(run, tmp_path):
+    job, _ = run
+    grid = dataclasses.replace(job, out=tmp_path / "out", keep_models=False, sae_latents=(), rows=(640,))
+    go(grid)
+    said = go(dataclasses.replace(grid, widths=(30,), pca_ranks=(7,)))
+    assert "all 4 cells are done" in said[-2]
+    want = {"gaussian", "raw", "pca-5", "pca-7", SHORT, "glp-w30x2-r640-s0"}
+    assert set(read_cells(grid.out).cell) == want
+    utilities = read_utilities(grid.out)
+    assert set(utilities.cell) == want - {"raw"}
+    go(grid)
+    assert set(read_cells(grid.out).cell) == want
+    again = read_utilities(grid.out)
+    order = ["cell", "task", "setting", "metric"]
+    assert again.sort_values(order, ignore_index=True).equals(utilities.sort_values(order, ignore_index=True))
+    assert Results.load(grid.out, "scaling.json").data["priors"] == 2
 
 
 class Stop(BaseException):
@@ -227,7 +274,13 @@ def test_shapes_are_trained_in_place_of_widths_with_layers(work, tmp_path):
     assert len(cells) == 3 * len(GRID["rows"])
 
 
-def test_a_denoiser_narrower_than_the_activations_is_told_before_it_is_trained(work, tmp_path):
+def test_a_dry_run_refuses_what_the_run_would(work, tmp_path):
+    with pytest.raises(InputError, match="nowhere"):
+        go(settings(work, tmp_path / "out", dry_run=True, heldout=work / "nowhere"))
+
+
+def test_a_denoiser_narrower_than_the_activations_is_told_once_before_it_is_trained(run, work, tmp_path):
+    assert sum("a denoiser of width 12 cannot" in line for line in run[1]) == 1
     said = go(settings(work, tmp_path, dry_run=True, sae_latents=()))
     notes = [line for line in said if line.startswith("note:")]
     assert len(notes) == 1
@@ -241,9 +294,32 @@ def test_training_rows_are_no_held_out_rows(work, tmp_path):
         go(settings(work, tmp_path / "out", heldout=work / "train"))
 
 
-def test_a_cell_at_work_elsewhere_is_not_touched(work, tmp_path):
-    from glp_lens.activations.writer import locked
-
-    job = settings(work, tmp_path / "out")
-    with locked(job.out / "trunks" / "glp-w12x2-s0"), pytest.raises(InputError, match="another process is writing"):
+def test_a_cell_at_work_elsewhere_is_not_touched_and_the_others_are_made(work, tmp_path):
+    job = settings(work, tmp_path / "out", sae_latents=())
+    with (
+        locked(job.out / "trunks" / "glp-w12x2-s0"),
+        pytest.raises(InputError, match="another process is at work on glp-w12x2-s0 in"),
+    ):
         go(job)
+    assert set(read_cells(job.out).cell) == {"gaussian", "raw", "pca-5"}
+
+
+def test_what_is_done_needs_nothing_of_a_process_at_work_beside_it(run, tmp_path):
+    job, _ = run
+    out = tmp_path / "out"
+    shutil.copytree(job.out, out)
+    with locked(out / "trunks" / "glp-w12x2-s0"), locked(out / "trunks" / "gaussian"):
+        said = go(dataclasses.replace(job, out=out, keep_models=False, **FEW))
+    assert "all 3 cells are done" in said[-2]
+    assert (out / "cells" / SHORT / "model").exists()  # which the other may need
+
+
+def test_a_prior_that_processes_trained_together_is_not_trained_again(work, tmp_path, monkeypatch):
+    job = settings(work, tmp_path / "out", **FEW)
+    fitted, real = [], training.train_cell
+    monkeypatch.setattr(training, "train_cell", lambda cell, *args, **options: (
+        fitted.append(cell.cell), real(cell, *args, **options)))  # fmt: skip
+    together = Run(job)
+    together.train_together(together.units)
+    go(job)
+    assert sorted(fitted) == ["gaussian", SHORT, "raw"]

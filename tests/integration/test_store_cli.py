@@ -180,7 +180,7 @@ def test_several_stores_are_a_table(tmp_path, x):
 
 
 def test_repair_drops_what_is_damaged_and_says_how_to_go_on(store):
-    assert said(f"repair {store.path}") == f"ok: all 4 shards are as written: {store.path}\n"
+    assert said(f"repair {store.path}") == f"ok: as written, 4 shards: {store.path}\n"
     damage(store, 2)
     lines = said(f"repair {store.path}")
     assert f"dropped shard-00000002.h5, 100 of 310 rows: {store.path}\n" in lines
@@ -194,7 +194,7 @@ def test_verify_of_a_stream_compares_what_is_on_disk(store):
     for number in (0, 2):
         (store.path / store.manifest.shards[number].name).unlink()
     line = said(f"verify {store.path}")
-    assert line == f"ok: the 2 shards of a stream that are on disk, of 4 so far: {store.path}\n"
+    assert line == f"ok: shards of a stream that are on disk: 2 of 4 so far: {store.path}\n"
     damage(store, 1)
     assert "1 of 2 shards differ from what was written (shard-00000001.h5): collect" in told(f"verify {store.path}")
     change(store.path, window=0)
@@ -255,6 +255,9 @@ def test_merge_joins_parts(tmp_path, tiny_bridge):
     line = said(f"merge {tmp_path}/out")
     assert line == f"{len(whole):,} rows of width 24 from {HOOK}: {tmp_path}/out\n"
     assert torch.equal(ActivationStore.open(tmp_path / "out").rows(), whole.rows())
+    parts = " ".join(str(path.parent) for path in sorted((tmp_path / "out" / "parts").glob(f"*/{MANIFEST}")))
+    said(f"merge --out {tmp_path}/again {parts}")
+    assert torch.equal(ActivationStore.open(tmp_path / "again").rows(), whole.rows())
 
 
 @pytest.mark.parametrize(
@@ -270,6 +273,13 @@ def test_export_and_import_give_the_rows_back(tmp_path, store, form, name, optio
     back = ActivationStore.open(tmp_path / "back")
     assert torch.equal(back.rows(), store.rows())
     assert back.manifest.source["model"]["name"] == "org/tiny"
+
+
+def test_out_may_be_an_option_everywhere(tmp_path, store):
+    said(f"export {store.path} --to arrays --out {tmp_path}/a.npy")
+    line = said(f"import {tmp_path}/a.npy --from arrays --hook {HOOK} -o {tmp_path}/back")
+    assert torch.equal(ActivationStore.open(tmp_path / "back").rows(), store.rows())
+    assert "the language model of these rows is not known" in line  # without --model
 
 
 def test_several_arrays_and_rows_that_fill_no_sequence(tmp_path, store):
@@ -320,6 +330,10 @@ MISTAKES = [
     ("info {f}/stream --png {f}/norms.png", "has none to read"),
     ("repair {f}/none", "no activation store at"),
     ("repair {f}/stream", "is a stream"),
+    ("merge", "name it, or pass --out"),
+    ("import {f}/a.npy --from arrays --hook h", "name both"),
+    ("export {f}/s --to arrays", "name it, or pass --out"),
+    ("export {f}/s {f}/a.npy --to arrays --out {f}/b.npy", "two places to write to"),
     ("merge {f}/empty", "no parts in"),
     ("merge {f}/new {f}/empty", "no activation store in"),
     ("merge {f}/new {f}/s", "not a part of one"),

@@ -1,10 +1,12 @@
 """`glp-lens train glp`: what it writes, how it goes on, and what it can be asked for."""
 
+import contextlib
+import faulthandler
 import os
 import shlex
 import socket
-import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +19,9 @@ from glp_lens.activations import write_store
 from glp_lens.activations.writer import lock
 from glp_lens.training import history, loop
 from glp_lens.training.config import RunOptions
+from tests.fuzz.children import fork, wait
+
+pytestmark = pytest.mark.usefixtures("blank_pictures")
 
 D = 10
 BASE = "train glp --rows 640 --batch-size 32 --width 12 --mlp 20 --layers 2"
@@ -48,14 +53,17 @@ def data(tmp_path_factory):
     return root
 
 
+def called(data, options, out, base=BASE):
+    return CliRunner().invoke(app, shlex.split(f"{base} --out {out} {options}".replace("DATA", str(data))))
+
+
 @pytest.fixture
 def train(data, tmp_path, monkeypatch):
     """Runs `train glp` with more options, into `tmp_path/NAME`; gives what it said, or the exception."""
     monkeypatch.chdir(tmp_path)
 
     def run(options, out="glp", *, base=BASE, fails=False):
-        line = f"{base} --out {out} {options}".replace("DATA", str(data))
-        result = CliRunner().invoke(app, shlex.split(line))
+        result = called(data, options, out, base)
         if fails:
             assert result.exit_code != 0
             return result
@@ -103,10 +111,21 @@ class Killed(BaseException):
     """Passes through all that catches errors, as the end of a process does."""
 
 
+TO_BE_KILLED = "--store DATA/acts --validation DATA/held --checkpoints 3 --ema 0.9"
+
+
+@pytest.fixture(scope="module")
+def whole(data):
+    """What that training comes to if nothing happens to it."""
+    result = called(data, TO_BE_KILLED, data / "whole")
+    assert result.exit_code == 0, (result.exception, result.stderr)
+    return data / "whole"
+
+
 @pytest.mark.parametrize(("at", "curve"), [(1, "kept"), (8, "kept"), (8, "lost"), (8, "damaged"), (8, "of another")])
-def test_a_killed_training_keeps_its_curve_and_goes_on_to_the_same_weights(train, tmp_path, monkeypatch, at, curve):
-    options = "--store DATA/acts --validation DATA/held --checkpoints 3 --ema 0.9"
-    train(options, "whole")
+def test_a_killed_training_keeps_its_curve_and_goes_on_to_the_same_weights(
+    train, whole, tmp_path, monkeypatch, at, curve
+):
     usual = history.add_to_history
 
     def dying(folder, entry):
@@ -118,7 +137,7 @@ def test_a_killed_training_keeps_its_curve_and_goes_on_to_the_same_weights(train
         patch.setitem(RunOptions.__init__.__kwdefaults__, "save_seconds", 0)
         patch.setattr(history, "add_to_history", dying)
         with pytest.raises(Killed):
-            train(options, "cut", fails=True)
+            train(TO_BE_KILLED, "cut", fails=True)
     assert history.read_history(tmp_path / "cut")["step"].tolist() == list(range(1, at + 1))
     assert (tmp_path / "cut" / "training.state").exists() == (at > 1)
     path = tmp_path / "cut" / "history.parquet"  # the state has it too
@@ -128,13 +147,13 @@ def test_a_killed_training_keeps_its_curve_and_goes_on_to_the_same_weights(train
         path.write_bytes(path.read_bytes()[:-30])
     elif curve == "of another":
         history.write_history(path.parent, [{"step": 1, "loss": 99.0}, {"step": 2, "loss": 98.0}])
-    train(options, "cut")
+    train(TO_BE_KILLED, "cut")
     assert not (tmp_path / "cut" / "training.state").exists()
-    assert equal(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
-    cut, whole = (history.read_history(tmp_path / name).drop(columns="seconds") for name in ("cut", "whole"))
-    assert cut.equals(whole)
+    assert equal(weights(tmp_path / "cut"), weights(whole))
+    cut, uncut = (history.read_history(folder).drop(columns="seconds") for folder in (tmp_path / "cut", whole))
+    assert cut.equals(uncut)
     for name in ("step_00000001", "step_00000004", "step_00000020"):
-        assert equal(weights(tmp_path / "cut", name), weights(tmp_path / "whole", name))
+        assert equal(weights(tmp_path / "cut", name), weights(whole, name))
 
 
 def test_starting_over_leaves_nothing_of_the_run_before(train, tmp_path):
@@ -269,28 +288,28 @@ def test_recomputing_changes_the_memory_and_not_the_weights(train, tmp_path):
     assert equal(weights(tmp_path / "plain"), weights(tmp_path / "again"))
 
 
-def test_two_processes_train_one_prior_and_one_of_them_reports(train, data, tmp_path):
-    options = f"--store {data}/acts --validation {data}/held --checkpoints 3 --ema 0.9"
-    train(options, "one")
+def test_two_processes_train_one_prior_and_one_of_them_reports(whole, data, tmp_path, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    line = f"{BASE} {options} --out two"
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port),
-            "-m", "glp_lens_cli", *shlex.split(line),
-        ],
-        capture_output=True, text=True, timeout=110, cwd=tmp_path, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("saved glp: two") == 1
-    assert done.stdout.count("GLP trained on") == 1
-    one, two = (history.read_history(tmp_path / name) for name in ("one", "two"))
+    line = f"{BASE} {TO_BE_KILLED} --out two".replace("DATA", str(data))
+    monkeypatch.chdir(tmp_path)
+
+    def process(rank):
+        faulthandler.dump_traceback_later(110, exit=True)
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in place.items()})  # as torchrun does
+        with open(f"said-{rank}", "w") as said, contextlib.redirect_stdout(said):
+            app(shlex.split(line), standalone_mode=False)
+
+    assert [wait(pid) for pid in [fork(partial(process, rank)) for rank in range(2)]] == [0, 0]
+    said = "".join((tmp_path / f"said-{rank}").read_text() for rank in range(2))
+    assert said.count("saved glp: two") == 1
+    assert said.count("GLP trained on") == 1
+    one, two = (history.read_history(folder) for folder in (whole, tmp_path / "two"))
     assert two["step"].tolist() == one["step"].tolist()
     # The network runs in bfloat16, and rounds otherwise on half of the rows.
     assert two["validation_loss"].to_numpy() == pytest.approx(one["validation_loss"].to_numpy(), rel=5e-3)
-    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in whole.iterdir()}
     assert len(list((tmp_path / "two" / "checkpoints").iterdir())) == 3
     assert (tmp_path / "two" / "loss.png").exists()

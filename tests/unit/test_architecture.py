@@ -27,6 +27,7 @@ LAYERS = [
     "limits",
     "lazy",
     "settings",
+    "arguments",
     "defaults",
     "files",
     "yaml_files",

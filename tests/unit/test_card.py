@@ -153,6 +153,30 @@ def test_the_command_writes_into_the_folder_of_the_model_which_still_opens(root)
     assert "holds no results.json of a suite" in " ".join(done.output.split())
 
 
+def test_a_checkpoint_of_another_program_has_no_versions_of_this_machine_and_code_that_names_its_model(root, tmp_path):
+    golden = Path(__file__).parents[1] / "golden" / "single_layer"
+    settings = CardJob(saved=golden, out=tmp_path / "card.md")
+    text = card(settings, say=lambda _: None).read_text(encoding="utf-8")
+    assert "## Versions" not in text
+    assert torch.__version__ not in text
+    assert 'gl.open_model("example/llm")' in text
+    assert "in the format of the released GLPs" in text
+
+
+def test_versions_are_those_that_the_model_was_saved_with(root, tmp_path):
+    model = gl.load(root / "gaussian")
+    assert f"- torch: {torch.__version__}" in model.card("lab/gaussian")
+    folder = model.save_pretrained(tmp_path / "gaussian")
+    config = json.loads((folder / "config.json").read_text())
+    del config["glp_lens"]
+    config["versions"] = {"torch": "1.2.3"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match="read unchecked"):
+        text = gl.load(folder).card("lab/gaussian")
+    assert "- torch: 1.2.3" in text
+    assert torch.__version__ not in text
+
+
 # -- scaling runs ----------------------------------------------------------------------------------------------
 
 

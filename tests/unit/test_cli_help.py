@@ -45,6 +45,7 @@ def test_help_fits_on_a_screen(command, shown):
     lines = shown(f"{command} --help").rstrip().splitlines()
     assert len(lines) <= 40
     assert max(map(len, lines)) <= 100
+    assert not any(word in line for word in ("Args:", "Returns:", "Raises:") for line in lines)  # of Python
 
 
 @pytest.mark.parametrize("command", sorted(LONG))
@@ -87,6 +88,8 @@ def test_help_changes_nothing_of_a_command_that_is_run_afterwards(shown, glp_len
         ("glp-lens steer --repairs paper,d", {"paper,difference"}, set()),
         ("glp-lens steer --concepts sp", {"sports", "spam"}, {"world"}),
         ("glp-lens collect --hook blocks.3.hook_resid_p", {"blocks.3.hook_resid_post"}, {"blocks.3.hook_mlp_out"}),
+        ("glp-lens probe --tasks 9*_glue*,5_hist", {"9*_glue*,5_hist_fig_ismale"}, {"5_hist_fig_ismale"}),
+        ("glp-lens tasks 5_hist", {"5_hist_fig_ismale"}, {"6_hist_fig_isamerican"}),
         ("glp-lens collect --device c", {"cpu", "cuda"}, {"mps"}),
     ],
 )

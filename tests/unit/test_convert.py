@@ -388,6 +388,18 @@ def test_rows_whose_positions_are_known_are_not_skipped(tmp_path):
     assert torch.equal(import_sae_lens(tmp_path / "cached", tmp_path / "back").rows(), store.rows())
 
 
+@pytest.mark.parametrize(("tokens", "repeated"), [([5, 6, 7], 0), ([5, 6, 5], 1), ([0, 0, 0], 0)])
+def test_sequences_that_are_there_twice_are_told(tokens, repeated, tmp_path, recwarn):
+    """SAELens begins again when its texts run out; a store without tokens has zeros."""
+    columns = {"token_id": np.repeat(tokens, 10)}
+    export_sae_lens(
+        write_store(tmp_path / "store", rows(30), hook=HOOK, columns=columns), tmp_path / "cached", context=10
+    )
+    assert len(import_sae_lens(tmp_path / "cached", tmp_path / "back")) == 30
+    told = [str(warning.message) for warning in recwarn if "of an earlier one" in str(warning.message)]
+    assert [text.split(" sequences")[0] for text in told] == ([f"{repeated} of the 3"] if repeated else [])
+
+
 def test_what_sae_lens_caches_is_what_the_model_computes(tiny_hooked, tmp_path, monkeypatch):
     from datasets import Dataset
     from sae_lens import cache_activations_runner

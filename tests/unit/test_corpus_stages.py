@@ -62,7 +62,7 @@ def test_distinct_keeps_the_first_of_each_text_or_beginning():
     found = [Document.of(text, str(i)) for i, text in enumerate(texts)]
     assert [d.source for d in corpus.distinct(found)] == ["0", "1", "2", "4"]
     assert [d.source for d in corpus.distinct(found, by="beginning")] == ["0", "1"]
-    with pytest.raises(InputError, match="by must be text or beginning, got 'id'"):
+    with pytest.raises(InputError, match="by must be one of text, beginning, got 'id'"):
         corpus.distinct(found, by="id")
 
 

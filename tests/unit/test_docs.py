@@ -2,9 +2,15 @@
 
 import importlib
 import re
+import shlex
+from functools import cache
 from pathlib import Path
+from string import Template
+from typing import Any
 
 import pytest
+import typer
+from glp_lens_cli import app
 
 import glp_lens
 
@@ -51,6 +57,57 @@ def dead_links(page: Path) -> list[str]:
         if not found.exists() or (anchor and (readme.suffix != ".md" or anchor not in anchors(readme))):
             dead.append(link)
     return dead
+
+
+def command_lines(page: Path) -> list[list[str]]:
+    """Arguments of each `glp-lens` in a page's blocks of shell code, with the variables that the block sets put in."""
+    found = []
+    for block in re.findall(r"^```(?:sh|bash)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+        lines = re.sub(r"\\\n\s*", " ", block).splitlines()
+        values = dict(match.groups() for line in lines if (match := re.match(r'(\w+)="(.*)"$', line)))
+        values["SLURM_ARRAY_TASK_ID"] = "0"
+        for line in lines:
+            words = shlex.split(Template(line).safe_substitute(values), comments=True)
+            for name in ("glp-lens", "glp_lens_cli"):
+                if name in words:
+                    arguments = words[words.index(name) + 1 :]
+                    ends = [i for i, word in enumerate(arguments) if word in ("&", "|", "<", ">")]
+                    found.append(arguments[: min(ends, default=None)])
+    return found
+
+
+@cache
+def made() -> Any:
+    """The commands, which take a while to make."""
+    return typer.main.get_command(app)
+
+
+def parse(arguments: list[str]) -> None:
+    """Read a command line without running the command."""
+    command = made()
+    while commands := getattr(command, "commands", None):
+        name, *arguments = arguments
+        command = commands[name]
+    command.make_context("glp-lens", arguments)
+
+
+@pytest.mark.parametrize("page", [str(page.relative_to(ROOT)) for page in pages() if command_lines(page)])
+def test_command_lines_name_commands_and_options_that_are_there(page, tmp_path, monkeypatch):
+    """With the options of YAML files that they name, which lie beside the page or stand in it."""
+    monkeypatch.chdir((ROOT / page).parent)
+    if block := re.search(r"^```yaml\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+        (tmp_path / "grid.yaml").write_text(block[1])
+        monkeypatch.chdir(tmp_path)
+    for arguments in command_lines(ROOT / page):
+        parse(arguments)
+
+
+def test_a_wrong_option_in_a_block_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text('```sh\nS="--store acts"\nglp-lens density $S --models a,b \\\n  --outt there  # why\n```\n')
+    assert command_lines(page) == [["density", "--store", "acts", "--models", "a,b", "--outt", "there"]]
+    with pytest.raises(Exception, match="No such option: --outt"):
+        parse(command_lines(page)[0])
 
 
 @pytest.mark.parametrize("page", [str(page.relative_to(ROOT)) for page in pages()])

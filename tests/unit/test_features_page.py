@@ -294,6 +294,11 @@ def test_narrow_windows_need_no_scrolling_sideways(browser, page, dark):
         assert (light[0] < light[1]) == dark
         browser.evaluate("document.querySelector('#back').click()")
         browser.wait("getComputedStyle(document.querySelector('#side')).display !== 'none'")
+        browser.evaluate("document.querySelector('#to-about').click()")  # which stands beside the list in wide windows
+        browser.wait("document.querySelector('#view').innerText.includes('Words of this page')")
+        assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        browser.evaluate("document.querySelector('#view table a').click()")
+        browser.wait("location.hash.includes('model=glp') && document.querySelector('#side').clientWidth > 0")
     finally:
         browser.window(1400, 1000)
 

@@ -532,7 +532,8 @@ def test_the_job_measures_a_glp_in_each_way_and_takes_moments_from_the_training_
     gl.Gaussian.fit(store).save_pretrained(tmp_path / "gaussian")
     job = GenerationJob(
         models=(f"glp={tmp_path / 'glp'}", str(tmp_path / "gaussian")), store=tmp_path / "acts",
-        heldout=tmp_path / "heldout", samples=120, sampling=("2", "heun:3", "fast"), out=tmp_path / "out",
+        heldout=tmp_path / "heldout", samples=120, sampling=("2", "heun:3", "fast", "20", "euler:20", "euler:2", "02"),
+        out=tmp_path / "out",
     )  # fmt: skip
     results = run_suite(job, say=lambda _: None)
     assert (tmp_path / "out" / "report.html").exists()

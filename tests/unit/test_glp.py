@@ -309,7 +309,7 @@ DAMAGE = {
     "a width in words": (edited(lambda c: c.update(d_mlp="wide")), "d_mlp must be a positive integer"),
     "no width": (edited(lambda c: c.pop("d_mlp")), "do not fit the config"),
     "another d_input": (edited(lambda c: c.update(d_input=c["d_input"] + 1)), "shape|do not fit"),
-    "no statistics": (lambda f: (f / "rep_statistics.pt").unlink(), "does not hold a mean and a var"),
+    "no statistics": (lambda f: (f / "rep_statistics.pt").unlink(), r"rep_statistics\.pt is missing"),
     "truncated statistics": (cut("rep_statistics.pt"), "does not hold a mean and a var"),
     "foreign statistics": (written("rep_statistics.pt", b"zip"), "does not hold a mean and a var"),
     "statistics without var": (statistics({"mean": torch.zeros(3)}), "does not hold a mean and a var"),
@@ -398,7 +398,7 @@ def test_layers_that_are_not_one_for_each_row_are_refused(layer):
         lambda: glp.log_density(x, steps=2, layer=layer), lambda: glp.sample(7, layer=layer),
     ]  # fmt: skip
     for call in calls:
-        with pytest.raises(InputError, match="layer must be an integer, or one for each of 7 rows, got") as caught:
+        with pytest.raises(InputError, match="layer must be (an integer|a whole number).*, got") as caught:
             call()
         assert "\n" not in str(caught.value)
 
@@ -410,7 +410,7 @@ def test_noise_levels_that_are_not_one_for_each_row_are_refused(sigma, glp):
 
 
 def test_rows_that_cannot_be_are_refused(glp):
-    with pytest.raises(InputError, match="torch tensor, got ndarray"):
+    with pytest.raises(InputError, match="torch.Tensor .*, got a ndarray"):
         glp.project(rows(7).numpy())
     with pytest.raises(InputError, match="at least 0, got -1"):
         glp.sample(-1)

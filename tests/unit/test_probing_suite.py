@@ -509,7 +509,7 @@ def test_what_cannot_be_measured_is_said():
     assert "none: gives no features" in text
     assert "tiny, split=official: skipped" in text
     assert "broken on task1: skipped, features are not finite" in text
-    assert "blank: 1 of 173 texts have no token" in text
+    assert "blank: left out, as they have no token: 1 of 173 texts" in text
     assert not [m for m in results.metrics if m.model in ("none", "broken") or m.task == "tiny"]
     same_but_blank = [get(results, "eye", task, ALL, "auc").value for task in ("task0", "blank")]
     assert same_but_blank[0] == same_but_blank[1]

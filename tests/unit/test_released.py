@@ -481,3 +481,10 @@ def test_a_checkpoint_saved_by_steps_is_found_beside_the_final_one(tmp_path):
     save_file({name: 2 * value for name, value in weights.items()}, tmp_path / "glp" / "step_7812.safetensors")
     got = GLP.from_pretrained(tmp_path / "glp", checkpoint="step_7812")
     assert torch.equal(got.denoiser.out_proj.bias, 2 * weights["model.out_proj.bias"])
+
+
+def test_statistics_that_are_missing_are_told_by_name(tmp_path):
+    shutil.copytree(GOLDEN / "single_layer", tmp_path / "glp")
+    (tmp_path / "glp" / "rep_statistics.pt").unlink()
+    with pytest.raises(InputError, match=r"rep_statistics\.pt is missing: .*mean and variance .* fetch the whole"):
+        GLP.from_pretrained(tmp_path / "glp")

@@ -165,7 +165,7 @@ def test_notes_tell_names_families_hooks_and_what_was_left_out():
     results.data["tasks"][TASKS[1]]["note"] = "means another thing."
     results.data["pooling"] = "mean"
     told = " ".join(section(results).notes)
-    assert "4 tasks in 3 families" in told
+    assert "4 tasks in 3 task families" in told
     assert f"Names that mislead. {TASKS[1]}: means another thing. " in told + " "
     assert "MLP neurons: read at blocks.3.mlp.hook_post" in told
     assert "activations of the mean over tokens" in told

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import warnings
 
 import pytest
 import torch
@@ -178,7 +179,7 @@ def test_folded_scaling_gives_the_latents_of_training(architecture, centred):
 
 
 @pytest.mark.parametrize("way", ["layer_norm", "constant_norm_rescale"])
-def test_normalisation_by_row_is_done_and_undone(way):
+def test_normalisation_by_row_is_done_and_undone(way, tmp_path):
     sae, y = published("standard", normalize_activations=way), rows(31, seed=2)
     wide, w = y.double(), {name: p.detach().double() for name, p in sae.named_parameters()}
     if way == "layer_norm":
@@ -190,6 +191,10 @@ def test_normalisation_by_row_is_done_and_undone(way):
     torch.testing.assert_close(model.encode(y).double(), expected, rtol=1e-3, atol=1e-3)
     decoded = (expected @ w["W_dec"] + w["b_dec"]) * scale + shift
     torch.testing.assert_close(model.reconstruct(y).double(), decoded, rtol=1e-3, atol=0.1)
+    with pytest.raises(InputError, match="latents alone"):  # sae-lens would undo it with the last rows encoded
+        model.decode(model.encode(y))
+    model.save_pretrained(tmp_path)
+    assert torch.equal(SAE.from_pretrained(tmp_path).reconstruct(y), model.reconstruct(y))
 
 
 def test_rows_of_head_outputs_are_flat(tmp_path):
@@ -253,6 +258,22 @@ def test_one_that_an_earlier_version_saved_learns_it(tmp_path, model):
         assert again.hook == place["hook"]
     own = SAE.from_pretrained(model.save_pretrained(tmp_path / "own"))
     assert own.provenance == json.loads(json.dumps(model.provenance))  # of its store alone
+
+
+def test_the_advice_to_open_the_language_model_by_sae_lens_is_left_out_and_nothing_else(tmp_path):
+    import sae_lens
+
+    asked = {"model_from_pretrained_kwargs": {"center_writing_weights": True}, "prepend_bos": False}
+    folder = saved(tmp_path / "sae", **POINT, **asked)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        sae_lens.SAE.load_from_disk(folder)
+        assert any("non-empty model_from_pretrained_kwargs" in str(each.message) for each in told)  # sae-lens's own
+        told.clear()
+        SAE.from_pretrained(SAE.from_sae_lens(folder).save_pretrained(tmp_path / "ours"))
+    said = [str(each.message) for each in told]
+    assert not any("from_pretrained_kwargs" in line for line in said)
+    assert any("the autoencoder" in line for line in said)  # our own caution
 
 
 def test_a_published_release_says_what_it_was_trained_on(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 
 from glp_lens.errors import InputError
 from glp_lens.evals.results import Results, Setting, structured_frame
-from glp_lens.scaling.analysis import FILE_NAME, analyse, analysis
+from glp_lens.scaling.analysis import FILE_NAME, analyse
 from glp_lens.scaling.cells import read_cells, read_utilities, write_cells, write_utilities
 from glp_lens.scaling.utilities import utility_table
 from tests.unit import scaling_tables as tables
@@ -88,7 +88,7 @@ def test_utilities_are_correlated_with_loss_and_beyond_compute(found):
     assert -1 < against.value < -0.9
     assert against.value < given.value < -0.3  # the AUC was made of the loss alone
     assert given.ci_low < given.value < given.ci_high < 0
-    assert against.n == 10  # trunks, of 50 priors
+    assert against.n == 4  # sizes, of 50 priors
     assert one(found, "spearman", model="glp", task="delta_nll", setting=Setting(against="loss")).value > 0.99
 
 
@@ -175,15 +175,24 @@ def test_a_run_that_has_just_begun_has_a_page_too(tmp_path):
     assert not any(metric.metric == "spearman" for metric in results.metrics)
 
 
-def test_one_trunk_alone_has_no_intervals(tmp_path):
-    made = [cell for cell in tables.cells(np.random.default_rng(0)) if cell.trunk == "glp-w384x3-s0"]
+def test_one_trunk_alone_has_no_intervals_and_what_costs_more_is_not_said_to_cost_less(tmp_path):
+    names = {"sae-4608-r8000000-s0", "pca-576"}
+    made = [c for c in tables.cells(np.random.default_rng(0)) if c.trunk == "glp-w384x3-s0" or c.cell in names]
     write_cells(tmp_path, made)
     write_utilities(tmp_path, tables.utilities(made, np.random.default_rng(0)))
-    found = analysis(read_cells(tmp_path), read_utilities(tmp_path))
-    exponents = [metric for metric in found.results.metrics if metric.metric == "exponent"]
+    found = analyse(tmp_path, say=lambda line: None)
+    exponents = [metric for metric in found.metrics if metric.metric == "exponent"]
     assert exponents
     assert all(np.isnan(metric.ci_low) and metric.n == 1 for metric in exponents)
-    assert "below_bound_percent" not in {metric.metric for metric in found.results.metrics}  # no Gaussian
+    names = {metric.metric for metric in found.metrics}
+    assert "below_bound_percent" not in names  # no Gaussian
+    assert "loss_predicted" in names
+    assert "within" not in names  # an interval that is not there holds nothing, and misses nothing
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "train more seeds" in page
+    assert ">no</" not in page  # nor does the table say so
+    assert "against sae-4608-r8000000-s0, the cheapest, which costs more, difference" in page
+    assert "against pca-576, the best that costs no more, difference" in page
 
 
 def test_a_run_without_losses_is_refused_in_one_line(tmp_path):

@@ -106,6 +106,7 @@ def test_of_one_training_of_a_size_there_is_no_interval(cells, tmp_path):
     said = []
     choose(ChooseJob(run=tmp_path, rows=STORED, minutes=2), say=said.append)
     assert all("[" not in line and " ," not in line for line in said)
+    assert all("(no interval, trained once)" in line for line in said[:-1])
 
 
 def test_runs_of_few_budgets_and_folders_without_a_run_are_refused(cells, tmp_path):

@@ -173,7 +173,7 @@ def _edit(store, change):
         (lambda m: m["shards"][0].update(rows=299, bytes=m["shards"][0]["bytes"]) or m.update(rows=1000), "/x is not"),
         (lambda m: m.update(d_in=25), "belongs to another store"),
         (lambda m: m["labels"].update(x="int64"), "damaged manifest"),
-        (lambda m: m.update(complete=False), "interrupted after 1001 rows"),
+        (lambda m: m.update(complete=False), "interrupted after 1,001 rows"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(store, change, message):

@@ -41,7 +41,7 @@ def test_an_opened_store_is_as_good_as_its_folder(path):
     dataset = StoreDataset(ActivationStore.open(path), 50, epochs=1)
     assert len(pickle.dumps(dataset)) < 1000
     assert indices(DataLoader(dataset, batch_size=None, num_workers=2)) == plain(path, epochs=1)
-    with pytest.raises(InputError, match="expected an activation store or its folder, got Tensor"):
+    with pytest.raises(InputError, match="path must be .* or an ActivationStore, got a Tensor"):
         StoreDataset(torch.zeros(3, 2), 50)
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import xxhash
 
 from glp_lens.activations.convert.transfer import (
     Span,
@@ -47,7 +49,8 @@ def import_sae_lens(
 
     `doc_id` is the number of the sequence and `position` the place in it, unless the folder has columns of these names.
     Such a folder does not say how the language model was opened (`model_from_pretrained_kwargs`), whether sequences
-    began with a BOS (`prepend_bos`) or which part of them was kept (`seqpos_slice`): nothing checks it.
+    began with a BOS (`prepend_bos`) or which part of them was kept (`seqpos_slice`): nothing checks it. Sequences that
+    are there twice, as SAELens writes them when its texts run out, are kept, with a warning.
 
     Args:
         folder: what CacheActivationsRunner or `Dataset.save_to_disk` wrote.
@@ -77,7 +80,14 @@ def import_sae_lens(
         drop_tokens=sorted(drop_tokens),
     )
     blocks = _blocks(dataset, hook, skip_first, drop_tokens)
-    return save(out, blocks, hook=hook, dtype=dtype, source=source)
+    store = save(out, blocks, hook=hook, dtype=dtype, source=source)
+    if repeated := _repeated(dataset):
+        warnings.warn(
+            f"{repeated:,} of the {len(dataset):,} sequences in {folder} have the tokens of an earlier one, as when "
+            "SAELens ran out of texts and began again: no part of this store is held out from the others",
+            stacklevel=2,
+        )
+    return store
 
 
 def export_sae_lens(store: ActivationStore, folder: str | Path, *, context: int = 128) -> int:
@@ -194,6 +204,16 @@ def _blocks(dataset: Dataset, hook: str, skip_first: bool, drop_tokens: Collecti
         if skip_first and "position" not in given:
             keep &= columns["position"] > 0
         yield torch.from_numpy(x[keep]), {name: values[keep] for name, values in columns.items()}
+
+
+def _repeated(dataset: Dataset) -> int:
+    """How many sequences have the tokens of an earlier one; 0 where no tokens are known, or they are all the same."""
+    if "token_ids" not in dataset.column_names:
+        return 0
+    seen: set[bytes] = set()
+    for part in dataset.select_columns(["token_ids"]).with_format("numpy").iter(1024):
+        seen.update(xxhash.xxh3_128_digest(ids.tobytes()) for ids in part["token_ids"])
+    return len(dataset) - len(seen) if len(seen) > 1 else 0
 
 
 def _flat(column: Any, size: int, dtype: np.dtype, name: str) -> np.ndarray:

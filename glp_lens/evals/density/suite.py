@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.evals.cache import ResultCache
 from glp_lens.evals.density import bits
@@ -69,6 +70,7 @@ class DensityData:
     fit: Acts | None = None
 
 
+@checked
 def run(
     entries: Sequence[Entry],
     data: DensityData,

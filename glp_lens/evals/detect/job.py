@@ -9,13 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, counted
 from glp_lens.evals.detect.settings import DetectSettings
 from glp_lens.pipeline.inputs import (
     ColumnSettings,
     LanguageModelSettings,
     SuiteJob,
-    at_hook,
     heldout_texts,
     hook_point,
     load_models,
@@ -48,9 +47,9 @@ class DetectJob(DetectSettings, LanguageModelSettings, ColumnSettings, SuiteJob)
     essentials = ("models", "tasks", "store", "ref", "texts", "detect_texts", "model", "device", "out")
 
     tasks: tuple[str, ...] = option((), panel="Data")
-    """What is odd: 'shuffled', 'code' and 'steered'; names or patterns of sae-probes' 113 tasks, of which class 0 is
-    normal and class 1 is odd; 'family:NAME' for one family of them against all others, 'family:*' for each. By default
-    seven."""
+    """What is odd: 'shuffled', 'code' and 'steered'; names or patterns of sae-probes' 113 tasks ('glp-lens tasks' lists
+    them), of which class 0 is normal and class 1 is odd; 'family:NAME' for one family of them against all others,
+    'family:*' for each. By default seven."""
     store: Path = option(Path("acts"), panel="Data")
     """Folder of the activation store that the models were trained on, for neighbours and the strength of steering."""
     ref: str | None = option(None, panel="Data")
@@ -83,20 +82,21 @@ def measure(job: DetectJob, trained: Mapping[str, ActivationModel], inputs: Inpu
 
     Normal texts that are not tested set thresholds for chosen rates of false alarms.
     """
+    from glp_lens import provenance
     from glp_lens.evals import detect as suite
     from glp_lens.evals.detect.tasks import DEFAULT_TASKS
 
     store, trained, notes = open_training_store(job.store, trained, allow_mismatch=job.allow_mismatch)
+    names = task_names(job.tasks or DEFAULT_TASKS)
+    reference = open_reference(job.ref, job.device)
     model = inputs.language_model(job, job.device)
     point = hook_point(model, job.hook, trained)
     data = suite.DetectData(
         model,
         point,
-        open_tasks(
-            job.tasks or DEFAULT_TASKS, job, inputs, model, point, job.steered_strength * store.median_centred_norm
-        ),
+        open_tasks(names, job, inputs, model, point, job.steered_strength * store.median_centred_norm),
         training=store.sample(job.reference_rows, job.seed),
-        reference=open_reference(job.ref, job.device, point),
+        reference=None if reference is None else provenance.bound(reference, point),
         context=job.context,
     )
     results = suite.run(
@@ -129,8 +129,8 @@ def entries(trained: Mapping[str, ActivationModel], sigmas: Sequence[float], ode
     return compared
 
 
-def open_reference(ref: str | None, device: str, hook: str) -> ActivationModel | None:
-    """The prior that others were finetuned from, as it is used at a hook point; None if none is named.
+def open_reference(ref: str | None, device: str) -> ActivationModel | None:
+    """The prior that others were finetuned from; None if none is named.
 
     Raises:
         InputError: it cannot be loaded, or has no denoising error.
@@ -139,7 +139,7 @@ def open_reference(ref: str | None, device: str, hook: str) -> ActivationModel |
         return None
     from glp_lens.interface import VelocityField
 
-    ((_, model),) = at_hook(load_models([ref], device), hook).items()
+    ((_, model),) = load_models([ref], device).items()
     if not isinstance(model, VelocityField):
         raise InputError(
             f"--ref must be a prior with a denoising error, a GLP or a Gaussian, got a model of kind {model.kind}"
@@ -147,19 +147,39 @@ def open_reference(ref: str | None, device: str, hook: str) -> ActivationModel |
     return model
 
 
+def task_names(patterns: Sequence[str]) -> list[str]:
+    """The tasks that names and patterns stand for, each once.
+
+    Raises:
+        InputError: one that stands for none.
+    """
+    from glp_lens.evals.detect import tasks as kinds
+    from glp_lens.evals.probing import tasks as datasets
+
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        if pattern in (kinds.SHUFFLED, kinds.STEERED, kinds.CODE):
+            found[pattern] = None
+        elif pattern.startswith(kinds.FAMILY):
+            wanted, own = pattern.removeprefix(kinds.FAMILY), datasets.families()
+            if not (chosen := matching(own, wanted)):
+                raise InputError(f"no family of tasks {wanted!r}: expected one of {', '.join(own)}")
+            found |= dict.fromkeys(kinds.FAMILY + family for family in chosen)
+        else:
+            found |= dict.fromkeys(datasets.names(pattern))
+    return list(found)
+
+
 def open_tasks(
     names: Sequence[str], job: DetectJob, inputs: Inputs, model: lm.Model, hook: str, strength: float
 ) -> list[DetectTask]:
-    """The tasks of these names.
+    """The tasks of these names, as `task_names` gives them.
 
     Normal and odd texts to test come from held-out texts or the official test rows of the datasets, which no model saw
     that was trained on the packaged corpus; what is fitted to a task sees other held-out texts or the train rows.
 
     Args:
         strength: of the push of `steered`, in activation units.
-
-    Raises:
-        InputError: a name that is none.
     """
     from glp_lens.evals.detect import tasks as kinds
     from glp_lens.evals.probing import tasks as datasets
@@ -178,23 +198,14 @@ def open_tasks(
         elif name == kinds.CODE:
             made[name] = _sides(name, _PROSE, _CODE, "News articles are normal, program code is odd.", job)
         elif name.startswith(kinds.FAMILY):
-            families = {known: datasets.family(known) for known in datasets.all_names()}
-            own = sorted(set(families.values()))
-            chosen = matching(own, name.removeprefix(kinds.FAMILY))
-            if not chosen:
-                raise InputError(
-                    f"no family of tasks {name.removeprefix(kinds.FAMILY)!r}: expected one of {', '.join(own)}"
-                )
-            for family in chosen:
-                odd = [known for known in families if families[known] == family]
-                others = [known for known in families if families[known] != family]
-                about = f"Texts of the {len(odd)} datasets of one family are odd, those of all others normal."
-                task = kinds.FAMILY + family
-                made[task] = _sides(task, others, odd, about, job, any_class=True)
+            family = name.removeprefix(kinds.FAMILY)
+            odd = datasets.families()[family]
+            others = [known for known in datasets.all_names() if known not in odd]
+            about = f"Texts of the {counted(len(odd), 'dataset')} of one family are odd, those of all others normal."
+            made[name] = _sides(name, others, odd, about, job, any_class=True)
         else:
-            for known in datasets.names(name):
-                about = f"Class 0 of a dataset is normal, class 1 is odd. {datasets.note(known)}".strip()
-                made[known] = _sides(known, [known], [known], about, job)
+            about = f"Class 0 of a dataset is normal, class 1 is odd. {datasets.note(name)}".strip()
+            made[name] = _sides(name, [name], [name], about, job)
     return list(made.values())
 
 

@@ -30,9 +30,10 @@ TITLE = "Detection"
 CONDITIONS = {
     "norm": Style("norm", "#8c8c8c", "v"),
     "lm": Style("language model's", "#56b4e9", "P"),
-    "diagonal": Style("diagonal", "#b39ddb", "p"),
+    "diagonal": Style("diagonal Mahalanobis", "#b39ddb", "p"),
     "neighbours": Style("nearest neighbours", "#a6611a", "H"),
     "fitted": Style("fitted here:", "#1b7837", "d"),
+    "mahalanobis": Style("Mahalanobis", "#1b7837", "d"),  # as in `fitted mahalanobis`
     "probe": Style("supervised probe", INK, "X"),
 }
 MEAN = Setting(pool="mean")

@@ -16,6 +16,7 @@ from scipy.stats import binomtest
 from tqdm.auto import tqdm
 
 from glp_lens import lm, provenance
+from glp_lens.arguments import checked
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.evals.cache import ResultCache
@@ -97,6 +98,7 @@ class TaskScores:
         return cls(value["about"], mean, quantile, value["token"], value["examples"])
 
 
+@checked
 def run(
     entries: Sequence[Entry],
     data: DetectData,

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from glp_lens import hooks, lm, provenance
 from glp_lens.activations.forward import pack
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.evals.cache import ResultCache
 from glp_lens.evals.entries import Entry, usable
@@ -119,6 +120,7 @@ class _Batch:
         return self.stream[self.usual]
 
 
+@checked
 def run(
     entries: Sequence[Entry],
     data: FidelityData,

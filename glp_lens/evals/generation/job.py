@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glp_lens.defaults import DEFAULT_STEPS
 from glp_lens.errors import InputError
 from glp_lens.evals.generation.settings import GenerationSettings, sampling_options
 from glp_lens.pipeline.inputs import SuiteJob, open_heldout_store, open_training_store
@@ -91,8 +92,9 @@ def entries(trained: Mapping[str, ActivationModel], settings: GenerationSettings
     for label, model in trained.items():
         compared.append(Entry(label, model))
         if model.kind == "glp":
-            for way in settings.sampling:
-                options = sampling_options(way)
+            ways = {tuple(sampling_options(way).items()): way for way in settings.sampling}
+            ways.pop((("steps", DEFAULT_STEPS),), None)  # the default, which is there
+            for options, way in ((dict(each), way) for each, way in ways.items()):
                 name = "fast" if way == "fast" else " ".join(f"{key}={value}" for key, value in options.items())
                 compared.append(Entry(f"{label} {name}", model, options, main=False))
     return compared

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from glp_lens.defaults import DEFAULT_SOLVER
 from glp_lens.errors import InputError
 from glp_lens.evals.settings import SuiteSettings
 from glp_lens.limits import MOST_STEPS
@@ -41,7 +42,7 @@ def sampling_options(way: str) -> Json:
             f"a way of sampling is a number of steps up to {MOST_STEPS}, SOLVER:STEPS such as heun:10, or fast; got "
             f"{way[:80]!r}"
         )
-    if not solver:
+    if solver in ("", DEFAULT_SOLVER):
         return {"steps": int(steps)}
     from glp_lens.flow.solvers import SOLVERS
 
@@ -59,4 +60,5 @@ class GenerationSettings(SuiteSettings):
     samples: int = option(4096, min=20, memory=True)
     """Rows drawn of each sampler, at most half of the held-out ones, which are as many."""
     sampling: tuple[str, ...] = option(("2", "5", "heun:10", "fast"), parse=sampling_way)
-    """Ways of sampling a GLP beside its default of 20 Euler steps: STEPS, SOLVER:STEPS or fast, separated by commas."""
+    """Ways of sampling a GLP beside its default of 20 Euler steps: STEPS, SOLVER:STEPS or fast, separated by commas.
+    The default and repeats add nothing."""

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.evals.cache import ResultCache
 from glp_lens.evals.entries import Entry, usable
@@ -74,6 +75,7 @@ class GenerationData:
     source: Json = field(default_factory=dict)
 
 
+@checked
 def run(
     entries: Sequence[Entry],
     data: GenerationData,

@@ -28,6 +28,7 @@ from glp_lens import activations, lm
 from glp_lens.activations import ActivationStore
 from glp_lens.activations.manifest import MANIFEST, Manifest
 from glp_lens.activations.writer import lock, locked
+from glp_lens.arguments import checked
 from glp_lens.corpus import Document
 from glp_lens.errors import InputError
 from glp_lens.evals.probing.settings import Pooling
@@ -86,6 +87,7 @@ class TaskActivations:
         return cls({"hook": None, "hooks": [source.get("hook")], **source}, read)
 
 
+@checked
 def collect(
     model: lm.Model,
     tasks: Sequence[Task],

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, counted
 from glp_lens.evals.probing.settings import ProbingSettings, TaskSettings
 from glp_lens.pipeline.inputs import ContextSettings, LanguageModelSettings, SuiteJob, at_hook, hook_point
 from glp_lens.settings import Settings, option
@@ -83,6 +83,7 @@ def measure(job: ProbeJob, trained: Mapping[str, ActivationModel], inputs: Input
 
     if job.store is None:
         tasks = open_tasks(job, job.seed)
+        inputs.say(_amount(job, tasks, trained))
         compared, activations = _of_texts(job, trained, tasks, inputs.language_model(job, job.device))
     else:
         task, activations = _of_store(job, job.store)
@@ -93,6 +94,19 @@ def measure(job: ProbeJob, trained: Mapping[str, ActivationModel], inputs: Input
         ProbingSettings.of(job),
         folder=job.out / "scores",
         allow_mismatch=job.allow_mismatch,
+    )
+
+
+def _amount(job: ProbeJob, tasks: Sequence[Task], trained: Mapping[str, ActivationModel]) -> str:
+    """What is about to be read and probed."""
+    families = len({task.family for task in tasks})
+    texts = len({text for task in tasks for text in task.texts})
+    drawn = job.random and not any(model.kind == "random" for model in trained.values())
+    models = len(trained) + job.neurons + drawn
+    return (
+        f"{counted(len(tasks), 'task')} of {counted(families, 'family', 'families')}: {counted(texts, 'text')} to "
+        f"read, but for those in the cache, then {counted(models, 'model')} to probe on each; bars say how long "
+        "either takes"
     )
 
 

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
 from glp_lens.activations import ActivationStore
+from glp_lens.arguments import checked
 from glp_lens.corpus import parse_number
 from glp_lens.corpus.files import read_rows
 from glp_lens.corpus.tables import TABLES, kind_of
@@ -28,6 +29,7 @@ LEAST = {"train": 5, "test": 2}
 _NAME = re.compile(r"\w([\w. -]*[\w-])?", re.ASCII)
 
 
+@checked
 def open_tasks(
     specs: str | Sequence[str] | None = None,
     *,
@@ -66,6 +68,7 @@ def open_tasks(
     return [load(name, **most) for name in bar] + own
 
 
+@checked
 def from_file(
     path: str | Path,
     *,
@@ -129,6 +132,7 @@ def from_file(
     return _checked(build(name, texts, labels, train, test, classes=classes, groups=groups))
 
 
+@checked
 def from_store(
     store: ActivationStore,
     label: str,

@@ -229,10 +229,14 @@ def columns(runs: Sequence[Results], frame: pd.DataFrame, focus: str) -> list[Co
             "Probing",
             "mean AUC of one feature; higher is better",
             {label: value_cell(row) for label, row in rows.items()},
-            f"{count(units)} task families",
+            _families(units),
             "probing",
         )
     ]
+
+
+def _families(n: float) -> str:
+    return f"{count(n)} task {'family' if n == 1 else 'families'}"
 
 
 def verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
@@ -260,7 +264,7 @@ def verdicts(frame: pd.DataFrame, focus: str) -> list[Verdict]:
         means = [number(value_of(frame, model=m, setting=view, metric="auc")) for m in (d.first, d.second)]
         sentence = (
             f"{opening(outcome, *names, 'in reading concepts from one feature')}: mean test AUC {means[0]} against "
-            f"{means[1]}, difference {shown(d)} over {d.n} task families."
+            f"{means[1]}, difference {shown(d)} over {_families(d.n)}."
         )
         notes = []
         if math.isfinite(p):
@@ -346,7 +350,7 @@ def _means(p: _Probing) -> Table:
     """Mean AUC of the compared models in every view, and on how many tasks each is the best."""
     columns = _in_views(p, p.main)
     families = p.auc[(p.auc.setting == p.views[0])].n.max()
-    caption = f"Mean test AUC over {count(families)} task families, with 95% intervals over families."
+    caption = f"Mean test AUC over {_families(families)}, with 95% intervals over families."
     scores = p.by_task(p.views[0]).pivot(index="task", columns="model", values="value").reindex(columns=p.main).dropna()
     if len(scores) > 1 and len(p.main) > 1:
         wins = scores.eq(scores.max(axis=1), axis=0)
@@ -668,7 +672,7 @@ def _notes(p: _Probing) -> list[str]:
     families = {task.get("family") for task in p.tasks.values()} - {None}
     if families:
         notes.append(
-            f"{count(len(p.tasks))} tasks in {count(len(families))} families. Tasks of a family share prompts, so "
+            f"{count(len(p.tasks))} tasks in {_families(len(families))}. Tasks of a family share prompts, so "
             "intervals and p values are over families."
         )
     notes += _size(p)

@@ -19,6 +19,7 @@ import xxhash
 from torch import Tensor, nn
 
 from glp_lens import provenance
+from glp_lens.arguments import checked
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.interface import Decoder, Featurizer
@@ -127,6 +128,7 @@ class DecodingPeer(Peer):
         return self._result(self.model.decode(rows), features)
 
 
+@checked
 def as_sae(
     model: ActivationModel,
     *,
@@ -167,7 +169,7 @@ def as_sae(
         warnings.warn(
             f"this {model.kind} was trained on a language model opened with {', '.join(weights)}, and harnesses open "
             "it without: give them activations of your own",
-            stacklevel=2,
+            stacklevel=3,
         )
     use: Json = {"model_name": name, "hook_name": hook, "hook_layer": int(layer[1])}
     context = trained.get("context")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, counted
 from glp_lens.evals.probing import tasks
 from glp_lens.evals.probing.activations import TaskActivations
 from glp_lens.evals.probing.tasks import SPLITS, Indices, Split, Task
@@ -64,7 +64,7 @@ def read(task: Task, activations: TaskActivations, hook: str | None) -> Rows:
         raise InputError(f"task {task.name!r}: expected finite activations, got NaN or infinity: leave these texts out")
     labels, splits, problems = task.labels[text], {}, []
     if missing:
-        problems.append(f"{task.name}: {len(missing)} of {n} texts have no token and are left out")
+        problems.append(f"{task.name}: left out, as they have no token: {len(missing)} of {counted(n, 'text')}")
     for name in SPLITS:
         try:
             splits[name] = _split(task, name, text, labels)

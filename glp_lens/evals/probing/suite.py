@@ -18,6 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from glp_lens import numerics
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.evals.cache import ResultCache
 from glp_lens.evals.entries import Entry, usable
@@ -53,6 +54,7 @@ class ProbingData:
     device: str = "cpu"
 
 
+@checked
 def run(
     entries: Sequence[Entry],
     data: ProbingData,

@@ -17,8 +17,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from tqdm.auto import tqdm
 
 from glp_lens import corpus
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 
 Indices = NDArray[np.int64]
@@ -122,6 +124,7 @@ def all_names() -> tuple[str, ...]:
     return tuple(sorted(corpus.binary_datasets(), key=lambda name: int(name.split("_", 1)[0])))
 
 
+@checked
 def names(patterns: str | Sequence[str] | None = None) -> list[str]:
     """Task names that match shell patterns, for example `162_agnews_1`, `*agnews*`; `*` or `all` for all of them.
 
@@ -138,9 +141,27 @@ def names(patterns: str | Sequence[str] | None = None) -> list[str]:
         hits = [name for name in known if pattern == "all" or fnmatchcase(name, pattern)]
         if not hits:
             near = (difflib.get_close_matches(pattern, known, n=1, cutoff=0.3) or known[:1])[0]
-            raise InputError(f"no probing task matches {pattern!r}: did you mean {near!r}? '*' is all of them")
+            raise InputError(f"no probing task matches {pattern!r}: did you mean {near!r}? 'glp-lens tasks' lists them")
         matches |= dict.fromkeys(hits)
     return list(matches)
+
+
+def overview(patterns: str | Sequence[str] | None = "all") -> pd.DataFrame:
+    """A row for each task of `names(patterns)`, without its texts.
+
+    Returns:
+        The columns `task`, `family`, `texts` (their number, before any split), `class_0` and `class_1` (what the
+        classes are called), `note` (see `note`), and `default`, whether it is one of `DEFAULT_TASKS`.
+
+    Raises:
+        InputError: a pattern matches nothing, or the data are not installed.
+    """
+    rows = []
+    for name in tqdm(names(patterns), desc="read tasks", unit="task", mininterval=2, delay=2, leave=False):
+        targets = corpus.read_dataset(name)["target"]
+        low, high = map(str, np.unique(targets.to_numpy()))
+        rows.append((name, family(name), len(targets), low, high, note(name), name in DEFAULT_TASKS))
+    return pd.DataFrame(rows, columns=["task", "family", "texts", "class_0", "class_1", "note", "default"])
 
 
 def family(name: str) -> str:
@@ -156,6 +177,14 @@ def family(name: str) -> str:
     return next((title for prefix, title in _FAMILIES.items() if tag.startswith(prefix)), tag)
 
 
+def families() -> dict[str, list[str]]:
+    """The names of the tasks of each family, by the name of the family, in alphabetical order."""
+    found: dict[str, list[str]] = {}
+    for name in all_names():
+        found.setdefault(family(name), []).append(name)
+    return dict(sorted(found.items()))
+
+
 def note(name: str) -> str:
     """A warning where the name of a task of sae-probes misleads, else an empty text."""
     if int(name.split("_", 1)[0]) in _BIGRAMS:
@@ -163,6 +192,7 @@ def note(name: str) -> str:
     return MISNAMED.get(name, "")
 
 
+@checked
 def load(name: str, *, max_train: int | None = None, max_test: int | None = None) -> Task:
     """Read one task with its official split.
 
@@ -192,6 +222,7 @@ def load(name: str, *, max_train: int | None = None, max_test: int | None = None
     )
 
 
+@checked
 def build(
     name: str,
     texts: Sequence[str],

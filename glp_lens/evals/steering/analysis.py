@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.evals.results import Metric, Setting
 from glp_lens.evals.statistics import (
@@ -94,6 +95,7 @@ class _Drawn:
 Drawn = dict[str, _Drawn]
 
 
+@checked
 def analyse(frame: pd.DataFrame, *, seed: int = 0, resamples: int = 2000) -> tuple[list[Metric], Json]:
     """Every metric of the suite, from generations of one experiment and their scores.
 

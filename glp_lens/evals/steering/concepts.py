@@ -10,6 +10,7 @@ import numpy as np
 import xxhash
 
 from glp_lens import corpus
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.evals.steering.settings import ConceptName
 
@@ -87,6 +88,7 @@ class Concept:
     about: str = ""
 
 
+@checked
 def load(name: str, seed: int = 0) -> Concept:
     """One of the packaged concepts (`NAMES`), its texts in a seeded order.
 

@@ -19,8 +19,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from glp_lens import corpus, directions, lm, provenance
+from glp_lens.arguments import checked
 from glp_lens.directions import Direction
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, counted
 from glp_lens.evals.cache import Records, ResultCache
 from glp_lens.evals.entries import Entry, usable
 from glp_lens.evals.results import Results, Setting
@@ -112,6 +113,7 @@ class SteeringData:
         return float((rows - rows.mean(0) if kind == "centred" else rows).norm(dim=1).median())
 
 
+@checked
 def run(
     entries: Sequence[Entry],
     data: SteeringData,
@@ -219,7 +221,7 @@ def run(
         frame = _hosted(frame, hosted, tasks, results)
     for label, own in frame.groupby("method", sort=False):
         if short := int(own.distinct_2.isna().sum()):
-            results.failures.append(f"{label}: {short} texts are under two tokens long, so fluency 0")
+            results.failures.append(f"{label}: fluency 0 for {counted(short, 'text')} under two tokens long")
     _add_judges(judges, fluency, frame, results)
     metrics, extras = analyse(frame, seed=settings.seed)
     results.metrics += metrics

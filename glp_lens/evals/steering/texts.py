@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.evals.results import without_nan
 from glp_lens.evals.steering.settings import UNSTEERED
@@ -36,6 +37,7 @@ SHOWN = {
 """Scores beside each text on the page, where there are any."""
 
 
+@checked
 def write_generations(frame: pd.DataFrame, folder: str | Path) -> Path:
     """Write `generations.parquet`, one row a text, and return its path.
 
@@ -53,6 +55,7 @@ def write_generations(frame: pd.DataFrame, folder: str | Path) -> Path:
     return path
 
 
+@checked
 def read_generations(folder: str | Path) -> pd.DataFrame:
     """Read what `write_generations` wrote, from its folder or the file itself.
 
@@ -80,6 +83,7 @@ def _checked(frame: pd.DataFrame) -> pd.DataFrame:
         raise InputError(f"generations hold what is no number: {error}") from None
 
 
+@checked
 def write_texts_page(frame: pd.DataFrame, folder: str | Path, *, title: str = "Steered texts", note: str = "") -> Path:
     """Write `texts.html`, on which a person reads generations side by side, and return its path.
 

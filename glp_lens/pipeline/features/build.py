@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.features.settings import FeatureSettings
 from glp_lens.pipeline.inputs import (
@@ -70,6 +71,7 @@ class BuildFeaturesJob(FeatureSettings, LanguageModelSettings, ContextSettings, 
             )
 
 
+@checked
 def build_features(
     settings: BuildFeaturesJob,
     *,
@@ -139,7 +141,7 @@ class _Build:
 
     def stages(self) -> list[Stage]:
         """All stages, in order: what they depend on, and what they make."""
-        from glp_lens.features.folder import ABOUT, folder_names
+        from glp_lens.features.folder import ABOUT, Way, folder_names
         from glp_lens.features.passes import STATE
         from glp_lens.features.sample import sample_path
 
@@ -150,9 +152,13 @@ class _Build:
             return tuple(f"{folder}/{name}.parquet" for folder in folders for name in names)
 
         pass_, needs = "statistics", ("statistics",)
+        ways = [
+            f"{folder}/directions-{way.replace(' ', '-')}.safetensors" for folder in folders for way in get_args(Way)
+        ]
+        made = (ABOUT, *folders, *tables("features", "examples"), *sorted(samples), STATE)
         return [
-            Stage(pass_, tuple(self.of_statistics), (), (ABOUT, *folders, *sorted(samples), STATE), self.statistics),
-            Stage("writes", (), needs, tables("writes", "prior"), self.writes),
+            Stage(pass_, tuple(self.of_statistics), (), made, self.statistics),
+            Stage("writes", (), needs, (*tables("writes", "prior"), *ways), self.writes),
             Stage("neighbours", (), (*needs, "writes"), tables("neighbours"), self.neighbours),
             Stage("labels", (), needs, tables("labels"), self.labels),
         ]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from glp_lens.arguments import checked
 from glp_lens.endpoint import EndpointSettings
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, counted
 from glp_lens.pipeline.features.heldout import HeldOutSettings, open_heldout
 from glp_lens.settings import option
 
@@ -53,6 +54,7 @@ class ExplainJob(EndpointSettings, HeldOutSettings):
             raise InputError("features are explained by a hosted model: pass --hosted-url and --hosted-model")
 
 
+@checked
 def explain(
     settings: ExplainJob,
     *,
@@ -179,14 +181,15 @@ def _line(label: str, made: pd.DataFrame) -> str:
     found = []
     for test in TESTS:
         value, low, high, n = bootstrap_mean(made[test])
-        found.append(f"{test} AUROC {value:.2f} [{low:.2f}, {high:.2f}] over {n} features" if n else f"{test}: none")
+        auroc = f"{test} AUROC {value:.2f} [{low:.2f}, {high:.2f}] over {counted(n, 'feature')}"
+        found.append(auroc if n else f"{test}: none")
     return f"{label}: " + "; ".join(found)
 
 
 def _cost(usage: Usage) -> str:
     line = (
-        f"{usage.asked:,} questions asked, {usage.cached:,} answered before: {usage.prompt_tokens:,} tokens sent, "
-        f"{usage.completion_tokens:,} received, cost {usage.cost:.4g}"
+        f"{counted(usage.asked, 'question')} asked, {usage.cached:,} answered before: "
+        f"{counted(usage.prompt_tokens, 'token')} sent, {usage.completion_tokens:,} received, cost {usage.cost:.4g}"
     )
     line += f"; {usage.uncounted:,} without a count of tokens" * (usage.uncounted > 0)
     return line + f"; {usage.unparsable:,} answers lack what was asked for" * (usage.unparsable > 0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.features.folder import Way
 from glp_lens.pipeline.features.inputs import FolderSettings
@@ -57,6 +58,7 @@ class ExportFeaturesJob(FolderSettings, ResultSettings):
             raise InputError(f"--out {self.out} is the folder of features itself: choose another")
 
 
+@checked
 def export_features(settings: ExportFeaturesJob, *, say: Callable[[str], None] = print) -> list[Path]:
     """Write features for other tools: dashboards of SAEDashboard and Neuronpedia, or directions to steer along.
 

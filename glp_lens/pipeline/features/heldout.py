@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from glp_lens.errors import InputError
+from glp_lens.errors import InputError, counted
 from glp_lens.pipeline.features.inputs import FolderModelsSettings, open_models
 from glp_lens.pipeline.inputs import (
     ColumnSettings,
@@ -85,5 +85,5 @@ def open_heldout(
         folder, model, settings.models, settings.device, allow_mismatch=settings.allow_mismatch
     )
     if left_out := len(found) - len(documents):
-        notes.append(f"{left_out} of {len(found)} texts are examples of features: left out")
+        notes.append(f"left out, as examples of features: {left_out} of {counted(len(found), 'text')}")
     return Opened(model, trained, documents, notes)

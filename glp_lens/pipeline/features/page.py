@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from glp_lens.arguments import checked
 from glp_lens.defaults import DEFAULT_PASSAGES
 from glp_lens.pipeline.features.inputs import FolderSettings
 from glp_lens.pipeline.stages import check_output
@@ -30,6 +31,7 @@ class PageFeaturesJob(FolderSettings):
     """Replace the file that is at --out, instead of refusing."""
 
 
+@checked
 def page_features(settings: PageFeaturesJob, *, say: Callable[[str], None] = print) -> Path:
     """Make the page of a folder of features again: one file that opens offline and can be mailed.
 

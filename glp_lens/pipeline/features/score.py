@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from glp_lens.errors import InputError
+from glp_lens.arguments import checked
+from glp_lens.errors import InputError, counted
 from glp_lens.pipeline.features.heldout import HeldOutSettings, open_heldout
 from glp_lens.pipeline.inputs import ResultSettings
 from glp_lens.settings import option
@@ -49,6 +50,7 @@ class ScoreFeaturesJob(HeldOutSettings, ResultSettings):
             raise InputError(f"--passage must be under --context, {self.context}: BOS is no part of it")
 
 
+@checked
 def score_features(
     settings: ScoreFeaturesJob,
     *,
@@ -129,6 +131,6 @@ def _lines(results: Results) -> list[str]:
             lines.append(
                 f"{label:12} {among:6} AUC {auc.value:.3f} [{auc.ci_low:.3f}, {auc.ci_high:.3f}], of exchanged labels "
                 f"{chance:.3f}; {overlap:.0%} of tokens in labels of both halves; correlation over noise {seeds:.3f} "
-                f"({auc.setting.get('features')} features)"
+                f"({counted(int(auc.setting.number('features')), 'feature')})"
             )
     return lines

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from glp_lens.arguments import checked
 from glp_lens.defaults import DEFAULT_DEVICE
 from glp_lens.pipeline.features.inputs import FolderModelsSettings, open_models
 from glp_lens.pipeline.inputs import ContextSettings, OpeningSettings, open_language_model
@@ -32,6 +33,7 @@ class ServeFeaturesJob(FolderModelsSettings, OpeningSettings, ContextSettings):
     """Port to listen at, on 127.0.0.1 only; 0 takes a free one."""
 
 
+@checked
 def serve_features(
     settings: ServeFeaturesJob,
     *,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.pipeline.features.inputs import FolderSettings
 from glp_lens.settings import option
@@ -29,6 +30,7 @@ class ShowFeaturesJob(FolderSettings):
             raise InputError("features show needs the name of a feature, for example 3:1024")
 
 
+@checked
 def show_features(settings: ShowFeaturesJob) -> list[FeatureView]:
     """Show features: what each is active on, what it writes, which others are like it.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.features.folder import Way
 from glp_lens.pipeline.features.inputs import FolderSettings, check_language_model
@@ -48,6 +49,7 @@ class SteerFeaturesJob(FolderSettings, OpeningSettings, RunSettings):
             raise InputError("features steer needs strengths other than 0: the unsteered text is always there")
 
 
+@checked
 def steer_features(
     settings: SteerFeaturesJob, *, model: lm.Model | None = None, say: Callable[[str], None] = print
 ) -> dict[str, pd.DataFrame]:

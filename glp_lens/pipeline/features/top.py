@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from glp_lens.arguments import checked
+from glp_lens.errors import counted
 from glp_lens.pipeline.features.inputs import FolderModelsSettings, open_models
 from glp_lens.pipeline.inputs import ContextSettings, OpeningSettings, RunSettings, open_language_model
 from glp_lens.settings import option
@@ -32,6 +34,7 @@ class TopFeaturesJob(FolderModelsSettings, OpeningSettings, ContextSettings, Run
     """Use other models or another language model than the features were built with."""
 
 
+@checked
 def top_features(
     settings: TopFeaturesJob, *, model: lm.Model | None = None, say: Callable[[str], None] = print
 ) -> pd.DataFrame:
@@ -63,10 +66,10 @@ def top_features(
     limits = norm_limits((hooks[label], each) for label, each in trained.items())
     reading = read(model, settings.text, list(hooks.values()), settings.context, limits)
     if reading.cut:
-        notes.append(f"the text has {reading.cut} tokens more than --context has room for: they are left out")
+        notes.append(f"left out: {counted(reading.cut, 'token')} for which --context has no room")
     massive = max(len(reading.tokens) - len(sample) for sample in reading.at.values())
     if massive:
-        notes.append(f"{massive} tokens have massive activations, and are left out")
+        notes.append(f"left out: {counted(massive, 'token')} of massive activations")
     for note in notes:
         say(f"note: {note}")
     return top(folder, trained, reading, k=settings.top)
