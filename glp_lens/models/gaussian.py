@@ -208,7 +208,9 @@ class Gaussian(ActivationModel, Featurizer, Reconstructor, Projector, Sampler, S
         return cls(tensors["mean"], tensors["std"], tensors["eigenvalues"], eigenvectors)
 
 
-def _second_moment(store: ActivationStore, mean: Tensor, std: Tensor, rows: int, seed: int) -> Tensor:
+def _second_moment(
+    store: ActivationStore | ActivationStream, mean: Tensor, std: Tensor, rows: int, seed: int
+) -> Tensor:
     """Covariance `(d_in, d_in)` of standardised rows about the store's mean, float64, read block by block."""
     total = torch.zeros(store.d_in, store.d_in, dtype=torch.float64)
     left = rows

@@ -80,7 +80,7 @@ class SAE(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Scorer
                 autoencoder of whole rows at one hook point: a transcoder, one of a single head, one that encodes whole
                 sequences.
         """
-        if not isinstance(sae, torch.nn.Module) or not hasattr(sae, "cfg"):
+        if not all(hasattr(sae, name) for name in ("cfg", "encode", "W_dec")):
             raise InputError(f"sae must be a sae_lens.SAE, got a {type(sae).__name__}: SAE.from_sae_lens opens one")
         sae_metadata.check(sae.cfg)
         self.sae = self._own(sae).eval()

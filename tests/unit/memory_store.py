@@ -11,7 +11,7 @@ from glp_lens.types import Json
 
 
 class MemoryStore:
-    __class__ = ActivationStore  # as isinstance sees it
+    __class__ = ActivationStore  # type: ignore[assignment]  # as isinstance sees it
 
     def __init__(self, x: Tensor, hook: str = "blocks.1.hook_resid_post") -> None:
         self.x, self.hook, self.d_in, self.dtype = x.float(), hook, x.shape[1], "float32"
