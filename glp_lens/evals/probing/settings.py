@@ -37,7 +37,7 @@ class TaskSettings(Settings):
     panel: ClassVar[str] = "Tasks"
 
     tasks: tuple[str, ...] = ()
-    """Names or patterns of sae-probes' 113 tasks ('162_agnews_1,8*'; 'glp-lens tasks' lists them), 'all' of them, or
+    """Names or patterns of sae-probes' 113 tasks ('162_agnews_1,8*', of 'glp-lens tasks'), 'all' of them, or
     your own csv, tsv, jsonl, json or parquet files. By default one task from each of many families."""
     text_column: str = "text"
     """Column of the texts in your own files."""
