@@ -13,7 +13,7 @@ import pandas as pd
 
 from glp_lens.errors import InputError
 from glp_lens.evals.results import Results, Setting
-from glp_lens.scaling.cells import read_cells, read_utilities
+from glp_lens.scaling.cells import BAND, read_cells, read_utilities
 from glp_lens.scaling.correlations import rank_correlation
 from glp_lens.scaling.fits import DECADES, LEAST, Fit, bought, fit, frontier
 from glp_lens.scaling.leads import leads
@@ -30,6 +30,10 @@ _AGAINST = {"glp": ("loss", "flops"), "sae": ("flops",), "pca": ("rank",)}
 """What utilities are set against, by kind: all ranks of PCA cost the same."""
 _LEAST_CELLS = 5
 """Cells of which a rank correlation is told."""
+_LEAST_SIZES = 3
+"""Sizes on a frontier from which on its law has an interval."""
+_LOST = 0.02
+"""Loss in a tenth of the noise levels above that of another seed, from which on it is told."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ def analysis(cells: pd.DataFrame, measured: pd.DataFrame) -> Analysis:
     )
     groups = _groups(priors)
     _add_losses(results, priors, groups, bound)
+    results.failures += _broken(priors)
     laws = {name: law for name, own in _parts(priors, groups) if (law := _add_fits(results, name, own)) is not None}
     _add_held_out(results, priors, groups)
     if (law := laws.get(FRONTIER)) is not None:
@@ -145,8 +150,13 @@ def _parts(priors: pd.DataFrame, groups: pd.DataFrame) -> Iterator[tuple[str, pd
 
 
 def _law(name: str, own: pd.DataFrame, floor: float | None = None) -> Fit:
-    """The law of some cells; that of the frontier resamples sizes, as all seeds of a size may lie off it together."""
-    by = own["size"] if name == FRONTIER and own["size"].nunique() > 1 else own.trunk
+    """The law of some cells; that of the frontier resamples sizes, as all seeds of a size may lie off it together.
+
+    One or two sizes give it no interval: one of two could be off by anything.
+    """
+    by = own.trunk
+    if name == FRONTIER:
+        by = own["size"] if own["size"].nunique() >= _LEAST_SIZES else pd.Series(FRONTIER, index=own.index)
     return fit(own.flops, own.loss, by, floor=floor)
 
 
@@ -167,6 +177,25 @@ def _add_losses(results: Results, priors: pd.DataFrame, groups: pd.DataFrame, bo
     if degrees := int((spread["size"] - 1).sum()):
         variance = float((spread["var"] * (spread["size"] - 1)).sum()) / degrees
         results.add("glp", HELD_OUT, "", "loss_seed_sd", np.sqrt(variance), n=degrees)
+
+
+def _broken(priors: pd.DataFrame) -> list[str]:
+    """Trainings that lost some noise levels: their loss there is far above that of another seed.
+
+    Seeds of a cell differ by less than .012 in a tenth of the noise levels. In a training that has lost some, a few
+    neighbouring timesteps have another time embedding than those around them, and the loss jumps between them.
+    """
+    told = []
+    for _, own in priors.groupby(["size", "rows"], sort=False):
+        for band in (name for name in own if str(name).startswith(BAND)):
+            best = own[band].min()
+            for cell, loss in zip(own.cell, own[band], strict=True):
+                if loss - best > _LOST:
+                    told.append(
+                        f"{cell}: its loss at noise levels {str(band).removeprefix(BAND)} is {loss:.3f}, that of "
+                        f"another seed {best:.3f}: this training lost some of them, and its numbers speak of no other"
+                    )
+    return told
 
 
 def _add_fits(results: Results, name: str, own: pd.DataFrame) -> Fit | None:

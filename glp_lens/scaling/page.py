@@ -59,17 +59,23 @@ def _headline(found: Analysis, frame: pd.DataFrame) -> str:
     if (law := found.laws.get(FRONTIER)) is not None:
         alpha = law.exponent
         parts.append(
-            f"Along the frontier the loss above its floor falls as compute to the power of {number(-alpha.value)} "
-            f"{interval(-alpha.ci_high, -alpha.ci_low)}, over {number(law.decades, 1)} powers of ten."
+            "Along the frontier the loss above its floor falls as compute to the power of "
+            f"{_with_interval(-alpha.value, -alpha.ci_high, -alpha.ci_low)}, over {number(law.decades, 1)} "
+            "powers of ten."
         )
     predicted = find_row(frame, setting=_LARGEST, metric="loss_predicted")
     measured = find_row(frame, setting=_LARGEST, metric="loss_measured")
     if predicted is not None and measured is not None:
         parts.append(
-            f"A fit without the largest cell foretells {number(predicted.value)} "
-            f"{interval(predicted.ci_low, predicted.ci_high)} for it; it has {number(measured.value)}."
+            "A fit without the largest cell foretells "
+            f"{_with_interval(predicted.value, predicted.ci_low, predicted.ci_high)} for it; it has "
+            f"{number(measured.value)}."
         )
     return " ".join(parts)
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    return f"{number(value)} {interval(low, high)}".rstrip()
 
 
 def _overview(found: Analysis, frame: pd.DataFrame, judged: Sequence[Verdict]) -> Overview | None:
@@ -116,12 +122,12 @@ def _loss(found: Analysis, frame: pd.DataFrame) -> Section:
         "Compute of a branch is that of the whole training it equals. Losses are those of the same held-out rows with "
         "the same noise. Sizes are width x blocks.",
         "L = E + A C^-alpha, by Huber's loss on the residuals of log L; intervals by a wild bootstrap that keeps what "
-        "the cells of a size and seed share. The frontier is the lower convex hull in the log-log plot of the means "
-        "over seeds. They tell what other seeds of these sizes would do: that a few sizes stand for all, and that the "
-        "law goes on, they take as given.",
+        "the cells of a size and seed share, on the frontier those of a size. The frontier is the lower convex hull in "
+        "the log-log plot of the means over seeds. That the law goes on, intervals take as given.",
         "The largest budget of a size is foretold from smaller budgets of the same seeds, which is easier than to "
         "foretell another training; that of the frontier without the largest size is not.",
-        "What rests on one training, of one size and seed, has no interval: train more seeds.",
+        "What rests on one training, of one size and seed, has no interval: train more seeds. Nor has a frontier of "
+        "one or two sizes: train more sizes.",
         f"An irreducible loss E is told only of fits over at least {DECADES:g} powers of ten of compute.",
     ]
     seed = find_row(own, metric="loss_seed_sd")

@@ -1,5 +1,6 @@
 """What is read off the tables of a scaling run, where the laws behind them are known."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -193,6 +194,24 @@ def test_one_trunk_alone_has_no_intervals_and_what_costs_more_is_not_said_to_cos
     assert ">no</" not in page  # nor does the table say so
     assert "against sae-4608-r8000000-s0, the cheapest, which costs more, difference" in page
     assert "against pca-576, the best that costs no more, difference" in page
+
+
+def test_a_training_that_lost_some_noise_levels_is_told(tmp_path):
+    made = tables.cells(np.random.default_rng(0))
+    odd = next(cell.cell for cell in reversed(made) if cell.cell.startswith("glp-w192x3-r"))
+    made = [
+        dataclasses.replace(
+            cell, bands={"0.0-0.1": 1.2 + 0.009 * cell.seed, "0.1-0.2": 1.43 if cell.cell == odd else 1.3}
+        )
+        if cell.kind == "glp"
+        else cell
+        for cell in made
+    ]
+    write_cells(tmp_path, made)
+    write_utilities(tmp_path, tables.utilities(made, np.random.default_rng(0)))
+    told = [line for line in analyse(tmp_path, say=lambda line: None).failures if "noise levels" in line]
+    assert len(told) == 1
+    assert told[0].startswith(f"{odd}: its loss at noise levels 0.1-0.2 is 1.430, that of another seed 1.300")
 
 
 def test_a_run_without_losses_is_refused_in_one_line(tmp_path):
