@@ -52,7 +52,7 @@ def parameters(notebook: NotebookNode) -> tuple[int, dict[str, Any]]:
 
 def _changed(notebook: NotebookNode, changes: Mapping[str, Any]) -> NotebookNode:
     """A copy without outputs, and with other values of some parameters."""
-    copy = nbformat.from_dict(notebook)
+    copy: NotebookNode = nbformat.from_dict(notebook)
     index, known = parameters(copy)
     if unknown := set(changes) - set(known):
         raise ValueError(f"no parameters of the notebook: {', '.join(sorted(unknown))}")
