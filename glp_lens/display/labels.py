@@ -102,6 +102,11 @@ def interval(low: float, high: float, digits: int = 3, *, sign: bool = False) ->
     return f"[{write(low, digits)}, {write(high, digits)}]"
 
 
+def with_interval(value: float, low: float, high: float, digits: int = 3) -> str:
+    """`value [low, high]`, or the value alone if there is no interval."""
+    return f"{number(value, digits)} {interval(low, high, digits)}".rstrip()
+
+
 def p_value(value: float | None) -> str:
     """A p value with three decimals, or that it is smaller than they can show."""
     return "< 0.001" if value is not None and value < 0.001 else number(value)

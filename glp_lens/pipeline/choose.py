@@ -45,7 +45,7 @@ def choose(settings: ChooseJob, *, say: Callable[[str], None] = print) -> list[C
     Raises:
         InputError: no scaling run, or one of too few budgets.
     """
-    from glp_lens.display.labels import count, duration, interval, number
+    from glp_lens.display.labels import count, duration, interval, number, with_interval
     from glp_lens.scaling.cells import read_cells
     from glp_lens.scaling.choosing import choose as choose_from
 
@@ -57,7 +57,7 @@ def choose(settings: ChooseJob, *, say: Callable[[str], None] = print) -> list[C
         ends = interval(*each.loss[1:3]) or "(no interval, trained once)"
         loss = f"loss {number(each.loss.value)} {ends}"
         if each.below is not None:
-            percent = f"{number(each.below.value, 1)} {interval(*each.below[1:3], 1)}".strip()
+            percent = with_interval(*each.below[:3], 1)
             loss += f", per cent below the best Gaussian: {percent}"
         if each.reach > 1:
             loss += f"; extrapolated, {number(each.reach, 1)} times the most rows of the run"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from glp_lens.display.labels import count, display, family, interval, number
+from glp_lens.display.labels import count, display, family, with_interval
 from glp_lens.evals.registry import SUITES
 from glp_lens.evals.results import Results, Setting, structured_frame
 
@@ -137,6 +137,6 @@ def _cells(own: pd.DataFrame, shown: _Number) -> dict[str, str]:
         if not isfinite(row.value):
             continue
         place = ", ".join([display(row.model), *([row.task] if row.task not in (MEAN, "heldout") else [])])
-        text = f"{number(row.value, shown.digits)} {interval(row.ci_low, row.ci_high, shown.digits)}".strip()
+        text = with_interval(row.value, row.ci_low, row.ci_high, shown.digits)
         cells[" ".join(place.replace("|", "/").split())] = text + (f" (n = {count(row.n)})" if row.n else "")
     return cells

@@ -12,7 +12,7 @@ import pandas as pd
 
 from glp_lens.display.comparisons import Difference, Verdict, judge, opening, shown
 from glp_lens.display.elements import Cell, Section, Table, find_row, table_of, value_cell
-from glp_lens.display.labels import DASH, count, display, flops, interval, number, rounded
+from glp_lens.display.labels import DASH, count, display, flops, interval, number, rounded, with_interval
 from glp_lens.display.overview import Column, Overview, make_overview
 from glp_lens.evals.results import Setting, structured_frame
 from glp_lens.report.html import write_page as write
@@ -60,7 +60,7 @@ def _headline(found: Analysis, frame: pd.DataFrame) -> str:
         alpha = law.exponent
         parts.append(
             "Along the frontier the loss above its floor falls as compute to the power of "
-            f"{_with_interval(-alpha.value, -alpha.ci_high, -alpha.ci_low)}, over {number(law.decades, 1)} "
+            f"{with_interval(-alpha.value, -alpha.ci_high, -alpha.ci_low)}, over {number(law.decades, 1)} "
             "powers of ten."
         )
     predicted = find_row(frame, setting=_LARGEST, metric="loss_predicted")
@@ -68,14 +68,10 @@ def _headline(found: Analysis, frame: pd.DataFrame) -> str:
     if predicted is not None and measured is not None:
         parts.append(
             "A fit without the largest cell foretells "
-            f"{_with_interval(predicted.value, predicted.ci_low, predicted.ci_high)} for it; it has "
+            f"{with_interval(predicted.value, predicted.ci_low, predicted.ci_high)} for it; it has "
             f"{number(measured.value)}."
         )
     return " ".join(parts)
-
-
-def _with_interval(value: float, low: float, high: float) -> str:
-    return f"{number(value)} {interval(low, high)}".rstrip()
 
 
 def _overview(found: Analysis, frame: pd.DataFrame, judged: Sequence[Verdict]) -> Overview | None:

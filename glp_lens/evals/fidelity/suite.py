@@ -258,14 +258,15 @@ class _Measured:
     def join(cls, parts: Sequence[_Measured]) -> _Measured:
         """All batches, in the order of the documents."""
         labels = parts[0].lost
-        by_token = np.argsort(np.concatenate([part.token_owners for part in parts]), kind="stable")
-        by_row = np.argsort(np.concatenate([part.row_owners for part in parts]), kind="stable")
+        token_owners = np.concatenate([part.token_owners for part in parts])
+        row_owners = np.concatenate([part.row_owners for part in parts])
+        by_token, by_row = (np.argsort(owners, kind="stable") for owners in (token_owners, row_owners))
         return cls(
             sum(part.massive for part in parts),
             np.concatenate([part.clean for part in parts])[by_token],
             np.concatenate([part.spread for part in parts])[by_row],
-            np.concatenate([part.token_owners for part in parts])[by_token],
-            np.concatenate([part.row_owners for part in parts])[by_row],
+            token_owners[by_token],
+            row_owners[by_row],
             {label: np.concatenate([part.lost[label] for part in parts])[by_token] for label in labels},
             {label: np.concatenate([part.error[label] for part in parts])[by_row] for label in labels},
         )
