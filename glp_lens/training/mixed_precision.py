@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from torch.optim import AdamW
-from torch.optim.adamw import adamw
 
-_PIECE = 2**19
-"""Elements that are updated at once."""
+_PIECE = 2**17
+"""Elements that are updated at once: all that is read and written of them fits a core's cache."""
 _ALIGN = 64
 """Each weight begins at a multiple of so many elements."""
 
@@ -37,6 +36,7 @@ class _Working:
 
     def add_product(self, a: Tensor, b: Tensor) -> None:
         """Add `a @ b` to the gradient."""
+        a = a.contiguous()  # where tiles are multiplied (AMX), half of a transposed product's time is reading it
         if self.has_grad:
             self.grad.addmm_(a, b)
         else:
@@ -165,7 +165,7 @@ class MixedAdamW(AdamW):
         for working in self._working:
             if not working.has_grad:
                 working.grad.zero_()
-        self._norm = torch.stack([torch.linalg.vector_norm(grad) for _, grad in self._pieces()]).norm()
+        self._norm = torch.stack([torch.dot(grad, grad) for _, grad in self._pieces()]).sum().sqrt()
         return self._norm
 
     @torch.no_grad()
@@ -173,18 +173,18 @@ class MixedAdamW(AdamW):
         """Update the weights by the clipped gradient."""
         (group,) = self.param_groups
         scale = (self._norm / self._clip + 1e-6 / self._clip).clamp(min=1.0)
-        count = next(iter(self.state.values()))["step"].clone()
+        for state in self.state.values():
+            state["step"] += 1
+        count = next(iter(self.state.values()))["step"]
         for at, grad in self._pieces():
             weights = self._weights[at]
-            adamw(
-                [weights], [grad], [self._mean[at]], [self._square[at]], [], [count.clone()],
-                fused=True, grad_scale=scale, amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1],
+            torch._fused_adamw_(  # what torch.optim calls, whose own work for each piece takes as long as the update
+                [weights], [grad], [self._mean[at]], [self._square[at]], [], [count],
+                grad_scale=scale, amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1],
                 lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
             )  # fmt: skip
             if at.stop <= self._split:
                 self._copies[at].copy_(weights)
-        for state in self.state.values():
-            state["step"] += 1
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients."""
