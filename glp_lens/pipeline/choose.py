@@ -46,6 +46,7 @@ def choose(settings: ChooseJob, *, say: Callable[[str], None] = print) -> list[C
         InputError: no scaling run, or one of too few budgets.
     """
     from glp_lens.display.labels import count, duration, interval, number, with_interval
+    from glp_lens.errors import counted
     from glp_lens.scaling.cells import read_cells
     from glp_lens.scaling.choosing import choose as choose_from
 
@@ -62,7 +63,7 @@ def choose(settings: ChooseJob, *, say: Callable[[str], None] = print) -> list[C
         if each.reach > 1:
             loss += f"; extrapolated, {number(each.reach, 1)} times the most rows of the run"
         say(
-            f"width {each.d_model}, {each.n_layers} blocks of {each.d_mlp}: {count(each.rows)} rows "
+            f"width {each.d_model}, {counted(each.n_layers, 'block')} of {each.d_mlp}: {count(each.rows)} rows "
             f"({number(each.passes, 1)} passes) in {duration(each.seconds)}: {loss}"
         )
     best = choices[0]

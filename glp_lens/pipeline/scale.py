@@ -56,7 +56,8 @@ class ScaleJob(
     texts_column: str = option("text", panel="Data")
     """Column of the text, or of chat messages, in the files of --texts."""
     suites: tuple[str, ...] = option(COMPARED, panel="Tasks")
-    """Suites to run on every model: density, probing, steering, fidelity, detect, generation, separated by commas."""
+    """Suites to run on every model: density, probing, steering, fidelity, detect, generation, separated by commas, or
+    'none', which leaves the losses."""
     out: Path = option(Path("runs/scale"), panel="Run")
     """Folder for the output."""
     jobs: int = option(1, min=1, panel="Run")
@@ -73,7 +74,9 @@ class ScaleJob(
     """Redo cells that were made with other settings, instead of refusing."""
 
     def __post_init__(self) -> None:
-        """Refuse what does not go together."""
+        """Refuse what does not go together; 'none' is no suite at all."""
+        if self.suites in ("none", ("none",), ["none"]):
+            object.__setattr__(self, "suites", ())
         super().__post_init__()
         known = [suite.name for suite in SUITES]
         if len({*self.suites}) < len(self.suites) or not {*self.suites} <= {*known}:

@@ -13,7 +13,7 @@ from glp_lens.errors import InputError
 from glp_lens.evals.registry import SUITES, Suite
 from glp_lens.pipeline.inputs import ColumnSettings, LanguageModelSettings, SuiteJob, open_language_model
 from glp_lens.pipeline.scale import ScaleJob
-from glp_lens.pipeline.stages import MARK, Stage, run_stages, stage_states
+from glp_lens.pipeline.stages import MARK, Stage, run_stages, settings_made_with, stage_states
 from glp_lens.pipeline.suites import run_suite
 from glp_lens.scaling.grid import Unit, planned, units
 from glp_lens.settings import options
@@ -80,8 +80,24 @@ class Run:
 
         check_device(self.settings.device)
         _ = self.heldout
+        self._check_warmup()
         for suite in self.suites:
             self.files |= suite.job.check(self.settings)
+
+    def _check_warmup(self) -> None:
+        """Refuse a warmup that differs from that of the priors in the folder only because the smallest budget does."""
+        from glp_lens.scaling.cells import CELL_FOLDERS
+
+        rise = self.settings.rise
+        if self.settings.warmup_rows or self.settings.overwrite:
+            return
+        for path in sorted((self.out / CELL_FOLDERS).glob("glp-*/cell.json")):
+            there = settings_made_with(path.parent.name, self.out).get("warmup_rows", rise)
+            if there != rise:
+                raise InputError(
+                    f"learning rates of the priors in {self.out} rise over {there} rows, and here over {rise}, a tenth "
+                    f"of the smallest budget: pass --warmup-rows {there} to train alike, or another --out"
+                )
 
     def suites_of(self, cell: Cell) -> list[Suite]:
         """The suites that measure a cell's kind of model."""

@@ -261,6 +261,17 @@ def run_stages(
         say(f"{head}: done in {seconds:.0f} s")
 
 
+def settings_made_with(name: str, folder: Path) -> Json:
+    """The settings that a stage was begun with, as far as its output depends on them; empty if it never was.
+
+    Raises:
+        InputError: a damaged mark.
+    """
+    path = folder / "stages" / f"{name}.json"
+    settings: Json = _read(path).get("settings", {}) if path.exists() else {}
+    return settings
+
+
 def stage_seconds(folder: Path) -> dict[str, float]:
     """Wall-clock seconds of each finished stage."""
     marks = {path.stem: _read(path) for path in sorted((folder / "stages").glob("*.json"))}

@@ -35,8 +35,8 @@ def overview(found: Analysis) -> Plot:
 
     caption = (
         "Above: held-out flow-matching loss of every training against its compute. Points of one size are joined; the "
-        "line is the fit to the frontier with its 95% interval, dashed beyond the cells, and the horizontal line the "
-        "least loss of any Gaussian."
+        f"line is the fit to the frontier{' with its 95% interval' if _has_interval(found) else ''}, dashed beyond "
+        "the cells, and the horizontal line the least loss of any Gaussian."
     )
     if rows:
         caption += (
@@ -73,7 +73,8 @@ def _losses(figure: Any, found: Analysis) -> None:
         inside = flops <= found.laws["frontier"].highest
         near = flops <= 10 * found.laws["frontier"].highest  # as far as a picture should promise
         axes.fill_between(flops[near], low[near], high[near], color=INK, alpha=0.14, linewidth=0)
-        axes.plot(flops[inside], loss[inside], color=INK, linewidth=1.4, label="fit to the frontier, 95% interval")
+        label = "fit to the frontier" + (", 95% interval" if _has_interval(found) else "")
+        axes.plot(flops[inside], loss[inside], color=INK, linewidth=1.4, label=label)
         axes.plot(flops[near & ~inside], loss[near & ~inside], color=INK, linewidth=1.4, linestyle=_DASHES)
     if found.gaussian_loss is not None:
         axes.axhline(
@@ -83,6 +84,12 @@ def _losses(figure: Any, found: Analysis) -> None:
     axes.set_xlabel("FLOPs of the training")
     axes.set_ylabel("held-out loss a dimension")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3)
+
+
+def _has_interval(found: Analysis) -> bool:
+    """Whether the fit to the frontier has one, for which a frontier of several sizes is needed."""
+    curve = found.results.extras["curves"].get("frontier")
+    return curve is not None and bool(np.isfinite(np.array([curve["low"], curve["high"]], dtype=float)).any())
 
 
 def _sizes(found: Analysis) -> list[tuple[str, float, str]]:

@@ -244,6 +244,17 @@ def test_a_cell_is_the_prior_that_its_settings_train(run, work):
     assert torch.equal(glp.sample(3, noise=torch.ones(3, 24)), saved.sample(3, noise=torch.ones(3, 24)))
 
 
+def test_a_smaller_budget_is_not_trained_with_another_warmup_unasked(work, tmp_path):
+    job = settings(work, tmp_path / "out", warmup_rows=None, suites=("none",), **FEW)
+    go(job)
+    smaller = dataclasses.replace(job, rows=(320, 640))
+    with pytest.raises(InputError, match=r"rise over 64 rows, and here over 32.*--warmup-rows 64"):
+        go(smaller)
+    said = go(dataclasses.replace(smaller, warmup_rows=64))
+    assert not any("left out" in line for line in said)
+    assert {"glp-w12x2-r320-s0", SHORT} <= set(read_cells(job.out).cell)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
