@@ -44,6 +44,9 @@ class TrainConfig:
             for the share.
         hold: share of the rest in which it stays at its peak.
         decay: how it falls after that, as a `cosine` or on a `linear` slope.
+        embed_rows: rows after which the learning rate of the noise level's embedding is, beside its schedule, as small
+            as one over the rows seen; 0 for that of all else. At the full rate its hidden units stop to respond one
+            after the other.
         beta2: decay of AdamW's average of squared gradients.
         clip: largest norm of the gradient.
         sigmas: how noise levels are drawn; `stratified` covers each batch evenly, with four rows to a level.
@@ -80,6 +83,7 @@ class TrainConfig:
     warmup_rows: int = 0
     hold: float = 0.0
     decay: Literal["cosine", "linear"] = "cosine"
+    embed_rows: int = 0
     beta2: float = 0.999
     clip: float = 1.0
     sigmas: Literal["uniform", "stratified"] = "uniform"
@@ -95,7 +99,7 @@ class TrainConfig:
             raise InputError(f"training needs at least one whole batch: rows={self.rows}, batch_size={self.batch_size}")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise InputError(f"lr must be a positive number, got {self.lr}")
-        for name, least in (("seed", 0), ("accumulate", 1), ("lr_width", 0), ("warmup_rows", 0)):
+        for name, least in (("seed", 0), ("accumulate", 1), ("lr_width", 0), ("warmup_rows", 0), ("embed_rows", 0)):
             if not least <= (number := getattr(self, name)) <= LARGEST_SEED:
                 raise InputError(f"{name} must be between {least} and {LARGEST_SEED}, got {number}")
         if not (self.clip > 0):
@@ -150,6 +154,10 @@ class TrainConfig:
         height = 1 - share if self.decay == "linear" else (1 + math.cos(math.pi * share)) / 2
         return self.lr * (self.lr_end + (1 - self.lr_end) * height)
 
+    def embed_share(self, step: int) -> float:
+        """Learning rate of the noise level's embedding in step `step` (0-based), as a share of that of all else."""
+        return min(1.0, self.embed_rows / ((step + 1) * self.batch_size)) if self.embed_rows else 1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
@@ -201,7 +209,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "small": {"batch_size": 512, "lr": 2e-3, "sigmas": "stratified"},
     "fast": {
         "batch_size": 256, "lr": 2e-3, "lr_width": 576, "lr_end": 0.0, "warmup": 0.1, "hold": 0.6, "decay": "linear",
-        "beta2": 0.95, "sigmas": "stratified", "init": "tied",
+        "embed_rows": 102_400, "beta2": 0.95, "sigmas": "stratified", "init": "tied",
     },
 }  # fmt: skip
 """Recipes by name, as departures from the paper's: `fast` reached a given loss after the fewest rows of all recipes

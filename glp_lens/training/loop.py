@@ -22,7 +22,7 @@ from glp_lens.training import checkpoint, distributed
 from glp_lens.training.config import FREE, RunOptions, TrainConfig
 from glp_lens.training.mixed_precision import MixedAdamW
 from glp_lens.training.objective import Batch, Noise, draw_noise, flow_matching_loss, validation_loss
-from glp_lens.training.optim import Average, optimizers
+from glp_lens.training.optim import Average, optimizers, set_rates
 from glp_lens.types import Json
 
 Feed = Callable[[int], Iterator[Batch]]
@@ -225,8 +225,7 @@ class _Trainer:
         # Where the check costs nothing, a bad gradient does not reach the weights.
         if not self.always_look or bool(norm.isfinite()):
             for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = self.config.lr_at(step)
+                set_rates(optimizer, self.config, step)
                 optimizer.step()
         self._forget_gradients()
         if self.average:

@@ -8,7 +8,7 @@ numbers are those of autocast and fused AdamW, but for the order of sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -106,21 +106,28 @@ class MixedAdamW(AdamW):
     Its state is that of `torch.optim.AdamW`, parameter by parameter.
     """
 
-    def __init__(self, module: nn.Module, *, clip: float, **options: Any) -> None:
+    def __init__(self, module: nn.Module, apart: Sequence[nn.Parameter] = (), *, clip: float, **options: Any) -> None:
         """Put all weights of the module into one piece of memory; `release` gives each its own again.
 
         Args:
             module: what is trained, in one process, on the CPU; its products are in layers of the class `Linear`.
+            apart: parameters of such layers that form a second group, with a learning rate of its own.
             clip: largest norm of the gradient.
             options: those of `AdamW`.
         """
         self._layers = [layer for layer in module.modules() if isinstance(layer, Linear)]
+        slow = {id(p) for p in apart}
         inner = [p for layer in self._layers for p in layer.parameters()]
+        first, second = [p for p in inner if id(p) not in slow], [p for p in inner if id(p) in slow]
+        inner = [*first, *second]
         self._others = [p for p in module.parameters() if all(p is not q for q in inner)]
-        super().__init__([*inner, *self._others], fused=True, **options)
+        groups = [{"params": [*first, *self._others]}, {"params": second}]
+        super().__init__(groups[: 1 + bool(second)], fused=True, **options)
         self._clip, self._norm = clip, torch.ones((), dtype=torch.float32)
         places, self._split = _placed(inner, 0)
         other_places, size = _placed(self._others, self._split)
+        apart_from = places[len(first)].start if second else self._split
+        self._parts = ((0, apart_from, 0), (apart_from, self._split, 1), (self._split, size, 0))
         self._weights, self._mean, self._square = (torch.zeros(size, dtype=torch.float32) for _ in range(3))
         self._copies, self._grads = (torch.zeros(self._split, dtype=torch.bfloat16) for _ in range(2))
         self._other_grads = torch.zeros(size - self._split, dtype=torch.float32)
@@ -165,18 +172,17 @@ class MixedAdamW(AdamW):
         for working in self._working:
             if not working.has_grad:
                 working.grad.zero_()
-        self._norm = torch.stack([torch.dot(grad, grad) for _, grad in self._pieces()]).sum().sqrt()
+        self._norm = torch.stack([torch.dot(grad, grad) for *_, grad in self._pieces()]).sum().sqrt()
         return self._norm
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update the weights by the clipped gradient."""
-        (group,) = self.param_groups
         scale = (self._norm / self._clip + 1e-6 / self._clip).clamp(min=1.0)
         for state in self.state.values():
             state["step"] += 1
         count = next(iter(self.state.values()))["step"]
-        for at, grad in self._pieces():
+        for group, at, grad in self._pieces():
             weights = self._weights[at]
             torch._fused_adamw_(  # what torch.optim calls, whose own work for each piece takes as long as the update
                 [weights], [grad], [self._mean[at]], [self._square[at]], [], [count],
@@ -192,15 +198,14 @@ class MixedAdamW(AdamW):
         for working in self._working:
             working.has_grad = False
 
-    def _pieces(self) -> Iterator[tuple[slice, Tensor]]:
-        """Places in the weights, and the gradients there in float32, which the next piece overwrites."""
-        for start in range(0, self._split, _PIECE):
-            at = slice(start, min(start + _PIECE, self._split))
-            yield at, self._buffer[: at.stop - start].copy_(self._grads[at])
-        for start in range(self._split, len(self._weights), _PIECE):
-            at = slice(start, min(start + _PIECE, len(self._weights)))
-            own = self._other_grads[start - self._split : at.stop - self._split]
-            yield at, self._buffer[: at.stop - start].copy_(own)
+    def _pieces(self) -> Iterator[tuple[dict[str, Any], slice, Tensor]]:
+        """Group and place of pieces of the weights, and the gradients there in float32, which the next overwrites."""
+        for begin, end, group in self._parts:
+            for start in range(begin, end, _PIECE):
+                at = slice(start, min(start + _PIECE, end))
+                inner = end <= self._split
+                own = self._grads[at] if inner else self._other_grads[at.start - self._split : at.stop - self._split]
+                yield self.param_groups[group], at, self._buffer[: at.stop - start].copy_(own)
 
 
 def _placed(parameters: list[nn.Parameter], start: int) -> tuple[list[slice], int]:

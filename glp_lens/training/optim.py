@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -17,6 +17,9 @@ from glp_lens.training.config import TrainConfig
 from glp_lens.training.mixed_precision import Linear, MixedAdamW
 from glp_lens.types import Json
 
+_EMBEDDING = "time_embed."
+"""How the names of parameters begin that embed the noise level."""
+
 
 def optimizers(module: nn.Module, config: TrainConfig) -> list[Optimizer]:
     """The optimisers of a module; each parameter belongs to one of them.
@@ -26,10 +29,11 @@ def optimizers(module: nn.Module, config: TrainConfig) -> list[Optimizer]:
     """
     options: Json = {"lr": config.lr, "betas": (0.9, config.beta2)}
     adamw: Callable[..., Optimizer] = partial(AdamW, **options, fused=True)
+    embeds = [p for name, p in module.named_parameters() if config.embed_rows and name.startswith(_EMBEDDING)]
     if config.optimizer == "adamw":
         if _mixed(module, config):
-            return [MixedAdamW(module, clip=config.clip, **options)]
-        return [adamw(module.parameters())]
+            return [MixedAdamW(module, embeds, clip=config.clip, **options)]
+        return [adamw(_groups(module.parameters(), embeds))]
     if not hasattr(torch.optim, "Muon"):
         raise InputError(f"optimizer 'muon' needs torch 2.9 or later, this is {torch.__version__}: use 'adamw'")
     inner = {name for name, p in module.named_parameters() if p.ndim == 2 and name.startswith("layers.")}
@@ -37,7 +41,20 @@ def optimizers(module: nn.Module, config: TrainConfig) -> list[Optimizer]:
     others = [p for name, p in module.named_parameters() if name not in inner]
     # Scaled to the size of AdamW's updates, so that one learning rate serves both.
     muon = torch.optim.Muon(hidden, lr=config.lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-    return [muon, adamw(others)]
+    return [muon, adamw(_groups(others, embeds))]
+
+
+def set_rates(optimizer: Optimizer, config: TrainConfig, step: int) -> None:
+    """Give an optimiser the learning rates of a step (0-based)."""
+    for group, share in zip(optimizer.param_groups, (1.0, config.embed_share(step)), strict=False):
+        group["lr"] = config.lr_at(step) * share
+
+
+def _groups(parameters: Iterable[nn.Parameter], embeds: Sequence[nn.Parameter]) -> list[Json]:
+    """Groups of an optimiser: all else, and the embedding of noise levels where it has a rate of its own."""
+    own = {id(p) for p in embeds}
+    groups: list[Json] = [{"params": [p for p in parameters if id(p) not in own]}]
+    return [*groups, {"params": list(embeds)}] if embeds else groups
 
 
 def _mixed(module: nn.Module, config: TrainConfig) -> bool:

@@ -12,7 +12,7 @@ from glp_lens.training.mixed_precision import Linear, MixedAdamW
 from glp_lens.training.objective import Batch
 from tests.unit.toy_training import batches, denoiser, rows, same, train, weights
 
-CONFIG = TrainConfig(rows=40 * 64, batch_size=64, lr=4e-3, sigmas="stratified", ema=0.9)
+CONFIG = TrainConfig(rows=40 * 64, batch_size=64, lr=4e-3, sigmas="stratified", ema=0.9, embed_rows=10 * 64)
 
 
 def by_autocast(monkeypatch):
@@ -82,13 +82,17 @@ def test_gradients_are_those_of_autocast():
 
 @pytest.mark.parametrize("clip", [0.05, 1e6])
 def test_steps_are_those_of_adamw(clip):
-    """With the same bfloat16 gradients, in float64 arithmetic of ours: clipping, decay, averages."""
+    """With the same bfloat16 gradients, in float64 arithmetic of ours: clipping, decay, averages, two rates."""
     torch.manual_seed(1)
     module = torch.nn.Sequential(Linear(9, 300), torch.nn.LayerNorm(300), Linear(300, 4))
     truth = copy.deepcopy(module).double()
     options = {"lr": 3e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
-    optimizer, reference = MixedAdamW(module, clip=clip, **options), AdamW(truth.parameters(), **options)
+    slow = [*module[0].parameters()]
+    optimizer, reference = MixedAdamW(module, slow, clip=clip, **options), AdamW(truth[1:].parameters(), **options)
+    reference.add_param_group({"params": [*truth[0].parameters()]})
     for step in range(6):
+        for groups in (optimizer.param_groups, reference.param_groups):
+            groups[1]["lr"] = 3e-3 / (1 + step)
         x = torch.randn(21, 9, generator=torch.Generator().manual_seed(step))
         optimizer.zero_grad()
         (module(x).float() ** 2).sum().backward()

@@ -1,6 +1,7 @@
 """What updates the weights: parts of a step, Muon, and the running average."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -100,3 +101,21 @@ def test_training_ends_with_the_average_and_validates_and_snapshots_it():
     assert len(taken) == 3
     assert same(taken[-1], weights(averaged))
     assert not same(taken[-1], weights(plain))
+
+
+@pytest.mark.parametrize("changes", [{}, {"autocast": False}, {"optimizer": "muon"}])
+def test_the_embedding_of_noise_levels_is_trained_at_a_falling_rate_of_its_own(changes):
+    """Steps of Adam are about as large as the rate: what is moved at rates of 1/k adds up to a logarithm."""
+    plain = TrainConfig(rows=60 * 64, batch_size=64, lr=2e-3, lr_start=1.0, lr_end=1.0, **changes)
+    slowed = dataclasses.replace(plain, embed_rows=64)
+    assert [slowed.embed_share(step) for step in (0, 1, 9)] == [1.0, 0.5, 0.1]
+    assert plain.embed_share(1000) == 1.0
+    start = weights(denoiser())
+    moved = []
+    for config in (plain, slowed):
+        model = denoiser()
+        train(model, batches(64), config)
+        moved.append({name: float((p - start[name]).abs().mean()) for name, p in weights(model).items()})
+    for name in start:
+        ratio = moved[1][name] / moved[0][name]
+        assert (ratio < 0.4) if name.startswith("time_embed") else (0.6 < ratio < 1.6), name
