@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -14,9 +14,12 @@ from torch.optim import Optimizer
 from glp_lens.errors import InputError
 from glp_lens.files import Kind, check_tensors, write_tensors
 from glp_lens.training import distributed
+from glp_lens.training.config import FREE, TrainConfig
 from glp_lens.types import Json
 
 _FILE = Kind("training state", "delete it to start afresh")
+_DEFAULTS = {f.name: f.default for f in fields(TrainConfig) if f.name not in FREE}
+"""What settings were in states of builds that did not have them."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ def load(path: Path, key: Json, parts: Parts) -> Place | None:
         with safe_open(path, framework="pt") as file:
             place, names = json.loads(metadata["place"]), set(file.keys())
             before, now = place.pop("key"), json.loads(json.dumps(key))
+            before["config"] = _DEFAULTS | before["config"]
             if before != now:
                 other = [name for part in now for name in now[part] if before[part].get(name) != now[part][name]]
                 raise InputError(

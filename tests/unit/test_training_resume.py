@@ -21,7 +21,7 @@ def config(**changes):
     return TrainConfig(**{**plain, **changes})
 
 
-EVERYTHING = config(optimizer="muon", ema=0.9, accumulate=3, sigmas="stratified")
+EVERYTHING = config(optimizer="muon", ema=0.9, accumulate=3, sigmas="stratified", embed_rows=2 * SIZE)
 
 
 def run(model, settings, *, feed=None, state=None, log_points=STEPS, **options):
@@ -41,7 +41,9 @@ def timeless(history):
 
 
 @pytest.fixture(
-    scope="module", params=[config(), config(autocast=True), EVERYTHING], ids=["float32", "paper", "everything"]
+    scope="module",
+    params=[config(), config(autocast=True, embed_rows=2 * SIZE), EVERYTHING],
+    ids=["float32", "bfloat16", "everything"],
 )
 def whole(request):
     """The settings, and a run that nothing disturbed."""
@@ -163,6 +165,23 @@ def test_a_training_goes_on_in_other_parts(tmp_path):
     assert 0 < seen[0] <= 5
     for one, other in zip(undisturbed.parameters(), resumed.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_state_of_a_build_without_some_setting_is_continued_with_its_default(tmp_path, monkeypatch):
+    def save(file, key, *rest):
+        settings = {name: value for name, value in key["config"].items() if name != "embed_rows"}
+        real(file, {**key, "config": settings}, *rest)
+
+    real, state, expected, resumed = checkpoint.save, tmp_path / "state.safetensors", denoiser(), denoiser(seed=1)
+    run(expected, config())
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", save)
+        with pytest.raises(Killed):
+            run(denoiser(), config(), feed=batches(SIZE, killed_at=STEPS - 2), state=state)
+    with pytest.raises(InputError, match=r"other settings or data \(embed_rows\)"):
+        run(denoiser(), config(embed_rows=64), state=state)
+    run(resumed, config(), state=state)
+    assert same(weights(expected), weights(resumed))
 
 
 def test_state_of_another_training_or_a_damaged_one_is_refused(tmp_path):
