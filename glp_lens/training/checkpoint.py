@@ -92,7 +92,7 @@ def load(path: Path, key: Json, parts: Parts) -> Place | None:
         with safe_open(path, framework="pt") as file:
             place, names = json.loads(metadata["place"]), set(file.keys())
             before, now = place.pop("key"), json.loads(json.dumps(key))
-            before["config"] = _DEFAULTS | before["config"]
+            before["config"] = {name: _DEFAULTS[name] for name in now["config"] if name in _DEFAULTS} | before["config"]
             if before != now:
                 other = [name for part in now for name in now[part] if before[part].get(name) != now[part][name]]
                 raise InputError(
