@@ -44,9 +44,9 @@ class TrainConfig:
             for the share.
         hold: share of the rest in which it stays at its peak.
         decay: how it falls after that, as a `cosine` or on a `linear` slope.
-        embed_rows: rows after which the learning rate of the noise level's embedding is, beside its schedule, as small
-            as one over the rows seen; 0 for that of all else. At the full rate its hidden units stop to respond one
-            after the other.
+        embed_rows: rows after which the learning rate of the network that embeds the noise level falls as one over the
+            rows seen, beside the schedule of `lr`; 0 for that of all else, at which its hidden units stop responding
+            one after the other.
         beta2: decay of AdamW's average of squared gradients.
         clip: largest norm of the gradient.
         sigmas: how noise levels are drawn; `stratified` covers each batch evenly, with four rows to a level.
