@@ -191,7 +191,7 @@ def stage_states(
     for stage in stages:
         own = {name: settings[name] for name in stage.settings}
         inputs: Json = {"settings": own, "needs": {n: _digest(states[n].inputs) for n in stage.needs}}
-        path, changed, done = _mark(stage, folder), "", False
+        path, changed, done = _mark(stage.name, folder), "", False
         if path.exists():
             mark = _read(path)
             before = {**(defaults or {}), **mark.get("settings", {})}
@@ -227,7 +227,7 @@ def run_stages(
     Raises:
         InputError: the folder holds a run with other settings, and `overwrite` is off.
     """
-    marks = {stage.name: _mark(stage, folder) for stage in stages}
+    marks = {stage.name: _mark(stage.name, folder) for stage in stages}
     states = stage_states(stages, settings, folder, defaults=defaults)
     stale = [(stage, changed) for stage in stages if (changed := states[stage.name].changed) and _made(stage, folder)]
     if stale and not overwrite:
@@ -267,7 +267,7 @@ def settings_made_with(name: str, folder: Path) -> Json:
     Raises:
         InputError: a damaged mark.
     """
-    path = folder / "stages" / f"{name}.json"
+    path = _mark(name, folder)
     settings: Json = _read(path).get("settings", {}) if path.exists() else {}
     return settings
 
@@ -278,8 +278,8 @@ def stage_seconds(folder: Path) -> dict[str, float]:
     return {name: mark["seconds"] for name, mark in marks.items() if mark.get("seconds") is not None}
 
 
-def _mark(stage: Stage, folder: Path) -> Path:
-    return folder / "stages" / f"{stage.name}.json"
+def _mark(name: str, folder: Path) -> Path:
+    return folder / "stages" / f"{name}.json"
 
 
 def _read(path: Path) -> Json:
