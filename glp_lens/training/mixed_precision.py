@@ -8,7 +8,8 @@ numbers are those of autocast and fused AdamW, but for the order of sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from torch.optim import AdamW
+
+from glp_lens.types import Json
 
 _PIECE = 2**17
 """Elements that are updated at once: all that is read and written of them fits a core's cache."""
@@ -106,28 +109,26 @@ class MixedAdamW(AdamW):
     Its state is that of `torch.optim.AdamW`, parameter by parameter.
     """
 
-    def __init__(self, module: nn.Module, apart: Sequence[nn.Parameter] = (), *, clip: float, **options: Any) -> None:
+    def __init__(self, module: nn.Module, groups: list[Json] | None = None, *, clip: float, **options: Any) -> None:
         """Put all weights of the module into one piece of memory; `release` gives each its own again.
 
         Args:
             module: what is trained, in one process, on the CPU; its products are in layers of the class `Linear`.
-            apart: parameters of such layers that form a second group, with a learning rate of its own.
+            groups: those of `AdamW`, by default one of all parameters; what is in no such layer is in the first.
             clip: largest norm of the gradient.
             options: those of `AdamW`.
         """
         self._layers = [layer for layer in module.modules() if isinstance(layer, Linear)]
-        slow = {id(p) for p in apart}
-        inner = [p for layer in self._layers for p in layer.parameters()]
-        first, second = [p for p in inner if id(p) not in slow], [p for p in inner if id(p) in slow]
-        inner = [*first, *second]
+        super().__init__(groups or [{"params": [*module.parameters()]}], fused=True, **options)
+        of = {id(p): i for i, group in enumerate(self.param_groups) for p in group["params"]}
+        inner = sorted((p for layer in self._layers for p in layer.parameters()), key=lambda p: of[id(p)])
         self._others = [p for p in module.parameters() if all(p is not q for q in inner)]
-        groups = [{"params": [*first, *self._others]}, {"params": second}]
-        super().__init__(groups[: 1 + bool(second)], fused=True, **options)
         self._clip, self._norm = clip, torch.ones((), dtype=torch.float32)
         places, self._split = _placed(inner, 0)
         other_places, size = _placed(self._others, self._split)
-        apart_from = places[len(first)].start if second else self._split
-        self._parts = ((0, apart_from, 0), (apart_from, self._split, 1), (self._split, size, 0))
+        starts = {of[id(p)]: at.start for p, at in zip(reversed(inner), reversed(places), strict=True)}
+        edges = [(start, i) for i, start in sorted(starts.items())] + [(self._split, 0), (size, 0)]
+        self._parts = [(start, end, i) for (start, i), (end, _) in pairwise(edges)]
         self._weights, self._mean, self._square = (torch.zeros(size, dtype=torch.float32) for _ in range(3))
         self._copies, self._grads = (torch.zeros(self._split, dtype=torch.bfloat16) for _ in range(2))
         self._other_grads = torch.zeros(size - self._split, dtype=torch.float32)
@@ -146,9 +147,9 @@ class MixedAdamW(AdamW):
             self._other_grads[at.start - self._split : at.stop - self._split].view_as(p)
             for p, at in zip(self._others, other_places, strict=True)
         ]
-        of = {id(p): working for p, working in zip(inner, self._working, strict=True)}
+        working = {id(p): own for p, own in zip(inner, self._working, strict=True)}
         for layer in self._layers:
-            layer._copies = (of[id(layer.weight)], of[id(layer.bias)])
+            layer._copies = (working[id(layer.weight)], working[id(layer.bias)])
         self.refresh()
 
     def refresh(self) -> None:

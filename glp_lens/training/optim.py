@@ -31,9 +31,8 @@ def optimizers(module: nn.Module, config: TrainConfig) -> list[Optimizer]:
     adamw: Callable[..., Optimizer] = partial(AdamW, **options, fused=True)
     embeds = [p for name, p in module.named_parameters() if config.embed_rows and name.startswith(_EMBEDDING)]
     if config.optimizer == "adamw":
-        if _mixed(module, config):
-            return [MixedAdamW(module, embeds, clip=config.clip, **options)]
-        return [adamw(_groups(module.parameters(), embeds))]
+        groups = _groups(module.parameters(), embeds)
+        return [MixedAdamW(module, groups, clip=config.clip, **options) if _mixed(module, config) else adamw(groups)]
     if not hasattr(torch.optim, "Muon"):
         raise InputError(f"optimizer 'muon' needs torch 2.9 or later, this is {torch.__version__}: use 'adamw'")
     inner = {name for name, p in module.named_parameters() if p.ndim == 2 and name.startswith("layers.")}

@@ -87,9 +87,10 @@ def test_steps_are_those_of_adamw(clip):
     module = torch.nn.Sequential(Linear(9, 300), torch.nn.LayerNorm(300), Linear(300, 4))
     truth = copy.deepcopy(module).double()
     options = {"lr": 3e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
-    slow = [*module[0].parameters()]
-    optimizer, reference = MixedAdamW(module, slow, clip=clip, **options), AdamW(truth[1:].parameters(), **options)
-    reference.add_param_group({"params": [*truth[0].parameters()]})
+    groups, same_groups = (
+        [{"params": [*layers[1:].parameters()]}, {"params": [*layers[0].parameters()]}] for layers in (module, truth)
+    )
+    optimizer, reference = MixedAdamW(module, groups, clip=clip, **options), AdamW(same_groups, **options)
     for step in range(6):
         for groups in (optimizer.param_groups, reference.param_groups):
             groups[1]["lr"] = 3e-3 / (1 + step)
