@@ -163,6 +163,11 @@ class Settings:
             object.__setattr__(self, known.name, known.check(getattr(self, known.name)))
         self.refuse_ignored({each.name for each in options(type(self)) if getattr(self, each.name) != each.default})
 
+    def take_none_for_empty(self, name: str) -> None:
+        """Let 'none' stand for no value at all in a setting of several, before it is checked."""
+        if getattr(self, name) in ("none", ("none",), ["none"]):
+            object.__setattr__(self, name, ())
+
     def refuse_ignored(self, given: Collection[str]) -> None:
         """Refuse settings that would change nothing.
 

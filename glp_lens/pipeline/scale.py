@@ -75,8 +75,7 @@ class ScaleJob(
 
     def __post_init__(self) -> None:
         """Refuse what does not go together; 'none' is no suite at all."""
-        if self.suites in ("none", ("none",), ["none"]):
-            object.__setattr__(self, "suites", ())
+        self.take_none_for_empty("suites")
         super().__post_init__()
         known = [suite.name for suite in SUITES]
         if len({*self.suites}) < len(self.suites) or not {*self.suites} <= {*known}:

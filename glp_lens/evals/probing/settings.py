@@ -83,8 +83,7 @@ class ProbingSettings(SuiteSettings):
 
     def __post_init__(self) -> None:
         """Check each setting; 'none' is no k-sparse probes at all."""
-        if self.ks in ("none", ("none",), ["none"]):
-            object.__setattr__(self, "ks", ())
+        self.take_none_for_empty("ks")
         super().__post_init__()
         if not self.sigmas or len(set(self.sigmas)) < len(self.sigmas):
             raise InputError(f"sigmas must hold at least one noise level, and each once, got {list(self.sigmas)}")
