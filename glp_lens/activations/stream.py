@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -132,7 +132,7 @@ class ActivationStream(Manifested):
         start_batch: int = 0,
         epochs: int | None = None,
         drop_last: bool = True,
-    ) -> Iterator[Acts]:
+    ) -> Generator[Acts]:
         """Shuffled batches `(batch_size, d_in)` float32, every row once; waits for the producer.
 
         Args:
@@ -212,7 +212,7 @@ class ActivationStream(Manifested):
 
     # -- inside --------------------------------------------------------------------------------------------
 
-    def _batches(self, size: int, seed: int, start_batch: int, *, endless: bool, drop_last: bool) -> Iterator[Acts]:
+    def _batches(self, size: int, seed: int, start_batch: int, *, endless: bool, drop_last: bool) -> Generator[Acts]:
         number, skip = self._place(start_batch * size)
         row = start_batch * size
         batch, have = torch.empty(size, self.d_in, dtype=torch.float32), 0

@@ -168,6 +168,7 @@ class SAE(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Scorer
             )
         with torch.no_grad():
             untrained.b_dec.copy_(stats.mean * scale)
+        batches = store.batches(batch_size, seed=seed)
         trainer = SAETrainer(
             cfg=SAETrainerConfig(
                 total_training_samples=steps * batch_size,
@@ -181,11 +182,14 @@ class SAE(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Scorer
                 autocast=autocast,
             ),
             sae=untrained,
-            data_provider=_endless(store, batch_size, seed),
+            data_provider=iter(batches),
         )
         # Known exactly from the store's statistics, so the trainer need not estimate it from batches.
         trainer.activation_scaler.scaling_factor = scale
-        trained = trainer.fit()
+        try:
+            trained = trainer.fit()
+        finally:
+            batches.close()  # with its threads
         with tempfile.TemporaryDirectory() as folder:
             trained.save_inference_model(folder)
             model = cls(sae_lens.SAE.load_from_disk(folder, device=str(device), dtype="float32"))
@@ -452,7 +456,3 @@ def _import_sae_lens() -> Any:
             raise
         raise InputError("sparse autoencoders need the package sae-lens: pip install sae-lens") from None
     return sae_lens
-
-
-def _endless(store: ActivationStore | ActivationStream, batch_size: int, seed: int) -> Iterator[Tensor]:
-    return iter(store.batches(batch_size, seed=seed))

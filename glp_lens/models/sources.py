@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -201,7 +201,7 @@ class Sources:
         hooks = {known["hook"]: {k: v for k, v in known.items() if k not in shared} for known in each}
         return {**shared, "hooks": hooks}
 
-    def feed(self, config: TrainConfig, prior: Prior) -> Callable[[int], Iterator[Batch]]:
+    def feed(self, config: TrainConfig, prior: Prior) -> Callable[[int], Generator[Batch]]:
         """The batches of a training, as `training.loop.train` takes them.
 
         Of n layers, row i of a batch is of layer i modulo n, so the first layers have one row more of a batch that does
@@ -229,7 +229,7 @@ class Sources:
                 return source.batches(size, (before, whole), seed, start, window)
             return itertools.repeat((torch.empty(0, self.d_in, dtype=torch.float32), None))
 
-        def feed(start: int) -> Iterator[Batch]:
+        def feed(start: int) -> Generator[Batch]:
             each = [batches(i, start) for i in range(n)]
             while True:
                 if n == 1:

@@ -29,6 +29,7 @@ from glp_lens.pipeline.stages import Stage, run_stages, stage_seconds
 from glp_lens.pipeline.suites import run_suite
 from glp_lens.pipeline.train import STATE, TrainJob, train
 from glp_lens.settings import Settings, again, option, options
+from glp_lens.training.config import recipe
 
 if TYPE_CHECKING:
     from glp_lens import lm
@@ -69,8 +70,8 @@ class CompareJob(
     """Blocks of the GLP's denoiser."""
     glp_lr: float | None = option(None, min=0, max=1)
     """Peak learning rate of the GLP; by default that of 'train glp', which falls with the width."""
-    glp_batch: int = option(256, min=1, memory=True)
-    """Rows in each of its steps."""
+    glp_batch: int | None = option(None, min=1, memory=True)
+    """Rows in each of its steps; by default those of 'train glp', 256 and more as it goes on."""
     sae_latents: int | None = option(None, min=1, memory=True)
     """Dictionary size of the SAE; by default twice the width of the activations."""
     sae_k: int = option(32, min=1)
@@ -103,8 +104,7 @@ class CompareJob(
         for name in ("glp_lr", "sae_lr"):
             if (lr := getattr(self, name)) is not None and not 0 < lr < 1:
                 raise InputError(f"{name} must be between 0 and 1, got {lr}")
-        if self.rows < self.glp_batch:
-            raise InputError(f"rows must be at least one batch of {self.glp_batch}, got {self.rows}")
+        recipe("fast", self.rows, batch_size=self.glp_batch)  # refuses what is less than one batch
         if self.sae_latents is not None and self.sae_k > self.sae_latents:
             raise InputError(f"sae_k must be at most sae_latents = {self.sae_latents}, got {self.sae_k}")
         known = [suite.name for suite in SUITES]

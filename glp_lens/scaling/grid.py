@@ -46,8 +46,8 @@ class GridSettings(Settings):
     """Activations that an SAE sees, where they are not those of --rows."""
     pca_ranks: tuple[int, ...] = option((), min=1)
     """Numbers of components of PCAs, separated by commas; by default there are none."""
-    glp_batch: int = option(256, min=1, memory=True)
-    """Rows in each step of a GLP."""
+    glp_batch: int | None = option(None, min=1, memory=True)
+    """Rows in each step of a GLP; by default those of the recipe 'fast', 256 and more as it goes on."""
     glp_lr: float | None = option(None, min=0, max=1)
     """Peak learning rate of the GLPs; by default that of the recipe 'fast', which falls with the width."""
     sae_k: int = option(32, min=1)
@@ -75,8 +75,7 @@ class GridSettings(Settings):
             raise InputError(f"glp_seeds must be one number, or one for each of {len(each)} {kind}")
         if self.glp_lr is not None and not 0 < self.glp_lr < 1:
             raise InputError(f"glp_lr must be between 0 and 1, got {self.glp_lr}")
-        if min(self.rows) < self.glp_batch:
-            raise InputError(f"rows must be at least one batch of {self.glp_batch}, got {min(self.rows)}")
+        recipe("fast", min(self.rows), batch_size=self.glp_batch)  # refuses what is less than one batch
         if self.rise >= min(self.rows):
             raise InputError(f"warmup_rows must be less than the smallest of rows, {min(self.rows)}, got {self.rise}")
         if self.sae_latents and self.sae_k > min(self.sae_latents):

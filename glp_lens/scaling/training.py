@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +23,7 @@ from glp_lens.models.raw import Raw
 from glp_lens.models.sae import SAE
 from glp_lens.scaling.cells import Cell
 from glp_lens.scaling.evaluating import held_out_loss
-from glp_lens.scaling.grid import GridSettings, Unit, shape_of
+from glp_lens.scaling.grid import GridSettings, Unit, flops_of, shape_of
 from glp_lens.training import distributed
 from glp_lens.training.config import RunOptions
 from glp_lens.training.history import write_history
@@ -33,6 +33,8 @@ from glp_lens.training.objective import Batch
 if TYPE_CHECKING:
     from glp_lens.activations import ActivationStore
     from glp_lens.artifacts import ActivationModel
+    from glp_lens.models.denoiser import DenoiserConfig
+    from glp_lens.training.config import TrainConfig
 
 MODEL = "model"
 """Folder of the saved model in that of a cell."""
@@ -122,14 +124,25 @@ def remove_states(trunk: Path) -> None:
 
 
 def seconds_per_flop(cell: Cell, grid: GridSettings, d_in: int, *, device: str = "cpu") -> float:
-    """Time of a few steps of a GLP's training on random rows, by their floating-point operations."""
-    config = replace(grid.config(grid.glp_batch * (_STEPS + 2), 0), warmup_rows=0)
+    """Time of a GLP's training, by its floating-point operations: from steps of its smallest and largest batches."""
+    config = grid.config(cell.rows, cell.seed or 0)
     shape = shape_of(d_in, cell.d_model or 1, cell.d_mlp or 1, cell.n_layers or 1)
-    denoiser = initial_denoiser(shape, replace(config, init="default")).to(device)
-    rows = torch.randn(config.batch_size, d_in, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    most = max(map(config.batches_at, (0, config.steps_held)))
+    small = _seconds_a_step(shape, config, 1, device)
+    more = (_seconds_a_step(shape, config, most, device) - small) / (most - 1) if most > 1 else 0.0
+    seconds = config.updates * (small - more) + config.steps * more  # what a step takes rises evenly with its batches
+    return seconds / flops_of(shape, config)
+
+
+def _seconds_a_step(shape: DenoiserConfig, config: TrainConfig, together: int, device: str) -> float:
+    """Median time of a few steps of so many batches, on random rows."""
+    size = together * config.batch_size
+    short = replace(config, rows=size * (_STEPS + 2), batch_size=size, grow_rows=0, warmup_rows=0, init="default")
+    denoiser = initial_denoiser(shape, short).to(device)
+    rows = torch.randn(size, shape.d_input, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     began: list[float] = []
 
-    def feed(_: int) -> Iterator[Batch]:
+    def feed(_: int) -> Generator[Batch]:
         while True:
             if device.startswith("cuda"):
                 torch.cuda.synchronize(device)
@@ -138,9 +151,8 @@ def seconds_per_flop(cell: Cell, grid: GridSettings, d_in: int, *, device: str =
 
     denoiser.requires_grad_(True)
     with numerics.training():
-        train(denoiser, feed, config, run=RunOptions(log_points=1))
-    steps = [after - before for before, after in pairwise(began[2:])]
-    return median(steps) / (3 * denoiser.flops_per_row(config.rows_per_sigma) * config.batch_size)
+        train(denoiser, feed, short, run=RunOptions(log_points=1))
+    return median(after - before for before, after in pairwise(began[2:]))
 
 
 def sae_seconds_per_flop(cell: Cell, grid: GridSettings, store: ActivationStore, *, device: str = "cpu") -> float:

@@ -32,6 +32,10 @@ class TrainConfig:
     Attributes:
         rows: activations seen in total; more than the store holds means several epochs.
         batch_size: rows in each optimiser step, over all processes and all micro-batches.
+        grow_rows: rows after which two batches make one step, after twice as many four, and so on up to `grow_most`,
+            at a learning rate that is higher by the square root of their number: gradients of a denoiser that has
+            learned the coarse get noisier, and a step costs less a row; 0 for batches of one size.
+        grow_most: most batches in one step.
         accumulate: micro-batches that each process splits its share of a step into (gradient accumulation).
         optimizer: `adamw`, or `muon` for the matrices inside the network and AdamW for the rest.
         lr: peak learning rate.
@@ -73,6 +77,8 @@ class TrainConfig:
 
     rows: int = 1_000_000
     batch_size: int = 4096
+    grow_rows: int = 0
+    grow_most: int = 4
     accumulate: int = 1
     optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 5e-5
@@ -99,7 +105,9 @@ class TrainConfig:
             raise InputError(f"training needs at least one whole batch: rows={self.rows}, batch_size={self.batch_size}")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise InputError(f"lr must be a positive number, got {self.lr}")
-        for name, least in (("seed", 0), ("accumulate", 1), ("lr_width", 0), ("warmup_rows", 0), ("embed_rows", 0)):
+        least_of = {"seed": 0, "grow_rows": 0, "grow_most": 1, "accumulate": 1, "lr_width": 0, "warmup_rows": 0,
+                    "embed_rows": 0}  # fmt: skip
+        for name, least in least_of.items():
             if not least <= (number := getattr(self, name)) <= LARGEST_SEED:
                 raise InputError(f"{name} must be between {least} and {LARGEST_SEED}, got {number}")
         if not (self.clip > 0):
@@ -124,8 +132,37 @@ class TrainConfig:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps: whole batches in `rows`."""
+        """Whole batches in `rows`: optimiser steps, where none makes a step with others."""
         return self.rows // self.batch_size
+
+    @property
+    def updates(self) -> int:
+        """Optimiser steps."""
+        at = found = 0
+        while at < self.steps:
+            _, together, end = self._growth(at)
+            found, at = found - (at - end) // together, end
+        return found
+
+    def batches_at(self, step: int) -> int:
+        """Batches of the optimiser step that begins with batch `step` (0-based)."""
+        _, together, end = self._growth(step)
+        return max(1, min(together, end - step))
+
+    def begins_at(self, step: int) -> int:
+        """The first batch (0-based) of the optimiser step that batch `step` is of."""
+        start, together, _ = self._growth(step)
+        return step - (step - start) % together
+
+    def _growth(self, step: int) -> tuple[int, int, int]:
+        """The part of the training that batch `step` is in: its first batch, how many make a step, its end."""
+        start, together = 0, 1
+        while self.grow_rows and 2 * together <= self.grow_most:
+            end = -(-self.grow_rows * together // self.batch_size)
+            if step < end:
+                return start, together, min(end, self.steps)
+            start, together = end, 2 * together
+        return start, together, self.steps
 
     def for_width(self, width: int) -> TrainConfig:
         """These settings with the peak learning rate of a denoiser of this width."""
@@ -142,20 +179,21 @@ class TrainConfig:
     def steps_held(self) -> int:
         """Steps before the learning rate falls: until then a longer training with equal `warmup_rows` is the same."""
         rise = self._rise
-        return min(self.steps, rise + int(self.hold * max(1, self.steps - 1 - rise)) + 1)
+        return self.begins_at(min(self.steps, rise + int(self.hold * max(1, self.steps - 1 - rise)) + 1))
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of step `step` (0-based)."""
+        """Learning rate of the optimiser step that begins with batch `step` (0-based)."""
+        peak = self.lr * math.sqrt(self._growth(step)[1])
         rise = self._rise
         if step < rise:
-            return self.lr * (self.lr_start + (1 - self.lr_start) * step / rise)
+            return peak * (self.lr_start + (1 - self.lr_start) * step / rise)
         share = min(1.0, (step - rise) / max(1, self.steps - 1 - rise))
         share = max(0.0, share - self.hold) / (1 - self.hold)
         height = 1 - share if self.decay == "linear" else (1 + math.cos(math.pi * share)) / 2
-        return self.lr * (self.lr_end + (1 - self.lr_end) * height)
+        return peak * (self.lr_end + (1 - self.lr_end) * height)
 
     def embed_share(self, step: int) -> float:
-        """Learning rate of the noise level's embedding in step `step` (0-based), as a share of that of all else."""
+        """Learning rate of the noise level's embedding at batch `step` (0-based), as a share of that of all else."""
         return min(1.0, self.embed_rows / ((step + 1) * self.batch_size)) if self.embed_rows else 1.0
 
 
@@ -209,7 +247,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "small": {"batch_size": 512, "lr": 2e-3, "sigmas": "stratified"},
     "fast": {
         "batch_size": 256, "lr": 2e-3, "lr_width": 576, "lr_end": 0.0, "warmup": 0.1, "hold": 0.6, "decay": "linear",
-        "embed_rows": 102_400, "beta2": 0.95, "sigmas": "stratified", "init": "tied",
+        "grow_rows": 102_400, "embed_rows": 102_400, "beta2": 0.95, "sigmas": "stratified", "init": "tied",
     },
 }  # fmt: skip
 """Recipes by name, as departures from the paper's: `fast` reached a given loss after the fewest rows of all recipes
@@ -226,7 +264,8 @@ def recipe(name: str = "fast", rows: int = DEFAULT_ROWS, **changes: Any) -> Trai
     Args:
         name: `fast`, `paper` or `small`.
         rows: activations seen in total.
-        changes: other fields of `TrainConfig`; with `lr`, that is the peak at any width.
+        changes: other fields of `TrainConfig`; with `lr`, that is the peak at any width, and with `batch_size`, that is
+            the size of all batches.
 
     Raises:
         InputError: no recipe of that name, or settings that cannot train.
@@ -240,6 +279,7 @@ def recipe(name: str = "fast", rows: int = DEFAULT_ROWS, **changes: Any) -> Trai
     if name not in RECIPES:
         raise InputError(f"recipe must be one of {', '.join(RECIPES)}, got {name!r}")
     changed = {setting: value for setting, value in changes.items() if value is not None}
-    if "lr" in changed:
-        changed = {"lr_width": 0, **changed}
+    for given, off in (("lr", "lr_width"), ("batch_size", "grow_rows")):
+        if given in changed:
+            changed = {off: 0, **changed}
     return TrainConfig(**{**RECIPES[name], "rows": rows, **changed})

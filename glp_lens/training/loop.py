@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -25,8 +25,11 @@ from glp_lens.training.objective import Batch, Noise, draw_noise, flow_matching_
 from glp_lens.training.optim import Average, optimizers, set_rates
 from glp_lens.types import Json
 
-Feed = Callable[[int], Iterator[Batch]]
-"""`feed(k)` yields this process's share of the batches from the k-th on, the same ones at every call."""
+Feed = Callable[[int], Generator[Batch]]
+"""`feed(k)` yields this process's share of the batches from the k-th on, the same ones at every call.
+
+It is closed at the end, so that its threads and memory go even where an error keeps the training's frame alive.
+"""
 
 _LATEST = 300.0
 """Seconds after which the state is also written between two logging points."""
@@ -100,23 +103,25 @@ def train(
         mininterval=2,
         disable=not distributed.is_main() or bool(os.environ.get("TQDM_DISABLE")),
     )
-    data = feed(step)
-    with bar:
+    with bar, closing(feed(step)) as data:
         while step < config.steps:
-            total, count = total + trainer.step(step, next(data)), count + 1
-            step += 1
-            bar.update(config.batch_size)
-            logging = step % every == 0 or step == config.steps
+            before, together = step, config.batches_at(step)
+            total += together * trainer.step(step, [next(data) for _ in range(together)])
+            step, count = step + together, count + together
+            bar.update(together * config.batch_size)
+            logging = step // every > before // every or step == config.steps
+            snapshot = not marks.isdisjoint(range(before + 1, step + 1))
             asked = run.state is not None and save_now(step)
-            keeping = logging or asked or step in marks
-            if (keeping or trainer.always_look or step % _LOOK == 0) and not trainer.is_sound(total, weights=keeping):
+            keeping = logging or asked or snapshot
+            look = keeping or trainer.always_look or step // _LOOK > before // _LOOK
+            if look and not trainer.is_sound(total, weights=keeping):
                 raise trainer.diverged(step, run.state, key, on_snapshot if run.snapshots else None)
             if logging:
                 loss, norm = (total / count).tolist()
                 entry = {
                     "step": step,
                     "rows": step * config.batch_size,
-                    "lr": config.lr_at(step - 1),
+                    "lr": config.lr_at(before),
                     "seconds": place.seconds + time.monotonic() - began,
                     "loss": loss,
                     "grad_norm": norm,
@@ -130,12 +135,12 @@ def train(
                 if run.on_entry and distributed.is_main():
                     run.on_entry(entry)
                 total, count = torch.zeros_like(total), 0
-            if step in marks:  # before the state, so that a run killed here takes it again
+            if snapshot:  # before the state, so that a run killed here takes it again
                 with trainer.final_weights():
                     on_snapshot(step)
             now = time.monotonic()
             due = run.state and (
-                step == config.steps or asked or _is_due(step, count == 0, now - saved, run.save_seconds)
+                step == config.steps or asked or _is_due(before, step, count == 0, now - saved, run.save_seconds)
             )
             if files := [file for file in (run.keep.get(step), run.state if due else None) if file]:
                 pending = (float(total[0]), float(total[1]), count)
@@ -157,9 +162,9 @@ def _begin(trainer: _Trainer, run: RunOptions, key: Json, on_saved: Callable[[in
     return trainer.begin_from(run.start, key) if run.start else checkpoint.Place()
 
 
-def _is_due(step: int, logged: bool, seconds: float, save_seconds: float) -> bool:
+def _is_due(before: int, step: int, logged: bool, seconds: float, save_seconds: float) -> bool:
     """Whether to write the state: at a logging point, or anywhere if the last time is long ago."""
-    if distributed.running() and not logged and step % _LOOK:
+    if distributed.running() and not logged and step // _LOOK == before // _LOOK:
         return False  # the processes must agree, which costs time
     return distributed.agreed(seconds > (save_seconds if logged else max(save_seconds, _LATEST)))
 
@@ -201,24 +206,27 @@ class _Trainer:
         self.average = Average(self.denoiser, config.ema) if config.ema else None
         self._rehearsed = not isinstance(self.module, DistributedDataParallel)
 
-    def step(self, step: int, batch: Batch) -> Tensor:
-        """One optimiser step; returns loss and gradient norm, `(2,)`, the same in all processes."""
+    def step(self, step: int, batches: Sequence[Batch]) -> Tensor:
+        """One optimiser step, from batch `step` on; returns loss and gradient norm, `(2,)`, equal in all processes."""
         start = distributed.rank() * self.share
         rows = range(start, start + self.share)
-        if len(batch) != self.share:
-            raise InputError(f"expected {self.share} rows for this process, got a batch of {len(batch)}")
-        noise = draw_noise(self.config, step, rows, batch.x.shape[1], self.device)
-        batch = batch.to(self.device).without_condition(noise.drop)
-        total, size = torch.zeros((), dtype=torch.float32, device=self.device), self.share // self.config.accumulate
+        for own in batches:
+            if len(own) != self.share:
+                raise InputError(f"expected {self.share} rows for this process, got a batch of {len(own)}")
+        width = batches[0].x.shape[1]
+        noise = Noise.joined([draw_noise(self.config, step + i, rows, width, self.device) for i in range(len(batches))])
+        batch = Batch.joined(batches).to(self.device).without_condition(noise.drop)
+        share = len(batch)
+        total, size = torch.zeros((), dtype=torch.float32, device=self.device), share // self.config.accumulate
         if not self._rehearsed:
             # DDP regroups the gradients after the first pass, which changes the order of its sums: were that a pass
             # of a step, a resumed run would round differently from an uninterrupted one.
             self._backward(batch.part(slice(size)), noise.part(slice(size)))
             self._forget_gradients()
             self._rehearsed = True
-        for at in range(0, self.share, size):
+        for at in range(0, share, size):
             part = slice(at, at + size)
-            last = at + size == self.share
+            last = at + size == share
             with nullcontext() if last else distributed.without_sync(self.module):
                 total += self._backward(batch.part(part), noise.part(part)) / self.config.accumulate
         norm = self.mixed.clip() if self.mixed else self._clip()

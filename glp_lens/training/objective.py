@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -50,6 +50,15 @@ class Batch:
             return self
         return replace(self, condition=self.condition.masked_fill(drop[:, None], torch.nan))
 
+    @classmethod
+    def joined(cls, batches: Sequence[Batch]) -> Batch:
+        """One batch of the rows of several, which have the same attributes."""
+        if len(batches) == 1:
+            return batches[0]
+        each = zip(*((b.x, b.layer, b.condition, b.weight) for b in batches), strict=True)
+        x, layer, condition, weight = (None if part[0] is None else torch.cat(part) for part in each)
+        return cls(x, layer, condition, weight)
+
     def part(self, rows: slice) -> Batch:
         """Some of the rows."""
         return self._each(lambda t: t[rows])
@@ -74,6 +83,13 @@ class Noise:
     eps: Tensor
     sigma: Tensor
     drop: Tensor
+
+    @classmethod
+    def joined(cls, noises: Sequence[Noise]) -> Noise:
+        """That of all rows of several batches."""
+        if len(noises) == 1:
+            return noises[0]
+        return cls(*(torch.cat(part) for part in zip(*((n.eps, n.sigma, n.drop) for n in noises), strict=True)))
 
     def part(self, rows: slice) -> Noise:
         """Of some of the rows."""

@@ -35,6 +35,7 @@ CASES = {
     "full": (FULL, {}),
     "muon": (MUON, {}),
     "large": (LARGE, {}),
+    "grown": (replace(FULL, grow_rows=SIZE), {}),
     "conditioned": (FULL, {}),
     "recompute": (replace(FULL, rows=4 * SIZE), {"recompute": True}),
     "shard": (replace(FULL, rows=6 * SIZE), {"shard_weights": True}),

@@ -258,7 +258,7 @@ def test_a_smaller_budget_is_not_trained_with_another_warmup_unasked(work, tmp_p
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"rows": (32,)}, "at least one batch of 64"),
+        ({"rows": (32,)}, "at least one whole batch: rows=32, batch_size=64"),
         ({"rows": (640, 640)}, "must differ"),
         ({"warmup_rows": 640}, "less than the smallest of rows"),
         ({"glp_seeds": (1, 2)}, "one for each of 1 widths"),

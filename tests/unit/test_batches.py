@@ -286,24 +286,21 @@ def test_memory_is_two_windows_whatever_the_size_of_the_store():
     assert large_rest - small_rest < 40 * 20_000_000 / 64  # a few numbers a block
 
 
-def prefetching():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
-
-
 def test_the_threads_end_with_the_iterator():
-    before = threading.active_count()
+    before = set(threading.enumerate())
+    started = lambda: set(threading.enumerate()) - before  # noqa: E731
     stream = batches(50)
-    assert prefetching() == []
+    assert not started()
     first = next(stream)
-    assert prefetching()
+    assert started()
     stream.close()
-    assert prefetching() == []
+    assert not started()
     assert not torch.equal(next(stream), first)  # it goes on
     del stream
     gc.collect()
-    assert prefetching() == []
+    assert not started()
     list(batches(50, epochs=2))
-    assert threading.active_count() == before
+    assert not started()
 
 
 def test_an_error_of_the_reader_ends_the_threads_and_loses_no_batch():
@@ -316,10 +313,11 @@ def test_an_error_of_the_reader_ends_the_threads_and_loses_no_batch():
         return read(*arguments)
 
     rows.read = unreliable
+    before = set(threading.enumerate())
     stream, found = Batches(rows, 50, block=8, window=160, epochs=1), []
     with pytest.raises(InputError, match="gone"):
         found.extend(batch[:, 0].long().tolist() for batch in stream)
-    assert prefetching() == []
+    assert not set(threading.enumerate()) - before
     assert found
     assert found + indices(stream) == indices(batches(50, epochs=1))
 

@@ -436,7 +436,7 @@ MISTAKES = [
     ("sample {f}/cut_model --out {new}.npy", "weights cannot be read"),
     # compare and quickstart, which are one
     (COMPARE + " --tokens 0", "Invalid value for '--tokens'"),
-    (COMPARE + " --rows 3", "at least one batch"),
+    (COMPARE + " --rows 3", "at least one whole batch"),
     (COMPARE + " --sae-k 50 --sae-latents 20", "sae_k must be at most"),
     (COMPARE + " --context 99999", "Invalid value for '--context'"),
     (COMPARE + " --concepts love", "concepts of topics are all, or sports, business"),

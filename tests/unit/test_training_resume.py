@@ -1,5 +1,7 @@
 """A training that was killed, at whatever moment, goes on to the weights of one that was not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -42,8 +44,8 @@ def timeless(history):
 
 @pytest.fixture(
     scope="module",
-    params=[config(), config(autocast=True, embed_rows=2 * SIZE), EVERYTHING],
-    ids=["float32", "bfloat16", "everything"],
+    params=[config(), config(autocast=True, embed_rows=2 * SIZE), EVERYTHING, replace(EVERYTHING, grow_rows=3 * SIZE)],
+    ids=["float32", "bfloat16", "everything", "growing batches"],
 )
 def whole(request):
     """The settings, and a run that nothing disturbed."""

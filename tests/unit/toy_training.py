@@ -1,7 +1,7 @@
 """A small denoiser and correlated Gaussian rows to train it on, the same at every call."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import fields
 from typing import Any
 
@@ -41,10 +41,10 @@ def rows(n: int, seed: int) -> Tensor:
 
 def batches(
     size: int, *, killed_at: int | None = None, spoilt_at: int | None = None
-) -> Callable[[int], Iterator[Batch]]:
+) -> Callable[[int], Generator[Batch]]:
     """Batches by number; one of them ends the process, or holds a NaN."""
 
-    def start(k: int) -> Iterator[Batch]:
+    def start(k: int) -> Generator[Batch]:
         while True:
             if k == killed_at:
                 raise Killed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -62,8 +63,8 @@ def measure(job: GenerationJob, trained: Mapping[str, ActivationModel], inputs: 
         raise InputError(f"{job.heldout} is the training store: pass held-out activations as --heldout")
     count = min(_TRAINING_ROWS, len(store))
     size = min(_BATCH, count)
-    batches = store.batches(size, seed=job.seed, epochs=1)
-    moments = suite.Moments.of_batches(islice(batches, count // size))
+    with closing(store.batches(size, seed=job.seed, epochs=1)) as batches:
+        moments = suite.Moments.of_batches(islice(batches, count // size))
     rows = store.sample(_LATENT_ROWS, job.seed)
     limits = [limit for limit in (store.manifest.max_norm, heldout.manifest.max_norm) if limit is not None]
     results = suite.run(
