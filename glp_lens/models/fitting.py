@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +21,7 @@ from glp_lens.models.sources import Sources
 from glp_lens.training import checkpoint, distributed
 from glp_lens.training.config import RunOptions, TrainConfig
 from glp_lens.training.loop import train
+from glp_lens.training.objective import Batch, lost_levels
 from glp_lens.types import Acts, Json
 
 
@@ -109,12 +113,20 @@ def fit(
         for stream, rows in streams:
             stream.commit(step * rows)
 
+    feed, last = sources.feed(config, model), list[Batch]()
+
+    def watched(start: int) -> Generator[Batch]:
+        with closing(feed(start)) as batches:
+            for batch in batches:
+                last[:] = [batch]
+                yield batch
+
     model.denoiser.requires_grad_(True)
     try:
         with numerics.training():
             result = train(
                 model.denoiser,
-                sources.feed(config, model),
+                watched,
                 config,
                 validation=None if validation is None else sources.held_out(validation, model),
                 run=replace(run, on_entry=record),
@@ -128,6 +140,20 @@ def fit(
     origin["store"] = sources.provenance()  # of streams, now of all their rows
     describe(model, result.history, config.steps)
     model.provenance["training"]["seconds"] = result.seconds
+    if last and distributed.is_main():
+        with numerics.training():
+            _tell_lost(model, lost_levels(model.denoiser, last[0], autocast=config.autocast))
+
+
+def _tell_lost(model: Prior, levels: list[float]) -> None:
+    """Warn of noise levels that a training lost, and keep them in the provenance."""
+    if levels:
+        model.provenance["training"]["lost_levels"] = [round(level, 3) for level in levels]
+        warnings.warn(
+            f"the denoiser lost {len(levels)} of 1000 noise levels, between {min(levels):.3f} and {max(levels):.3f}, "
+            "where its loss stands out: projections and samples pass them; train again with another seed",
+            stacklevel=6,
+        )
 
 
 def _identity(model: Prior, sources: Sources, origin: Json) -> Json:

@@ -12,10 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from glp_lens.flow.path import interpolate, velocity_target
-from glp_lens.flow.schedule import SIGMA_BINS, bin_name, sigma_bin, stratified_sigmas, uniform_sigmas
+from glp_lens.flow.schedule import (
+    SIGMA_BINS,
+    TRAIN_STEPS,
+    bin_name,
+    grid,
+    sigma_bin,
+    stratified_sigmas,
+    uniform_sigmas,
+)
 from glp_lens.training.config import TrainConfig
 from glp_lens.types import Acts
 
+_LOST_ROWS = 8
+"""Rows whose loss is looked at on all noise levels."""
+_AROUND, _EDGE = 80, 10
+"""Levels on either side that one is compared with, and at either end those that are not looked at."""
+_STANDS_OUT = 1.15
+"""How many times the loss around it a level's must be to be lost: seen were 1.34 to 1.43, and at others up to 1.02."""
 _NOISE_ROWS = 256
 """Rows whose noise comes from one generator, so that a process need not draw the noise of the others."""
 
@@ -59,7 +73,7 @@ class Batch:
         x, layer, condition, weight = (None if part[0] is None else torch.cat(part) for part in each)
         return cls(x, layer, condition, weight)
 
-    def part(self, rows: slice) -> Batch:
+    def part(self, rows: slice | Tensor) -> Batch:
         """Some of the rows."""
         return self._each(lambda t: t[rows])
 
@@ -165,3 +179,34 @@ def validation_loss(
     }
     losses = {"validation_loss": float(error.mean()), **by_bin}
     return {name: value for name, value in losses.items() if math.isfinite(value)}
+
+
+@torch.no_grad()
+def lost_levels(denoiser: nn.Module, batch: Batch, *, autocast: bool = False) -> list[float]:
+    """Noise levels at which the loss stands out from that at the levels below and above.
+
+    The units that embed the noise level can die in training; between two that are left, a denoiser then takes some
+    levels for others. Of the 1,000 levels a few are lost, at which a projection or a sample goes wrong, and hardly
+    anything of it shows in the mean loss (docs/results/loss-for-compute).
+
+    Args:
+        batch: normalised rows, of which the first few are taken, with the same noise at every level.
+    """
+    device = next(denoiser.parameters()).device
+    batch = batch.part(slice(_LOST_ROWS)).to(device)
+    n = len(batch)
+    eps = torch.randn(batch.x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(device)
+    levels, losses = grid(TRAIN_STEPS)[:-1], []
+    for part in levels.split(max(1, 4096 // n)):
+        k = len(part)
+        many = batch.part(torch.arange(n, device=device).repeat(k))
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            error = flow_matching_loss(denoiser, many, eps.repeat(k, 1), part.repeat_interleave(n).to(device))
+        losses.append(error.mean(1).reshape(k, n).mean(1).double().cpu())
+    loss = torch.cat(losses)
+    around = torch.stack([
+        torch.maximum(loss[i - min(i, _AROUND) : i].median(), loss[i + 1 : i + 1 + _AROUND].median())
+        for i in range(_EDGE, len(loss) - _EDGE)
+    ])  # fmt: skip
+    lost = loss[_EDGE:-_EDGE] > _STANDS_OUT * around
+    return [float(level) for level in levels[_EDGE:-_EDGE][lost]]
