@@ -8,7 +8,7 @@ autocast and torch's fused AdamW, which was our way before.
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -71,8 +71,11 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def our_training(denoiser: Denoiser, batches: Iterator[Tensor], config: TrainConfig) -> float:
     """Mean loss of the steps."""
-    run = RunOptions(log_points=1)
-    trained = train(denoiser, lambda start: map(Batch, islice(batches, start, None)), config, run=run)
+
+    def feed(start: int) -> Generator[Batch]:
+        yield from map(Batch, islice(batches, start, None))
+
+    trained = train(denoiser, feed, config, run=RunOptions(log_points=1))
     return float(trained.history[0]["loss"])
 
 

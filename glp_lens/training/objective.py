@@ -69,9 +69,9 @@ class Batch:
         """One batch of the rows of several, which have the same attributes."""
         if len(batches) == 1:
             return batches[0]
-        each = zip(*((b.x, b.layer, b.condition, b.weight) for b in batches), strict=True)
-        x, layer, condition, weight = (None if part[0] is None else torch.cat(part) for part in each)
-        return cls(x, layer, condition, weight)
+        others = zip(*((b.layer, b.condition, b.weight) for b in batches), strict=True)
+        layer, condition, weight = (None if part[0] is None else torch.cat(part) for part in others)
+        return cls(torch.cat([b.x for b in batches]), layer, condition, weight)
 
     def part(self, rows: slice | Tensor) -> Batch:
         """Some of the rows."""
