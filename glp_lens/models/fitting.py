@@ -172,6 +172,7 @@ def _identity(model: Prior, sources: Sources, origin: Json) -> Json:
 def _training(denoiser: Denoiser, config: TrainConfig, *, steps: int, rows_distinct: int, seconds: float) -> Json:
     """Settings and cost of a training, for the provenance."""
     seen = steps * config.batch_size
+    grown = f" to {config.largest_batch}" if config.largest_batch > config.batch_size else ""
     return {
         "rows_seen": seen,
         "rows_distinct": min(seen, rows_distinct),
@@ -179,6 +180,6 @@ def _training(denoiser: Denoiser, config: TrainConfig, *, steps: int, rows_disti
         "flops": 3 * denoiser.flops_per_row(config.rows_per_sigma) * seen,
         "seconds": seconds,
         "seed": config.seed,
-        "recipe": f"{config.optimizer} lr {config.lr:g}, batch {config.batch_size}, {config.sigmas} sigma",
+        "recipe": f"{config.optimizer} lr {config.lr:g}, batch {config.batch_size}{grown}, {config.sigmas} sigma",
         "config": asdict(config),
     }

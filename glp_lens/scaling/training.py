@@ -127,7 +127,7 @@ def seconds_per_flop(cell: Cell, grid: GridSettings, d_in: int, *, device: str =
     """Time of a GLP's training, by its floating-point operations: from steps of its smallest and largest batches."""
     config = grid.config(cell.rows, cell.seed or 0)
     shape = shape_of(d_in, cell.d_model or 1, cell.d_mlp or 1, cell.n_layers or 1)
-    most = max(map(config.batches_at, (0, config.steps_held)))
+    most = config.largest_batch // config.batch_size
     small = _seconds_a_step(shape, config, 1, device)
     more = (_seconds_a_step(shape, config, most, device) - small) / (most - 1) if most > 1 else 0.0
     seconds = config.updates * (small - more) + config.steps * more  # what a step takes rises evenly with its batches

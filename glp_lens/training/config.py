@@ -136,6 +136,11 @@ class TrainConfig:
         return self.rows // self.batch_size
 
     @property
+    def largest_batch(self) -> int:
+        """Rows of the largest optimiser steps."""
+        return self.batch_size * self._growth(self.steps - 1)[1]
+
+    @property
     def updates(self) -> int:
         """Optimiser steps."""
         at = found = 0

@@ -34,6 +34,8 @@ def steps_of(config):
 def test_the_number_of_batches_doubles_each_time_as_many_were_seen_again():
     assert steps_of(replace(GROWING, grow_most=8)) == GROUPS
     assert max(n for _, n in steps_of(GROWING)) == 4
+    assert GROWING.largest_batch == 4 * SIZE
+    assert [each.updates for each in (GROWING, replace(GROWING, grow_most=8))] == [10, len(GROUPS)]
     assert steps_of(replace(GROWING, grow_most=3)) == steps_of(replace(GROWING, grow_most=2))
     assert {n for _, n in steps_of(replace(GROWING, grow_rows=0))} == {1}
 
@@ -106,8 +108,9 @@ def test_a_training_leaves_no_thread_behind(tmp_path, how):
         return
     config = recipe("fast", rows=512, batch_size=64, **({"lr": 1e30} if how == "diverged" else {}))
     if how == "done":
-        GLP.fit(store, config, d_model=24, d_mlp=32, n_layers=1)
+        glp = GLP.fit(store, replace(config, grow_rows=128), d_model=24, d_mlp=32, n_layers=1)
         assert readers() == []
+        assert "batch 64 to 256," in glp.provenance["training"]["recipe"]
         return
     with pytest.raises(InputError, match="diverged"):
         GLP.fit(store, config, d_model=24, d_mlp=32, n_layers=1)
