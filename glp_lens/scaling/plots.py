@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from glp_lens.scaling.analysis import Analysis
 
 _COLUMNS = 3
+_TITLE = 42
+"""Characters of a panel's title that fit above it."""
 _DASHES = (0, (4, 2))
 _PALETTE = Palette(["glp"])
 _MARKERS = "os^Dv<>Pp*hX"
@@ -117,7 +120,8 @@ def _utilities(figure: Any, found: Analysis, against: str) -> None:
             if against == "flops":  # the only picture of the two without a panel that names them
                 axes.plot([], [], marker, color=_PALETTE.color("glp"), alpha=depth, markersize=4, label=in_legend(name))
             _points(axes, own[own["size"] == name], against, _PALETTE.color("glp"), marker, depth)
-        axes.set_title(utility.title + ("" if utility.higher else " (less is better)"), fontsize=9, fontweight="normal")
+        title = utility.title + ("" if utility.higher else " (less is better)")
+        axes.set_title(textwrap.fill(title, _TITLE), fontsize=9, fontweight="normal")
         axes.tick_params(labelsize=9, labelbottom=i + _COLUMNS >= len(found.shown))
         if against == "flops":
             axes.set_xscale("log")

@@ -6,10 +6,12 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from glp_lens.errors import InputError
 from glp_lens.evals.results import Results, Setting, structured_frame
-from glp_lens.scaling.analysis import FILE_NAME, analyse
+from glp_lens.scaling import plots
+from glp_lens.scaling.analysis import FILE_NAME, analyse, analysis
 from glp_lens.scaling.cells import read_cells, read_utilities, write_cells, write_utilities
 from glp_lens.scaling.utilities import utility_table
 from tests.unit import scaling_tables as tables
@@ -141,6 +143,33 @@ def test_a_control_beside_a_model_is_never_taken_for_it(folder):
     table, shown = utility_table(read_cells(folder), controls)
     assert table.empty
     assert shown == []
+
+
+@pytest.mark.parametrize("picture", [plots.overview, plots.by_compute])
+def test_titles_of_panels_end_where_their_panel_ends(folder, monkeypatch, picture):
+    """Whichever panel a utility is in: each is put last in a row once."""
+    whole = analysis(read_cells(folder), read_utilities(folder))
+    drawn = []
+
+    def keep(name, caption, size, draw):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        figure.draw_without_rendering()
+        drawn.append(figure)
+
+    monkeypatch.setattr(plots, "render", keep)
+    for shift in range(3):
+        shown = [*whole.shown[shift:], *whole.shown[:shift]]
+        picture(dataclasses.replace(whole, shown=shown))
+    assert len(drawn) == 3
+    for figure in drawn:
+        axes = [a for part in (figure, *figure.subfigs) for a in part.axes if a.get_title(loc="left") or a.get_title()]
+        assert len(axes) >= len(whole.shown)
+        for own in axes:
+            text = own._left_title if own.get_title(loc="left") else own.title
+            box = text.get_window_extent()
+            assert box.x1 <= figure.bbox.x1
+            assert not any(box.overlaps(other.get_window_extent()) for other in axes if other is not own)
 
 
 def test_pictures_and_page_are_written_and_numbers_are_in_both_files(folder):
