@@ -36,7 +36,7 @@ class TrainConfig:
             at a learning rate that is higher by the square root of their number: gradients of a denoiser that has
             learned the coarse get noisier, and a step costs less a row; 0 for batches of one size.
         grow_most: most batches in one step.
-        accumulate: micro-batches that each process splits its share of a step into (gradient accumulation).
+        accumulate: micro-batches that each process splits its share of a batch into (gradient accumulation).
         optimizer: `adamw`, or `muon` for the matrices inside the network and AdamW for the rest.
         lr: peak learning rate.
         lr_width: width of the denoiser that `lr` is meant for: wider ones take `lr * lr_width / width`, since the steps
@@ -255,7 +255,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "grow_rows": 102_400, "embed_rows": 102_400, "beta2": 0.95, "sigmas": "stratified", "init": "tied",
     },
 }  # fmt: skip
-"""Recipes by name, as departures from the paper's: `fast` reached a given loss after the fewest rows of all recipes
+"""Recipes by name, as departures from the paper's: `fast` reached a given loss in the least time of all recipes
 compared in docs/results/loss-for-compute; `small` is AdamW with a tuned learning rate, for small machines."""
 
 DEFAULT_ROWS = 400_000

@@ -216,19 +216,20 @@ class _Trainer:
         width = batches[0].x.shape[1]
         noise = Noise.joined([draw_noise(self.config, step + i, rows, width, self.device) for i in range(len(batches))])
         batch = Batch.joined(batches).to(self.device).without_condition(noise.drop)
-        share = len(batch)
-        total, size = torch.zeros((), dtype=torch.float32, device=self.device), share // self.config.accumulate
+        # Where a batch does not fit into memory, several do not either.
+        parts = self.config.accumulate * (len(batches) if self.config.accumulate > 1 else 1)
+        total, size = torch.zeros((), dtype=torch.float32, device=self.device), len(batch) // parts
         if not self._rehearsed:
             # DDP regroups the gradients after the first pass, which changes the order of its sums: were that a pass
             # of a step, a resumed run would round differently from an uninterrupted one.
-            self._backward(batch.part(slice(size)), noise.part(slice(size)))
+            self._backward(batch.part(slice(size)), noise.part(slice(size)), parts)
             self._forget_gradients()
             self._rehearsed = True
-        for at in range(0, share, size):
+        for at in range(0, len(batch), size):
             part = slice(at, at + size)
-            last = at + size == share
+            last = at + size == len(batch)
             with nullcontext() if last else distributed.without_sync(self.module):
-                total += self._backward(batch.part(part), noise.part(part)) / self.config.accumulate
+                total += self._backward(batch.part(part), noise.part(part), parts) / parts
         norm = self.mixed.clip() if self.mixed else self._clip()
         # Where the check costs nothing, a bad gradient does not reach the weights.
         if not self.always_look or bool(norm.isfinite()):
@@ -240,11 +241,11 @@ class _Trainer:
             self.average.update(self.denoiser, step)
         return torch.stack([distributed.mean(total), norm])
 
-    def _backward(self, batch: Batch, noise: Noise) -> Tensor:
-        """Accumulate the gradient of some rows; returns their loss."""
+    def _backward(self, batch: Batch, noise: Noise, parts: int) -> Tensor:
+        """Accumulate the gradient of some rows, one of so many parts of a step; returns their loss."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.autocast and not self.mixed):
             loss = flow_matching_loss(self.module, batch, noise.eps, noise.sigma).mean()
-        (loss / self.config.accumulate).backward()
+        (loss / parts).backward()
         return loss.detach()
 
     def _clip(self) -> Tensor:

@@ -115,3 +115,16 @@ def test_a_training_leaves_no_thread_behind(tmp_path, how):
     with pytest.raises(InputError, match="diverged"):
         GLP.fit(store, config, d_model=24, d_mlp=32, n_layers=1)
     assert readers() == []
+
+
+def test_parts_of_a_step_stay_as_small_as_those_of_one_batch():
+    """What is split since it does not fit into memory must fit when batches have grown; the weights are the same."""
+    seen, whole, split = [], denoiser(), denoiser()
+    train(whole, batches(SIZE), GROWING)
+    split.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    train(split, batches(SIZE), replace(GROWING, accumulate=3))
+    assert set(seen) == {SIZE // 3}
+    assert len(seen) == 3 * GROWING.steps
+    expected = weights(whole)
+    for name, value in weights(split).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)
