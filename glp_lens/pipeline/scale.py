@@ -68,6 +68,8 @@ class ScaleJob(
     """Spread the cells over this many Ray actors."""
     keep_models: bool = option(False, panel="Run")
     """Keep the trained models, which are otherwise deleted once they are measured."""
+    keep_states: bool = option(False, panel="Run")
+    """Keep the state of each longest training where its learning rate begins to fall, for larger budgets later."""
     dry_run: bool = option(False, panel="Run")
     """Only tell what would be trained, and what it would take on this device, from a few steps of each size."""
     overwrite: bool = option(False, panel="Run")

@@ -10,6 +10,7 @@ from glp_lens.pipeline.stages import stage_seconds
 
 if TYPE_CHECKING:
     from glp_lens.pipeline.scale_run import Run
+    from glp_lens.scaling.estimate import Times
     from glp_lens.scaling.grid import Unit
 
 
@@ -22,16 +23,30 @@ def tell(run: Run, chosen: Sequence[Unit], say: Callable[[str], None]) -> None:
 
     s = run.settings
     times = estimate.Times(stage_seconds(run.out))
+    to_train = [run.to_train(unit) for unit in chosen]
     with _threads(max(1, torch.get_num_threads() // s.jobs)):
-        for cell in (cell for unit in chosen for cell in unit.cells if cell.flops):
+        for cell in (cell for unit in to_train for cell in unit.cells if cell.flops):
             if (key := estimate.shape(cell)) not in times.rates:
                 times.rates[key] = (
                     seconds_per_flop(cell, s, run.store.d_in, device=s.device)
                     if cell.kind == "glp"
                     else sae_seconds_per_flop(cell, s, run.store, device=s.device)
                 )
-    for line in estimate.table(chosen, s, times, s.ray or s.jobs, run.names_of, keep_models=s.keep_models):
+    training, measuring = _left(run, chosen, times)
+    done = [cell.cell for unit in chosen for cell in unit.cells if run.is_done(cell)]
+    for line in estimate.table(
+        chosen, training, measuring, done, s.ray or s.jobs, keep_models=s.keep_models, keep_states=s.keep_states
+    ):
         say(line)
+
+
+def _left(run: Run, units: Sequence[Unit], times: Times) -> tuple[dict[str, float], float | None]:
+    """Expected seconds of one worker for what is not done: of each training, and of all evaluations, if any."""
+    to_train = map(run.to_train, units)
+    training = {cell.cell: times.training(cell, unit, run.settings) for unit in to_train for cell in unit.cells}
+    suites = [(cell, run.suites_left(cell)) for unit in units for cell in unit.cells]
+    measuring = sum(times.measuring(cell, names) for cell, names in suites)
+    return training, measuring if any(names for _, names in suites) else None
 
 
 @contextmanager
@@ -67,13 +82,14 @@ class Progress:
 
         seconds = stage_seconds(self.run.out)
         times = estimate.Times(seconds)
-        times.learn(self.units, self.run.settings)
+        times.learn(Cell.load(self.run.folder(cell)) for cell in self.cells.values() if self.run.is_trained(cell))
         for name in sorted(self._done(self.cells.keys() - self.done)):
             self.done.add(name)
             loss = Cell.load(self.run.folder(self.cells[name])).loss
             own = sum(value for stage, value in seconds.items() if stage == name or stage.startswith(f"{name}."))
             workers = self.run.settings.ray or self.run.settings.jobs
-            left = estimate.left(self.units, self.run.settings, times, self.run.names_of)
+            training, measuring = _left(self.run, self.units, times)
+            left = sum(training.values()) + (measuring or 0.0)
             self.say(
                 f"[{len(self.done)}/{len(self.cells)}] {name}: "
                 + ("" if loss is None else f"loss {loss:.4f}, ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,7 +142,7 @@ class Run:
                     shutil.rmtree(self.model_folder(cell), ignore_errors=True)
                 self.write_tables(cell)
                 on_cell()
-            remove_states(self.trunk(unit))
+            remove_states(self.trunk(unit), but_longest=self.settings.keep_states)
         return True
 
     def made(self, unit: Unit) -> bool:
@@ -151,8 +152,10 @@ class Run:
 
     def left_over(self, unit: Unit) -> bool:
         """Whether states or models are there that need not be kept."""
+        from glp_lens.scaling.training import has_other_states
+
         models = not self.settings.keep_models and any(self.model_folder(cell).exists() for cell in unit.cells)
-        return models or self.trunk(unit).exists()
+        return models or has_other_states(self.trunk(unit), but_longest=self.settings.keep_states)
 
     def model_folder(self, cell: Cell) -> Path:
         """Of the saved model of a cell."""
@@ -193,12 +196,20 @@ class Run:
 
     def train(self, cell: Cell, unit: Unit) -> None:
         """Train a cell."""
-        from glp_lens.scaling.training import train_cell
+        from glp_lens.scaling.training import remove_states, train_cell
+        from glp_lens.training.checkpoint import OtherTrainingError
 
-        train_cell(
-            cell, unit, self.settings, self.store, self.heldout, self.folder(cell), self.trunk(unit),
-            device=self.settings.device,
+        run = partial(
+            train_cell, cell, unit, self.settings, self.store, self.heldout, self.folder(cell), self.trunk(unit),
+            keep_states=self.settings.keep_states, device=self.settings.device,
         )  # fmt: skip
+        try:
+            run()
+        except OtherTrainingError:
+            if not self.settings.overwrite:
+                raise
+            remove_states(self.trunk(unit))
+            run()
 
     def train_together(self, chosen: Sequence[Unit]) -> None:
         """Train the priors with all the processes that torchrun started; what else there is to do, one does later."""
@@ -303,8 +314,34 @@ class Run:
 
     def is_done(self, cell: Cell) -> bool:
         """Whether all stages of a cell are done with the settings of this run."""
+        return not self._undone(cell)
+
+    def is_trained(self, cell: Cell) -> bool:
+        """Whether a cell has been trained with the settings of this run."""
+        return cell.cell not in self._undone(cell)
+
+    def suites_left(self, cell: Cell) -> list[str]:
+        """Names of the suites that are to measure a cell."""
+        undone = self._undone(cell)
+        return [name for name in self.names_of(cell) if f"{cell.cell}.{name}" in undone]
+
+    def to_train(self, unit: Unit) -> Unit:
+        """The cells of a unit that are to be trained, also those whose deleted model is needed, and what is kept."""
+        from glp_lens.scaling.training import held_state
+
+        def needed(cell: Cell) -> bool:
+            wanted = self.settings.keep_models or self.suites_left(cell)
+            return not self.is_trained(cell) or bool(wanted and self.lacks_model(cell))
+
+        cells = tuple(filter(needed, unit.cells))
+        begun = held_state(self.trunk(unit), cells[0], self.settings) if cells else 0
+        return replace(unit, cells=cells, begun=begun)
+
+    def _undone(self, cell: Cell) -> set[str]:
+        """Names of the stages of a cell that are not done with the settings of this run."""
         stages = self.stages(cell, Unit(cell.cell, (cell,), 0.0))
-        return all(state.done for state in stage_states(stages, self.identity(), self.out).values())
+        states = stage_states(stages, self.identity(), self.out)
+        return {name for name, state in states.items() if not state.done}
 
 
 def _places(suite: Suite, out: Path) -> dict[str, Any]:

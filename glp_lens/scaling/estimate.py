@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 
@@ -33,7 +33,7 @@ class Times:
             return self.seconds.get(cell.cell, 0.0)
         known = (self.rates[key] for key in (shape(cell), (cell.kind,), ()) if key in self.rates)
         rate = next(known, math.nan)
-        return rate * own_flops(cell, unit.cells[0], grid)
+        return rate * own_flops(cell, unit, grid)
 
     def measuring(self, cell: Cell, suites: Sequence[str]) -> float:
         """Expected seconds of the suites on a cell: their mean on cells that are done, of its kind if there are any."""
@@ -44,17 +44,16 @@ class Times:
         alike = [value for name, value in known.items() if name.startswith(cell.kind)]
         return mean(alike or known.values() or [0.0])
 
-    def learn(self, units: Sequence[Unit], grid: GridSettings) -> None:
+    def learn(self, trained: Iterable[Cell]) -> None:
         """Take the rates of trainings that are done, for each shape, for each kind, and for all."""
+        done = [cell for cell in trained if cell.flops]
         keys: tuple[Callable[[Cell], tuple[object, ...]], ...] = (shape, lambda cell: (cell.kind,), lambda _: ())
         for key_of in keys:
             work: dict[tuple[object, ...], list[float]] = {}
-            for unit in units:
-                for cell in unit.cells:
-                    if cell.flops and cell.cell in self.seconds:
-                        total = work.setdefault(key_of(cell), [0.0, 0.0])
-                        total[0] += self.seconds[cell.cell]
-                        total[1] += own_flops(cell, unit.cells[0], grid)
+            for cell in done:
+                total = work.setdefault(key_of(cell), [0.0, 0.0])
+                total[0] += cell.seconds
+                total[1] += cell.flops
             self.rates |= {key: seconds / flops for key, (seconds, flops) in work.items()}
 
 
@@ -63,48 +62,43 @@ def shape(cell: Cell) -> tuple[object, ...]:
     return (cell.kind, cell.d_model, cell.n_layers, cell.latents)
 
 
-def left(units: Sequence[Unit], grid: GridSettings, times: Times, suites_of: Callable[[Cell], Sequence[str]]) -> float:
-    """Expected seconds of one worker for what is not done; NaN where no training of a kind is known."""
-    total = 0.0
-    for unit in units:
-        for cell in unit.cells:
-            if cell.cell not in times.seconds:
-                total += times.training(cell, unit, grid)
-            undone = [suite for suite in suites_of(cell) if f"{cell.cell}.{suite}" not in times.seconds]
-            total += times.measuring(cell, undone)
-    return total
-
-
 def table(
     units: Sequence[Unit],
-    grid: GridSettings,
-    times: Times,
+    training: Mapping[str, float],
+    measuring: float | None,
+    done: Collection[str],
     workers: int,
-    suites_of: Callable[[Cell], Sequence[str]],
     *,
     keep_models: bool,
+    keep_states: bool,
 ) -> list[str]:
-    """Lines that tell what a run trains, and what that takes: parameters, operations, time and disk."""
+    """Lines that tell what a run trains, and what that takes: parameters, operations, time and disk.
+
+    Args:
+        training: expected seconds of the trainings that are not done, by name of the cell.
+        measuring: expected seconds of the evaluations that are not done; 0 where unknown, None if there are none.
+        done: names of the cells that are, with all their evaluations.
+        workers: cells that are made at a time.
+    """
     lines = [f"{'cell':<28} {'parameters':>12} {'passes':>7} {'FLOPs':>9} {'seconds':>9} {'model':>9}"]
     for cell in (cell for unit in units for cell in unit.cells):
-        unit = next(unit for unit in units if cell in unit.cells)
-        seconds = times.training(cell, unit, grid)
+        seconds = "done" if cell.cell in done else f"{training.get(cell.cell, 0.0):.0f}"
         size = readable_size(_MODEL * cell.parameters)
         lines.append(
-            f"{cell.cell:<28} {cell.parameters:>12,} {cell.passes:>7.2f} {cell.flops:>9.2e} {seconds:>9.0f} {size:>9}"
+            f"{cell.cell:<28} {cell.parameters:>12,} {cell.passes:>7.2f} {cell.flops:>9.2e} {seconds:>9} {size:>9}"
         )
-    ladders = [unit for unit in units if len(unit.cells) > 1]
     alone = sum(cell.flops for unit in units for cell in unit.cells)
     shared = sum(unit.flops for unit in units)
-    seconds = sum(times.training(cell, unit, grid) for unit in units for cell in unit.cells)
-    measuring = sum(times.measuring(cell, suites_of(cell)) for unit in units for cell in unit.cells)
-    by_done = f"and {duration(measuring / workers)} of evaluations, going by those that are done"
-    lines.append(
-        f"{sum(len(unit.cells) for unit in units)} cells: {shared:.2e} FLOPs, where one by one they would take "
-        f"{alone:.2e}; about {duration(seconds / workers)} of training"
-        + (f" with {workers} at a time" if workers > 1 else "")
-        + (f" {by_done}" if measuring else ", evaluations not counted")
-    )
+    number = sum(len(unit.cells) for unit in units)
+    lines.append(f"{number} cells: {shared:.2e} FLOPs, where one by one they would take {alone:.2e}")
+    line = f"about {duration(sum(training.values()) / workers)} of training"
+    if measuring:
+        line += f" and {duration(measuring / workers)} of evaluations, going by those that are done"
+    elif measuring is not None:
+        line += ", evaluations not counted"
+    line += f", with {workers} at a time" if workers > 1 else ""
+    lines.append(f"{len(done)} of them are done; left: {line}" if done else line)
+    ladders = [unit for unit in units if len(unit.cells) > 1]
     if ladders:
         longest = sum(unit.cells[0].flops for unit in ladders)
         together = sum(unit.flops for unit in ladders) / longest
@@ -112,10 +106,13 @@ def table(
         lines.append(
             f"a ladder of budgets costs {together:.2f} trainings of its largest budget, one by one {single:.2f}"
         )
-    states = max((_STATE * unit.cells[0].parameters * (len(unit.cells) + 1) for unit in ladders), default=0)
+    states = max((_STATE * unit.cells[0].parameters * (len(unit.cells) + 1) for unit in ladders), default=0) * workers
     models = sum(_MODEL * cell.parameters for unit in units for cell in unit.cells)
     kept = f"{readable_size(models)} of models, and " if keep_models else ""
-    lines.append(f"disk: {kept}at most {readable_size(states * workers)} of states on the way")
+    if keep_states:
+        longest = sum(_STATE * unit.cells[0].parameters for unit in units if unit.cells[0].kind == "glp")
+        kept += f"{readable_size(longest)} of states that stay, and "
+    lines.append(f"disk: {kept}at most {readable_size(states)} of states on the way")
     return lines
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -176,11 +176,13 @@ class Unit:
         name: of the trunk, or of the only cell.
         cells: the longest training first.
         flops: of the trainings, the shared part counted once.
+        begun: steps of the shared part that an earlier run has kept the state of.
     """
 
     name: str
     cells: tuple[Cell, ...]
     flops: float
+    begun: int = 0
 
 
 def units(cells: Iterable[Cell], grid: GridSettings) -> list[Unit]:
@@ -191,16 +193,18 @@ def units(cells: Iterable[Cell], grid: GridSettings) -> list[Unit]:
     made = []
     for name, group in groups.items():
         ladder = tuple(sorted(group, key=lambda cell: -cell.rows))
-        made.append(Unit(name, ladder, sum(own_flops(cell, ladder[0], grid) for cell in ladder)))
+        unit = Unit(name, ladder, 0.0)
+        made.append(replace(unit, flops=sum(own_flops(cell, unit, grid) for cell in ladder)))
     return sorted(made, key=lambda unit: -unit.flops)
 
 
-def own_flops(cell: Cell, longest: Cell, grid: GridSettings) -> float:
-    """Operations of the part of a training that it shares with none: all of the longest of a ladder."""
-    if cell is longest or cell.seed is None or cell.kind != "glp":
+def own_flops(cell: Cell, unit: Unit, grid: GridSettings) -> float:
+    """Operations that a training of a unit adds: all of the longest that are not begun, of others the last part."""
+    if cell.seed is None or cell.kind != "glp":
         return cell.flops
     config = grid.config(cell.rows, cell.seed)
-    return cell.flops * (1 - config.steps_held / config.steps)
+    begun = unit.begun if cell is unit.cells[0] else config.steps_held
+    return cell.flops * (1 - begun / config.steps)
 
 
 def part(all_units: Sequence[Unit], i: int, n: int) -> list[Unit]:

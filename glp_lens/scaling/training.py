@@ -51,22 +51,28 @@ def train_cell(
     folder: Path,
     trunk: Path,
     *,
+    keep_states: bool = False,
     device: str = "cpu",
 ) -> None:
     """Train a model and save it, its training curve and its cell; an interrupted training continues.
 
     The longest training of a unit keeps a state for each of the others where its learning rate is still theirs, and
-    they begin there. Without that state they are trained from their first step, with the same weights at the end.
+    they begin there. Without that state they begin at an earlier one, or at their first step, with the same weights at
+    the end.
     Of several processes, all train and the main one saves.
 
     Args:
         folder: of the cell.
         trunk: folder for the states of the unit's trainings.
+        keep_states: also keep one for budgets larger than all of the unit.
 
     Raises:
         InputError: a store that cannot be trained on, or a diverged loss.
     """
-    model = _fit_glp(cell, unit, grid, store, trunk, device) if cell.kind == "glp" else _fit(cell, grid, store, device)
+    if cell.kind == "glp":
+        model: ActivationModel = _fit_glp(cell, unit, grid, store, trunk, keep_states, device)
+    else:
+        model = _fit(cell, grid, store, device)
     if not distributed.is_main():
         return
     training, loss = model.provenance["training"], None
@@ -86,18 +92,33 @@ def _state(cell: Cell, trunk: Path) -> Path:
     return trunk / f"{cell.cell}.state"
 
 
-def _fit_glp(cell: Cell, unit: Unit, grid: GridSettings, store: ActivationStore, trunk: Path, device: str) -> GLP:
+def held_state(trunk: Path, cell: Cell, grid: GridSettings) -> int:
+    """Steps of the last state in a folder that a training can begin from; 0 if there is none."""
+    if cell.kind != "glp":
+        return 0
+    most = grid.config(cell.rows, cell.seed or 0).steps_held
+    return max((steps for steps in _held(trunk) if steps <= most), default=0)
+
+
+def _held(trunk: Path) -> dict[int, Path]:
+    """The states in a folder in which the learning rate was still held, by their number of steps."""
+    return {int(path.stem.removeprefix("step_")): path for path in trunk.glob("step_*.state")}
+
+
+def _fit_glp(
+    cell: Cell, unit: Unit, grid: GridSettings, store: ActivationStore, trunk: Path, keep_states: bool, device: str
+) -> GLP:
     """A prior, from where a longer training left its state, or from the first step."""
-    configs = {each.cell: grid.config(each.rows, each.seed or 0) for each in unit.cells}
-    config = configs[cell.cell]
-    kept = {name: trunk / f"step_{own.steps_held:08d}.state" for name, own in configs.items()}
-    shorter = [each.cell for each in unit.cells if each.rows < cell.rows]
+    config = grid.config(cell.rows, cell.seed or 0)
     distributed.barrier()  # all processes must see the same files
-    begun = kept[cell.cell].exists()
+    there, begun = _held(trunk), held_state(trunk, cell, grid)
+    wanted = {grid.config(each.rows, each.seed or 0).steps_held for each in unit.cells if each.rows < cell.rows}
+    wanted |= {config.steps_held} if keep_states else set()
+    distributed.barrier()  # and none write before all have seen them
     run = RunOptions(
         state=_state(cell, trunk),
-        start=kept[cell.cell] if begun else None,
-        keep={} if begun else {configs[name].steps_held: kept[name] for name in shorter},
+        start=there.get(begun),
+        keep={steps: trunk / f"step_{steps:08d}.state" for steps in wanted if steps > begun and steps not in there},
     )
     assert cell.d_model is not None
     with warnings.catch_warnings():
@@ -118,9 +139,23 @@ def _fit(cell: Cell, grid: GridSettings, store: ActivationStore, device: str) ->
     return Gaussian.fit(store) if cell.kind == "gaussian" else Raw.fit(store)
 
 
-def remove_states(trunk: Path) -> None:
-    """Remove the states of a unit's trainings, which are all done."""
-    shutil.rmtree(trunk, ignore_errors=True)
+def remove_states(trunk: Path, *, but_longest: bool = False) -> None:
+    """Remove the states of a unit's trainings, or all but that of most steps in which the learning rate was held."""
+    if not but_longest or not (there := _held(trunk)):
+        shutil.rmtree(trunk, ignore_errors=True)
+        return
+    for path in _others(trunk, there):
+        path.unlink(missing_ok=True)
+
+
+def has_other_states(trunk: Path, *, but_longest: bool) -> bool:
+    """Whether there are states that `remove_states` would remove."""
+    there = _held(trunk) if but_longest else {}
+    return bool(_others(trunk, there)) if there else trunk.exists()
+
+
+def _others(trunk: Path, there: dict[int, Path]) -> list[Path]:
+    return [path for path in trunk.glob("*.state") if path != there[max(there)]]
 
 
 def seconds_per_flop(cell: Cell, grid: GridSettings, d_in: int, *, device: str = "cpu") -> float:

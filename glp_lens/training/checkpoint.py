@@ -22,6 +22,10 @@ _DEFAULTS = {f.name: f.default for f in fields(TrainConfig) if f.name not in FRE
 """What settings were in states of builds that did not have them."""
 
 
+class OtherTrainingError(InputError):
+    """A state belongs to a training with other settings or data."""
+
+
 @dataclass(frozen=True)
 class Place:
     """How far a training has come.
@@ -95,7 +99,7 @@ def load(path: Path, key: Json, parts: Parts) -> Place | None:
             before["config"] = {name: _DEFAULTS[name] for name in now["config"] if name in _DEFAULTS} | before["config"]
             if before != now:
                 other = [name for part in now for name in now[part] if before[part].get(name) != now[part][name]]
-                raise InputError(
+                raise OtherTrainingError(
                     f"{path} belongs to a training with other settings or data ({', '.join(other)}): delete it, or "
                     "choose another folder"
                 )

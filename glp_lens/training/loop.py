@@ -308,7 +308,7 @@ class _Trainer:
             raise InputError(f"{path} holds no settings of a training ({error}): make it again") from None
         given = {**before, "config": {**before["config"], "rows": key["config"]["rows"]}}
         if given != json.loads(json.dumps(key)):
-            raise InputError(
+            raise checkpoint.OtherTrainingError(
                 f"{path} belongs to a training with other settings or data: begin from one that differs in rows only"
             )
         place = checkpoint.load(path, before, self.parts())

@@ -201,13 +201,73 @@ def test_a_run_stopped_in_a_ladder_goes_on_from_the_states_it_kept(run, work, tm
     assert len(list(trunk.glob("step_*.state"))) == 2
     assert sorted(read_cells(again.out).cell) == sorted(begun[:after])
     monkeypatch.setattr(training, "train_cell", real)
-    fitted = []
-    monkeypatch.setattr(gl.GLP, "fit", classmethod(lambda cls, *a, _fit=gl.GLP.fit.__func__, **k: (
-        fitted.append(k["run"].start is not None), _fit(cls, *a, **k))[1]))  # fmt: skip
+    starts = starts_of_fits(monkeypatch)
     go(again)
-    assert fitted == [True] * (3 - after)  # each left was a branch
+    assert len(starts) == 3 - after
+    assert all(starts)  # each left was a branch
     assert same(again.out / "cells" / SHORT / "model", job.out / "cells" / SHORT / "model")
     assert not trunk.exists()
+
+
+def starts_of_fits(monkeypatch):
+    """A list that each training of a prior adds its first state to."""
+    starts = []
+    monkeypatch.setattr(gl.GLP, "fit", classmethod(lambda cls, *a, _fit=gl.GLP.fit.__func__, **k: (
+        starts.append(k["run"].start and k["run"].start.name), _fit(cls, *a, **k))[1]))  # fmt: skip
+    return starts
+
+
+def test_a_larger_budget_goes_on_from_the_state_that_was_kept(run, work, tmp_path, monkeypatch):
+    job, _ = run
+    few = {"sae_latents": (), "pca_ranks": (), "suites": (), "keep_states": True}
+    small = dataclasses.replace(job, out=tmp_path / "out", rows=(640, 1280), **few)
+    go(small)
+    trunk, held = small.out / "trunks" / "glp-w12x2-s0", job.config(1280, 0).steps_held
+    assert [path.name for path in trunk.iterdir()] == [f"step_{held:08d}.state"]
+    starts, large = starts_of_fits(monkeypatch), dataclasses.replace(small, rows=job.rows)
+    go(large)
+    assert starts == [f"step_{held:08d}.state"]
+    for rows in job.rows:
+        name = f"glp-w12x2-r{rows}-s0"
+        assert same(large.out / "cells" / name / "model", job.out / "cells" / name / "model")
+    longest = f"step_{job.config(2560, 0).steps_held:08d}.state"
+    assert [path.name for path in trunk.iterdir()] == [longest]
+    go(small)  # which has less to keep
+    assert [path.name for path in trunk.iterdir()] == [longest]
+    assert len(starts) == 1
+    go(dataclasses.replace(large, keep_states=False))
+    assert not trunk.exists()
+
+
+def test_a_state_of_other_settings_is_refused_and_with_overwrite_replaced(work, tmp_path, monkeypatch):
+    job = settings(work, tmp_path / "out", suites=(), keep_models=True, keep_states=True, **FEW)
+    go(job)
+    starts = starts_of_fits(monkeypatch)
+    other = dataclasses.replace(job, rows=(1280,), glp_lr=1e-4)
+    with pytest.raises(InputError, match=r"step_\d+\.state belongs to a training with other settings"):
+        go(other)
+    go(dataclasses.replace(other, overwrite=True))
+    assert [start is None for start in starts] == [False, False, True]
+
+
+def test_a_dry_run_tells_what_is_left(work, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "seconds_per_flop", lambda *_, **__: 1e-6)
+    job = settings(work, tmp_path / "out", suites=("density",), keep_models=True, keep_states=True, **FEW)
+    go(job)
+    more = dataclasses.replace(job, rows=(640, 2560), dry_run=True)
+    lines = {line.split()[0]: line.split() for line in go(more)}
+    assert lines[SHORT][4] == lines["gaussian"][4] == "done"
+    cell = next(cell for cell in planned(more, seed=0, d_in=24, stored=2000) if cell.rows == 2560)
+    begun = job.config(640, 0).steps_held / job.config(2560, 0).steps
+    assert float(lines[cell.cell][4]) == pytest.approx(1e-6 * cell.flops * (1 - begun), abs=0.5)
+    assert lines["3"][:6] == ["3", "of", "them", "are", "done;", "left:"]
+    again = {line.split()[0]: line.split() for line in go(dataclasses.replace(more, suites=("probing",)))}
+    assert again[SHORT][4] == "0"  # to be measured only
+    gone = dataclasses.replace(more, rows=(640,), keep_states=False, keep_models=False, dry_run=False)
+    go(gone)
+    short = next(cell for cell in planned(gone, seed=0, d_in=24, stored=2000) if cell.rows == 640)
+    lines = {line.split()[0]: line.split() for line in go(dataclasses.replace(gone, suites=("probing",), dry_run=True))}
+    assert float(lines[SHORT][4]) == pytest.approx(1e-6 * short.flops, abs=0.5)  # its model was deleted
 
 
 def test_parts_of_an_array_and_processes_side_by_side_make_the_same_cells(run, work, tmp_path):
