@@ -80,16 +80,18 @@ class Progress:
         from glp_lens.scaling import estimate
         from glp_lens.scaling.cells import Cell
 
+        if not (new := sorted(self._done(self.cells.keys() - self.done))):
+            return
         seconds = stage_seconds(self.run.out)
         times = estimate.Times(seconds)
         times.learn(Cell.load(self.run.folder(cell)) for cell in self.cells.values() if self.run.is_trained(cell))
-        for name in sorted(self._done(self.cells.keys() - self.done)):
+        training, measuring = _left(self.run, self.units, times)
+        left = sum(training.values()) + (measuring or 0.0)
+        workers = self.run.settings.ray or self.run.settings.jobs
+        for name in new:
             self.done.add(name)
             loss = Cell.load(self.run.folder(self.cells[name])).loss
             own = sum(value for stage, value in seconds.items() if stage == name or stage.startswith(f"{name}."))
-            workers = self.run.settings.ray or self.run.settings.jobs
-            training, measuring = _left(self.run, self.units, times)
-            left = sum(training.values()) + (measuring or 0.0)
             self.say(
                 f"[{len(self.done)}/{len(self.cells)}] {name}: "
                 + ("" if loss is None else f"loss {loss:.4f}, ")
