@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from glp_lens import lm
+from glp_lens.activations.forward import pack
 from glp_lens.defaults import DEFAULT_DEVICE, DEFAULT_DTYPE
 from glp_lens.errors import InputError
 from glp_lens.evals.steering.ngrams import Floats
@@ -102,8 +103,9 @@ class SecondModel:
         starts = [_common(a, b) for a, b in zip(before, whole, strict=True)]
         n_bytes = np.array([len(text.encode("utf-8", "replace")) for _, text in pairs], dtype=np.float64)
         nats = np.zeros(len(pairs))
+        most = min(_TOKENS, _LOGITS // int(self.model.cfg.d_vocab))
         with tqdm(total=len(pairs), desc="second model", unit="text", mininterval=2) as bar:
-            for batch in self._batches([len(row) for row in whole]):
+            for batch in pack([len(row) for row in whole], most):
                 tokens, mask = lm.pad([whole[i] for i in batch])
                 wanted = torch.arange(1, tokens.shape[1]) >= torch.tensor([starts[i] for i in batch])[:, None]
                 nats[batch] = lm.token_nll(self.model, tokens, mask, wanted=wanted).double().sum(1).numpy()
@@ -111,18 +113,6 @@ class SecondModel:
         per_byte = np.divide(nats, n_bytes, out=np.full(len(pairs), np.nan), where=n_bytes > 0)
         index = {pair: i for i, pair in enumerate(pairs)}
         return {"nll_per_byte": per_byte[[index[pair] for pair in zip(prompts, texts, strict=True)]]}
-
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Indices of texts of about one length, as many as a pass takes."""
-        most = min(_TOKENS, _LOGITS // int(self.model.cfg.d_vocab))
-        batch: list[int] = []
-        for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-            if batch and (len(batch) + 1) * lengths[i] > most:
-                yield batch
-                batch = []
-            batch.append(i)
-        if batch:
-            yield batch
 
     @staticmethod
     def likelihood(measures: dict[str, Floats]) -> Floats:
