@@ -81,8 +81,9 @@ def utility_table(cells: pd.DataFrame, measured: pd.DataFrame) -> tuple[pd.DataF
         measured: as `read_utilities` gives it.
 
     Returns:
-        The table (`cell`, `kind`, `utility`, `value`, `ci_low`, `ci_high`, `n`), and the utilities that it holds, the
-        title of one at equal numbers of features with that number.
+        The table (`cell`, `kind`, `utility`, `value`, `ci_low`, `ci_high`, `n`, and `tasks`: the values by task that
+        `value` is the mean of, empty if there is one), and the utilities that it holds, the title of one at equal
+        numbers of features with that number.
     """
     kinds = dict(zip(cells.cell, cells.kind, strict=True))
     known = measured[measured.cell.isin(kinds)]
@@ -90,8 +91,8 @@ def utility_table(cells: pd.DataFrame, measured: pd.DataFrame) -> tuple[pd.DataF
     known = _where(known, _of_model)
     tables, found = [], []
     for utility in UTILITIES:
-        own = known[(known.suite == utility.suite) & (known.metric == utility.metric) & np.isfinite(known.value)]
-        own = _one_task(_where(own, utility.chosen))
+        each = known[(known.suite == utility.suite) & (known.metric == utility.metric) & np.isfinite(known.value)]
+        own = _one_task(_where(each, utility.chosen))
         title = utility.title
         if utility.name == "delta_nll":
             own = _at_equal_fvu(known[known.suite == utility.suite])
@@ -99,9 +100,10 @@ def utility_table(cells: pd.DataFrame, measured: pd.DataFrame) -> tuple[pd.DataF
             own, features = _most_features(own)
             title = f"1-D probing, AUC at {features:g} features"
         if len(own):
-            tables.append(_one_setting(own).assign(utility=utility.name))
+            own = _one_setting(own)
+            tables.append(own.assign(utility=utility.name, tasks=_by_task(own, each)))
             found.append(replace(utility, title=title))
-    columns = ["cell", "kind", "utility", "value", "ci_low", "ci_high", "n"]
+    columns = ["cell", "kind", "utility", "value", "ci_low", "ci_high", "n", "tasks"]
     return pd.concat(tables)[columns].reset_index(drop=True) if tables else pd.DataFrame(columns=columns), found
 
 
@@ -109,6 +111,18 @@ def _one_task(own: pd.DataFrame) -> pd.DataFrame:
     """Rows of the mean over tasks, or of the one task there is."""
     tasks = set(own.task)
     return own if len(tasks) == 1 else own[own.task == ALL]
+
+
+def _by_task(own: pd.DataFrame, each: pd.DataFrame) -> list[dict[str, float]]:
+    """The values of single tasks in the settings of some rows."""
+    if "setting" not in own:
+        return [{} for _ in range(len(own))]
+    each = each[(each.task != ALL) & each.setting.isin(set(own.setting))]
+    found: dict[tuple[str, Setting], dict[str, float]] = {}
+    for row in each.itertuples():
+        found.setdefault((row.cell, row.setting), {})[row.task] = row.value
+    values = [found.get((row.cell, row.setting), {}) for row in own.itertuples()]
+    return [tasks if len(tasks) > 1 else {} for tasks in values]
 
 
 def _where(measured: pd.DataFrame, test: Callable[[Setting], bool]) -> pd.DataFrame:

@@ -111,6 +111,35 @@ def test_leads_are_over_the_best_that_costs_no_more(found):
     assert math.isnan(one(found, "leads_from", task="delta_nll", other="pca").value)  # it has no interval
 
 
+def test_a_lead_is_judged_by_the_differences_on_each_task(folder):
+    """Tasks differ in difficulty by far more than the models do, and tasks of one family count as one."""
+    rng, cells, measured = np.random.default_rng(1), read_cells(folder), read_utilities(folder)
+    names = [f"mine-{i}" for i in range(9)] + ["162_agnews_1", "163_agnews_2", "164_agnews_3"]
+    hard = rng.uniform(0.55, 0.95, len(names))
+    by_cell = {
+        cell: hard + (0.02 if cell.startswith("glp") else 0.0) + 0.01 * rng.normal(size=len(names))
+        for cell in cells.cell[cells.kind.isin(["glp", "sae"])]
+    }
+    rows = measured[(measured.setting == "split=dedup;mode=all") & measured.cell.isin(by_cell)]
+    rows = rows.drop_duplicates("cell")
+    single = [rows.assign(task=name, value=[by_cell[cell][i] for cell in rows.cell]) for i, name in enumerate(names)]
+    spread = 1.96 * hard.std(ddof=1) / math.sqrt(len(hard))
+    means = rows.cell.map(lambda cell: by_cell[cell].mean())
+    mean = rows.assign(task="all", value=means, ci_low=means - spread, ci_high=means + spread)
+    results = analysis(cells, pd.concat([mean, *single])).results
+    frame = structured_frame(results.metrics)
+    leads = frame[(frame.metric == "lead") & (frame.other == "sae")]
+    lead = next(r for r in leads.itertuples() if r.setting.get("rows") == "8000000" and "1152" in r.setting.get("size"))
+    seeds = np.array([by_cell[f"glp-w1152x3-r8000000-s{seed}"] for seed in (0, 1)])
+    gaps = seeds.mean(0) - by_cell[lead.setting.get("cell")]
+    families = np.array([*gaps[:9], gaps[9:].mean()])
+    error = math.hypot(families.std(ddof=1) / math.sqrt(10), seeds.mean(1).std(ddof=1) / math.sqrt(2))
+    assert lead.n == 10
+    assert lead.value == pytest.approx(gaps.mean())
+    assert lead.ci_high - lead.ci_low == pytest.approx(2 * 2.262 * error, rel=0.25)  # Student's, 9 degrees
+    assert lead.ci_low > 0 > lead.value - spread  # by the two intervals it would not be clear
+
+
 def test_which_numbers_stand_for_a_cell(folder):
     cells, measured = read_cells(folder), read_utilities(folder)
     table, shown = utility_table(cells, measured)
