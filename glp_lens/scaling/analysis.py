@@ -209,16 +209,23 @@ def _add_fits(results: Results, name: str, own: pd.DataFrame) -> Fit | None:
         results.add("glp", HELD_OUT, setting, "exponent", **law.exponent._asdict())
         results.add("glp", HELD_OUT, setting, "coefficient", **law.coefficient._asdict())
         results.add("glp", HELD_OUT, setting, "decades", law.decades, n=len(own))
-        if floor == "fitted" and law.decades >= DECADES:
+        if floor == "fitted" and not (doubt := _doubt(name, law)):
             results.add("glp", HELD_OUT, setting, "floor", **law.floor._asdict())
+        elif floor == "fitted":
+            results.failures.append(f"{name}: no irreducible loss is claimed, {doubt}")
         error = 100 * np.sqrt(np.mean((own.loss / law.losses(own.flops)[0] - 1) ** 2))
         results.add("glp", HELD_OUT, setting, "error_percent", error, n=len(own))
-    if (law := laws["fitted"]).decades < DECADES:
-        results.failures.append(
-            f"{name}: no irreducible loss is claimed, its cells span {law.decades:.1f} powers of ten of compute and "
-            f"that takes {DECADES:g}"
-        )
     return laws["fitted"]
+
+
+def _doubt(name: str, law: Fit) -> str:
+    """Why the floor of a fit is not told; empty if it is."""
+    if law.decades < DECADES:
+        return f"its cells span {law.decades:.1f} powers of ten of compute and that takes {DECADES:g}"
+    if not np.isfinite(law.floor.ci_low):
+        few = f"fewer than {_LEAST_SIZES} sizes tell" if name == FRONTIER else "one training tells"
+        return f"{few} nothing of how sure it is"
+    return ""
 
 
 def _add_held_out(results: Results, priors: pd.DataFrame, groups: pd.DataFrame) -> None:

@@ -78,6 +78,25 @@ def test_the_largest_cell_is_foretold_without_it(found, held):
     assert 0.3 < one(found, "decades_beyond", setting=setting).value < 0.5
 
 
+def test_no_irreducible_loss_is_told_without_an_interval(tmp_path):
+    widths = {width: tables.WIDTHS[width] for width in (384, 768)}
+    made = tables.cells(np.random.default_rng(0), widths, (50_000, 300_000, 1_000_000, 3_000_000, 8_000_000))
+    made = [cell for cell in made if cell.d_model != 768 or cell.seed == 0]
+    write_cells(tmp_path, made)
+    write_utilities(tmp_path, tables.utilities(made, np.random.default_rng(0)))
+    results = analyse(tmp_path, say=lambda line: None)
+    frame = structured_frame(results.metrics)
+    assert frame[frame.metric == "decades"].value.min() > 2
+    floors = frame[frame.metric == "floor"]
+    assert [row.setting.get("cells") for row in floors.itertuples()] == ["w384x3"]
+    assert np.isfinite(floors.ci_low).all()
+    told = [line for line in results.failures if "no irreducible loss is claimed" in line]
+    assert told == [
+        "frontier: no irreducible loss is claimed, fewer than 3 sizes tell nothing of how sure it is",
+        "w768x3: no irreducible loss is claimed, one training tells nothing of how sure it is",
+    ]
+
+
 def test_hours_are_those_of_the_speed_that_was_measured(found):
     expected = one(found, "loss_expected", setting=Setting(cells="frontier", hours=10.0))
     compute = 4e10 * 36_000  # the tables' FLOPs a second
