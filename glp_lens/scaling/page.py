@@ -56,8 +56,8 @@ def _headline(found: Analysis, frame: pd.DataFrame) -> str:
             f"The best, {best['size']} after {count(best.rows)} rows, has a held-out loss of {number(best.loss)}, "
             f"{number(abs(below), 1)}% {side} the least of any Gaussian."
         )
-    if (law := found.laws.get(FRONTIER)) is not None:
-        alpha = law.exponent
+    law = found.laws.get(FRONTIER)
+    if law is not None and math.isfinite((alpha := law.exponent).ci_low):
         parts.append(
             "Along the frontier the loss above its floor falls as compute to the power of "
             f"{with_interval(-alpha.value, -alpha.ci_high, -alpha.ci_low)}, over {number(law.decades, 1)} "
