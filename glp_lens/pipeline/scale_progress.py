@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,7 @@ def tell(run: Run, chosen: Sequence[Unit], say: Callable[[str], None]) -> None:
                     if cell.kind == "glp"
                     else sae_seconds_per_flop(cell, s, run.store, device=s.device)
                 )
-    training, measuring = _left(run, chosen, times)
+    training, measuring = _left(run, chosen, to_train, times)
     done = [cell.cell for unit in chosen for cell in unit.cells if run.is_done(cell)]
     for line in estimate.table(
         chosen, training, measuring, done, s.ray or s.jobs, keep_models=s.keep_models, keep_states=s.keep_states
@@ -40,9 +40,14 @@ def tell(run: Run, chosen: Sequence[Unit], say: Callable[[str], None]) -> None:
         say(line)
 
 
-def _left(run: Run, units: Sequence[Unit], times: Times) -> tuple[dict[str, float], float | None]:
-    """Expected seconds of one worker for what is not done: of each training, and of all evaluations, if any."""
-    to_train = map(run.to_train, units)
+def _left(
+    run: Run, units: Sequence[Unit], to_train: Iterable[Unit], times: Times
+) -> tuple[dict[str, float], float | None]:
+    """Expected seconds of one worker for what is not done: of each training, and of all evaluations, if any.
+
+    Args:
+        to_train: of each unit what `Run.to_train` gives.
+    """
     training = {cell.cell: times.training(cell, unit, run.settings) for unit in to_train for cell in unit.cells}
     suites = [(cell, run.suites_left(cell)) for unit in units for cell in unit.cells]
     measuring = sum(times.measuring(cell, names) for cell, names in suites)
@@ -85,7 +90,7 @@ class Progress:
         seconds = stage_seconds(self.run.out)
         times = estimate.Times(seconds)
         times.learn(Cell.load(self.run.folder(cell)) for cell in self.cells.values() if self.run.is_trained(cell))
-        training, measuring = _left(self.run, self.units, times)
+        training, measuring = _left(self.run, self.units, map(self.run.to_train, self.units), times)
         left = sum(training.values()) + (measuring or 0.0)
         workers = self.run.settings.ray or self.run.settings.jobs
         for name in new:

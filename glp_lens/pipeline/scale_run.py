@@ -330,8 +330,9 @@ class Run:
         from glp_lens.scaling.training import held_state
 
         def needed(cell: Cell) -> bool:
-            wanted = self.settings.keep_models or self.suites_left(cell)
-            return not self.is_trained(cell) or bool(wanted and self.lacks_model(cell))
+            undone = self._undone(cell)
+            wanted = self.settings.keep_models or bool(undone)
+            return cell.cell in undone or (wanted and self.lacks_model(cell))
 
         cells = tuple(filter(needed, unit.cells))
         begun = held_state(self.trunk(unit), cells[0], self.settings) if cells else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -94,15 +94,16 @@ def _state(cell: Cell, trunk: Path) -> Path:
 
 def held_state(trunk: Path, cell: Cell, grid: GridSettings) -> int:
     """Steps of the last state in a folder that a training can begin from; 0 if there is none."""
-    if cell.kind != "glp":
-        return 0
-    most = grid.config(cell.rows, cell.seed or 0).steps_held
-    return max((steps for steps in _held(trunk) if steps <= most), default=0)
+    return _last(_held(trunk), grid.config(cell.rows, cell.seed or 0)) if cell.kind == "glp" else 0
 
 
 def _held(trunk: Path) -> dict[int, Path]:
     """The states in a folder in which the learning rate was still held, by their number of steps."""
     return {int(path.stem.removeprefix("step_")): path for path in trunk.glob("step_*.state")}
+
+
+def _last(there: Iterable[int], config: TrainConfig) -> int:
+    return max((steps for steps in there if steps <= config.steps_held), default=0)
 
 
 def _fit_glp(
@@ -111,7 +112,7 @@ def _fit_glp(
     """A prior, from where a longer training left its state, or from the first step."""
     config = grid.config(cell.rows, cell.seed or 0)
     distributed.barrier()  # all processes must see the same files
-    there, begun = _held(trunk), held_state(trunk, cell, grid)
+    begun = _last(there := _held(trunk), config)
     wanted = {grid.config(each.rows, each.seed or 0).steps_held for each in unit.cells if each.rows < cell.rows}
     wanted |= {config.steps_held} if keep_states else set()
     distributed.barrier()  # and none write before all have seen them

@@ -81,9 +81,9 @@ def utility_table(cells: pd.DataFrame, measured: pd.DataFrame) -> tuple[pd.DataF
         measured: as `read_utilities` gives it.
 
     Returns:
-        The table (`cell`, `kind`, `utility`, `value`, `ci_low`, `ci_high`, `n`, and `tasks`: the values by task that
-        `value` is the mean of, empty if there is one), and the utilities that it holds, the title of one at equal
-        numbers of features with that number.
+        The table (`cell`, `kind`, `utility`, `value`, `ci_low`, `ci_high`, `n`, and `tasks`: the values of single
+        tasks, by name), and the utilities that it holds, the title of one at equal numbers of features with that
+        number.
     """
     kinds = dict(zip(cells.cell, cells.kind, strict=True))
     known = measured[measured.cell.isin(kinds)]
@@ -121,8 +121,7 @@ def _by_task(own: pd.DataFrame, each: pd.DataFrame) -> list[dict[str, float]]:
     found: dict[tuple[str, Setting], dict[str, float]] = {}
     for row in each.itertuples():
         found.setdefault((row.cell, row.setting), {})[row.task] = row.value
-    values = [found.get((row.cell, row.setting), {}) for row in own.itertuples()]
-    return [tasks if len(tasks) > 1 else {} for tasks in values]
+    return [found.get((row.cell, row.setting), {}) for row in own.itertuples()]
 
 
 def _where(measured: pd.DataFrame, test: Callable[[Setting], bool]) -> pd.DataFrame:
