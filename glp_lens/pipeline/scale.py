@@ -20,12 +20,11 @@ from glp_lens.pipeline.inputs import (
     RunSettings,
     TextsSettings,
 )
+from glp_lens.processes import end_with_parent, stopping
 from glp_lens.scaling.grid import GridSettings, Unit, part, shape_of
 from glp_lens.settings import option
 
 if TYPE_CHECKING:
-    from multiprocessing.synchronize import Event
-
     from glp_lens import lm
     from glp_lens.pipeline.scale_progress import Progress
     from glp_lens.pipeline.scale_run import Run
@@ -163,7 +162,6 @@ def _in_processes(settings: ScaleJob, chosen: Sequence[Unit], progress: Progress
     """Make units in several processes, that share the threads of this one."""
     import multiprocessing
     from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-    from concurrent.futures.process import BrokenProcessPool
 
     import torch
 
@@ -173,23 +171,15 @@ def _in_processes(settings: ScaleJob, chosen: Sequence[Unit], progress: Progress
     threads = torch.get_num_threads() // workers
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with, initargs=(stop,)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent, initargs=(stop,)) as pool:
         with _environment(threads):
             waiting = {pool.submit(_make_unit, settings, threads, unit.name) for unit in chosen}
-        try:
+        with stopping(stop, "run the same command again, with a smaller --jobs"):
             while waiting:
                 done, waiting = wait(waiting, timeout=_POLL, return_when=FIRST_EXCEPTION)
                 for each in done:
                     each.result()
                 progress.update()
-        except BrokenProcessPool:
-            raise InputError(
-                "one of the processes was ended from outside, perhaps for lack of memory: what is saved is safe; run "
-                "the same command again, with a smaller --jobs"
-            ) from None
-        except BaseException:
-            stop.set()  # what the others are at is continued by the next run
-            raise
 
 
 @contextmanager
@@ -210,21 +200,6 @@ def _environment(threads: int) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _end_with(stop: Event) -> None:
-    """In a new process: end when the parent ends, or says so."""
-    import multiprocessing
-    import threading
-
-    parent = multiprocessing.parent_process()
-
-    def end() -> None:
-        while not stop.wait(1) and (parent is None or parent.is_alive()):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=end, daemon=True).start()
 
 
 def _make_unit(settings: ScaleJob, threads: int, name: str) -> None:

@@ -33,6 +33,7 @@ LAYERS = [
     "yaml_files",
     "endpoint",
     "numerics",
+    "processes",
     "intervals",
     "lm",
     "provenance",

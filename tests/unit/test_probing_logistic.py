@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
-from glp_lens.evals.probing import logistic, sparse
+from glp_lens.evals.probing import dense, logistic, sparse
 
 PENALTIES = sparse.PENALTIES
 
@@ -95,3 +96,33 @@ def test_starts_anywhere():
     for c, optimum in zip(PENALTIES, expected, strict=True):
         for start in ([300.0, -200, 5, 0, 40, 7, -90], [0.0, 0, 900, 0, 0, 0, 0]):
             np.testing.assert_allclose(found.optimum(c, [np.array(start)]), optimum, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("penalties", [dense.PENALTIES, (0.03, 1.0, 3e-4)], ids=["rising", "mixed"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_regressions_at_once_are_each_the_optimum_of_scikit_learn_on_standardised_rows(kind, penalties):
+    x, y = rows(kind)
+    new = rows(kind, seed=1)[0]
+    odd = np.flatnonzero(np.arange(len(y)) % 3)
+    parts = [odd if len(np.unique(y[odd])) == 2 else np.arange(len(y)), np.arange(len(y))[::-1], np.argsort(y)[2:]]
+    found = logistic.standardised(x, y, parts, penalties)
+    assert found.shape == (3, len(penalties), x.shape[1] + 1)
+    for part, fits in zip(parts, found, strict=True):
+        scaler = StandardScaler().fit(x[part])
+        for c, fit_ in zip(penalties, fits, strict=True):
+            theirs = LogisticRegression(C=c, solver="newton-cholesky", tol=1e-13, max_iter=1000)
+            theirs.fit(scaler.transform(x[part]), y[part])
+            for those in (x[part], new):
+                expected = theirs.predict_proba(scaler.transform(those))[:, 1]
+                np.testing.assert_allclose(expit(those @ fit_[:-1] + fit_[-1]), expected, atol=1e-5, err_msg=f"C={c}")
+
+
+def test_regressions_at_once_start_anywhere():
+    x, y = rows("separable")
+    parts, penalties = [np.arange(len(y)), np.arange(30, len(y))], (1.0, 1e-2)
+    expected = logistic.standardised(x, y, parts, penalties)
+    for start in ([300.0, -200, 5, 0, 40, 7, -90], [0.0, 0, 900, 0, 0, 0, 0]):
+        starts = np.tile(np.array(start), (2, 2, 1))
+        found = logistic.standardised(x, y, parts, penalties, starts)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert (starts == start).all()

@@ -1,5 +1,8 @@
 """The suite on synthetic activations with known answers."""
 
+import os
+import signal
+import sys
 from dataclasses import replace
 from typing import ClassVar
 
@@ -11,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from glp_lens.artifacts import ActivationModel
 from glp_lens.errors import InputError
 from glp_lens.evals.entries import Entry
-from glp_lens.evals.probing import TaskActivations, TaskRows, dense, features, rank, sparse, splits, suite
+from glp_lens.evals.probing import TaskActivations, TaskRows, dense, features, rank, side_by_side, sparse, splits, suite
 from glp_lens.evals.probing.settings import DENSE, ProbingSettings
 from glp_lens.evals.probing.tasks import build
 from glp_lens.evals.results import Results
@@ -208,6 +211,7 @@ class Independent(Map):
 
 
 def test_stochastic_models_are_averaged_over_noise_seeds_with_shared_noise(monkeypatch):
+    monkeypatch.setattr(side_by_side, "_IN_THREADS", 1)  # else noise of both tasks is seen in any order
     tasks, _, acts = problem(n_tasks=2)
     noisy, other = Map(torch.eye(D), spread=0.8), random_map(11, spread=0.1)
     still = Map(torch.eye(D))
@@ -342,26 +346,72 @@ class Interrupted(Map):
 
 
 def test_tasks_side_by_side_give_the_same_results_as_one_after_the_other(monkeypatch):
-    """Also where one is wrong: its error is told, as it stands."""
+    """In threads, and two in processes. Also where one is wrong: its error is told, as it stands."""
     tasks, acts, found = problem(n_tasks=5)
     entries = [Entry("noisy", Map(torch.randn(D, 9), spread=0.5)), Entry("plain", Map(torch.eye(D)))]
     results, threads = {}, torch.get_num_threads()
     try:
-        for n in (1, 3):
+        for n in (1, 3, 2):
             torch.set_num_threads(n)
+            entries[0].model.seen.clear()
             results[n] = run(entries, tasks, found, ks=(1, 3), seeds=2)
+            assert bool(entries[0].model.seen) == (n != 2)  # in another process
         acts["task1"][0, 0] = torch.nan
-        with pytest.raises(InputError, match="'task1': expected finite"):
-            run(entries, tasks, found)
-        assert torch.get_num_threads() == 3
+        for n in (3, 2):
+            torch.set_num_threads(n)
+            with pytest.raises(InputError, match="'task1': expected finite"):
+                run(entries, tasks, found)
+            assert torch.get_num_threads() == n
     finally:
         torch.set_num_threads(threads)
-    assert results[1].frame().equals(results[3].frame())
-    assert results[1].extras == results[3].extras
+    for n in (2, 3):
+        assert results[1].frame().equals(results[n].frame())
+        assert results[1].extras == results[n].extras
+
+
+class Ends(Map):
+    """Ends the process that it is used in, or fails."""
+
+    how = None
+
+    def encode(self, x, **options):
+        if self.how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise InputError("no features today")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
+@pytest.mark.parametrize(
+    ("how", "told"), [("killed", "ended from outside.*with OMP_NUM_THREADS=1"), ("fails", "no features today")]
+)
+def test_what_ends_a_process_is_told(tmp_path, how, told):
+    tasks, _, found = problem(n_tasks=5)
+    model, threads = Ends(torch.eye(D)), torch.get_num_threads()
+    model.how = how
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(InputError, match=told):
+            run([Entry("m", model)], tasks, found, **QUICK)
+        # What is finished is kept, whoever made it.
+        kept = run([Entry("m", Map(torch.eye(D)))], tasks, found, folder=tmp_path, **QUICK)
+        torch.set_num_threads(1)
+        model = Interrupted(torch.eye(D))
+        model.left = 0
+        again = run([Entry("m", model)], tasks, found, folder=tmp_path, **QUICK)
+    finally:
+        torch.set_num_threads(threads)
+    assert again.frame().equals(kept.frame())
+
+
+def test_processes_are_only_forked_where_that_is_safe(monkeypatch):
+    assert side_by_side._may_fork("cpu") == (sys.platform == "linux")
+    assert not side_by_side._may_fork("cuda")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert not side_by_side._may_fork("cpu")
 
 
 def test_an_interrupted_run_goes_on_after_the_finished_tasks(tmp_path, monkeypatch):
-    monkeypatch.setattr(suite, "_SIDE_BY_SIDE", 1)  # else it is chance which tasks are finished
+    monkeypatch.setattr(side_by_side, "_IN_THREADS", 1)  # else it is chance which tasks are finished
     tasks, acts, found = problem(n_tasks=2)
     model = Interrupted(torch.eye(D), spread=0.5)
 

@@ -7,11 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import check_cv
-from sklearn.preprocessing import StandardScaler
 
-from glp_lens.evals.probing import rank
+from glp_lens.evals.probing import logistic, rank
 
 PENALTIES = tuple(np.logspace(-5, 0, 6).tolist())
 """Inverse L2 strengths C to choose from, the grid of the released GLP probe."""
@@ -30,23 +28,22 @@ def fit(
 ) -> DenseProbe:
     """Fit on standardised train rows `(n, d_in)` with C chosen by validation AUC; score the test rows.
 
-    `folds` are pairs of train and validation rows, or a number of stratified ones that are not shuffled.
+    `folds` are pairs of train and validation rows, or a number of stratified ones that are not shuffled. Fits are at
+    the optimum of the regression, short of which scikit-learn's lbfgs stops by default.
     """
     x, y, x_test = np.asarray(x_train, dtype=np.float64), np.asarray(y_train), np.asarray(x_test, dtype=np.float64)
-    aucs = []
-    for train, held_out in check_cv(folds, y, classifier=True).split(x, y):
-        scores = _scores(x[train], y[train], x[held_out], PENALTIES)
-        aucs.append(rank.auc(scores, y[held_out]))
+    pairs = list(check_cv(folds, y, classifier=True).split(x, y))
+    fits = logistic.standardised(x, y, [np.asarray(train) for train, _ in pairs], PENALTIES)
+    aucs = [
+        rank.auc(_scores(x[held_out], weights), y[held_out]) for weights, (_, held_out) in zip(fits, pairs, strict=True)
+    ]
     means = np.mean(aucs, axis=0)
     best = int(means.argmax())
-    return DenseProbe(_scores(x, y, x_test, PENALTIES[best : best + 1])[:, 0], float(means[best]), PENALTIES[best])
+    c, start = PENALTIES[best], fits[:, best].mean(0)[None, None]
+    ((weights,),) = logistic.standardised(x, y, [np.arange(len(x))], [c], start)
+    return DenseProbe(_scores(x_test, weights[None])[:, 0], float(means[best]), c)
 
 
-def _scores(
-    x: NDArray[np.float64], y: NDArray[np.int64], others: NDArray[np.float64], penalties: Sequence[float]
-) -> NDArray[np.float64]:
-    """Scores `(n, penalties)` of other rows by fits on `x`, which is standardised once for all of them."""
-    scaler = StandardScaler().fit(x)
-    x, others = scaler.transform(x), scaler.transform(others)
-    fits = [LogisticRegression(C=c, max_iter=1000).fit(x, y) for c in penalties]
-    return np.stack([fit.decision_function(others) for fit in fits], axis=1)
+def _scores(x: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scores `(n, m)` of rows by weights `(m, d + 1)`."""
+    return np.asarray(x @ weights[:, :-1].T + weights[:, -1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -30,8 +30,12 @@ PAPER, ALL, SPARSE = Setting(mode="paper"), Setting(mode="all"), Setting(probe="
 """Settings of the best of the candidates as in the paper, of the best of all features, and of k-sparse probes."""
 _TEXTS, _TEXT_LENGTH = 5, 160
 _COLUMNS = 8192
-_LARGE = Lock()
-"""Many features are kept of one task at a time, of those that are scored side by side."""
+
+
+class _Turns:
+    """Many features are kept of one task at a time, of those that are scored side by side."""
+
+    lock: AbstractContextManager[Any] = Lock()
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,13 @@ def score(
     """
     width = sum(features.count(entry) for entry in entries)
     large = 4 * len(rows.acts) * width > features.IN_MEMORY // 4
-    with _LARGE if large else nullcontext():
+    with _Turns.lock if large else nullcontext():
         return _score(entries, rows, options, folder, advance)
+
+
+def take_turns(lock: AbstractContextManager[Any]) -> None:
+    """Let this process take turns with others in what needs much memory."""
+    _Turns.lock = lock
 
 
 def _score(

@@ -137,18 +137,21 @@ def rank_features(x: NDArray[np.float32], y: Rows, *, normalize: bool = True) ->
         normalize: divide each feature by the mean of its non-zero absolute values first, as sae-probes does, so that
             features of any scale compete; without, the rule of the GLP paper.
     """
-    rows, positive = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)), torch.from_numpy(np.asarray(y) == 1)
+    rows = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+    positive = np.asarray(y) == 1
+    ones, zeros = (torch.from_numpy(np.flatnonzero(those)) for those in (positive, ~positive))
     # Blocks of a round width, the last one wider: torch adds up the rows in another order in narrow or odd ones.
     blocks = rows.tensor_split(tuple(range(_BLOCK, rows.shape[1] - _BLOCK, _BLOCK)), dim=1)
-    difference = torch.cat([_difference(part, positive, normalize) for part in blocks])
+    difference = torch.cat([_difference(part, ones, zeros, normalize) for part in blocks])
     return torch.argsort(difference.abs(), descending=True, stable=True).numpy()
 
 
-def _difference(x: Tensor, positive: Tensor, normalize: bool) -> Tensor:
+def _difference(x: Tensor, ones: Tensor, zeros: Tensor, normalize: bool) -> Tensor:
     if normalize:
-        size = x.abs().sum(0) / ((x != 0).sum(0, dtype=torch.int32) + _TINY)
+        fired = torch.from_numpy(np.count_nonzero(x.numpy(), axis=0)).int()  # twice as fast as a sum of what is not 0
+        size = x.abs().sum(0) / (fired + _TINY)
         x = x / (size + _TINY)
-    return x[positive].mean(0) - x[~positive].mean(0)
+    return x.index_select(0, ones).mean(0) - x.index_select(0, zeros).mean(0)
 
 
 def _columns(x_train: NDArray[np.float32], x_test: NDArray[np.float32], features: Rows) -> tuple[Floats, Floats]:

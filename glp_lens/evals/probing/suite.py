@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import functools
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
-from glp_lens import numerics
 from glp_lens.arguments import checked
 from glp_lens.errors import InputError
 from glp_lens.evals.cache import ResultCache
@@ -29,14 +25,12 @@ from glp_lens.evals.probing.hook_points import hooks, place, provenance_at
 from glp_lens.evals.probing.records import Record
 from glp_lens.evals.probing.scoring import Options, score
 from glp_lens.evals.probing.settings import DENSE, MEAN, ProbingSettings
+from glp_lens.evals.probing.side_by_side import Count, add_one, side_by_side
 from glp_lens.evals.probing.splits import FOLDS, Rows, read
 from glp_lens.evals.probing.tasks import Task
 from glp_lens.evals.results import Metric, Results
 from glp_lens.interface import Featurizer
 from glp_lens.types import Json
-
-_SIDE_BY_SIDE = 4
-"""Most tasks that are scored at once."""
 
 
 @dataclass(frozen=True)
@@ -173,45 +167,35 @@ def _begin(entries: Sequence[Entry], tasks: Sequence[Task], activations: TaskAct
     )
 
 
-def _records(entries: Sequence[Entry], data: ProbingData, options: Options, folder: Path | None) -> list[Record]:
-    """The record of each task, of finished ones from the cache.
-
-    Some tasks are scored side by side, each in a thread of its own, as most of the work on one task uses one core.
-    Records do not depend on it.
-    """
+def _records(entries: Sequence[Entry], data: ProbingData, options: Options, folder: Path | None) -> Iterator[Record]:
+    """The record of each task, of finished ones from the cache. Records do not depend on what is scored beside."""
     about = functools.cache(lambda: [[entry.identity() for entry in entries], asdict(options)])
     cache = ResultCache(folder, about)
     used = hooks(entries, data.activations)
     each = sum(len(features.noise_seeds(entry, options.seeds)) for entry in entries)
-    cores = torch.get_num_threads()
-    workers = min(_SIDE_BY_SIDE, cores, len(data.tasks))
-    turn = Lock()
 
-    def record(task: Task) -> Record:
+    def record(count: Count, item: tuple[Task, Mapping[str | None, Rows]]) -> tuple[Record, int]:
+        """A record, and how many models were probed for it."""
+        task, at_hooks = item
         done = 0
 
         def advance() -> None:
             nonlocal done
             done += 1
-            with turn:
-                bar.update()
+            add_one(count)
 
-        with turn:  # readers need not be safe to use from two threads at once
-            at_hooks = {hook: read(task, data.activations, hook) for hook in used}
         make = partial(_score_task, entries, at_hooks, options, folder, advance)
         inputs = partial(_inputs, task, list(at_hooks.values()))
-        found = cache.get(task.name, inputs, make, lambda value: Record(**value))
-        with turn:  # what was not scored now, since it is finished or cannot be, must not count towards the rate
+        return cache.get(task.name, inputs, make, lambda value: Record(**value)), done
+
+    rows = ((task, {hook: read(task, data.activations, hook) for hook in used}) for task in data.tasks)
+    bar = tqdm(total=each * len(data.tasks), desc="probing", unit="model", mininterval=2)
+    with bar, closing(side_by_side(record, rows, len(data.tasks), bar, device=data.device)) as records:
+        for found, done in records:
+            # What was not scored now, since it is finished or cannot be, must not count towards the rate.
             bar.total = (bar.total or 0) - (each - done)
             bar.refresh()
-        return found
-
-    bar = tqdm(total=each * len(data.tasks), desc="probing", unit="model", mininterval=2)
-    # Only encoding uses several of torch's threads, in one task at a time.
-    pool = ThreadPoolExecutor(workers, "probing", partial(numerics.threads, cores - workers + 1))
-    # Filters of warnings belong to the process: what fits that end in another order make of them is undone here.
-    with warnings.catch_warnings(), bar, pool, numerics.blas_threads(1):
-        return list(pool.map(record, data.tasks))
+            yield found
 
 
 def _inputs(task: Task, rows: Sequence[Rows]) -> list[Any]:
