@@ -243,8 +243,8 @@ def _pairs_won(x: NDArray[Any], positive: NDArray[np.bool_]) -> Floats:
     count; with the bit flipped none does. The mean counts half of them.
     """
     keys = np.array(_ordered_integers(x).T, dtype=np.int64, order="C")
-    keys *= 2
-    keys += positive
+    keys += keys
+    keys |= positive
     keys.sort(axis=1)
     n1 = int(positive.sum())
     positions = np.arange(len(x))
@@ -264,6 +264,8 @@ def _ordered_integers(x: NDArray[Any]) -> NDArray[np.int64] | NDArray[np.int32]:
     """Integers of at most 32 bits in the order of the values of each column, equal where these are equal."""
     if not _narrow(x):
         return np.asarray(rankdata(x, method="dense", axis=0), dtype=np.int64)
-    bits = x.astype(np.float32).view(np.int32)
-    sign, magnitude = bits >> 31, bits & (2**31 - 1)
-    return (magnitude ^ sign) - sign  # minus the magnitude where the sign is -1: both zeros become 0
+    bits = (x.astype(np.float32, copy=False) + np.float32(0)).view(np.int32)  # both zeros become 0
+    flip = bits >> 31
+    flip &= 2**31 - 1
+    bits ^= flip  # a larger magnitude is a lower integer where the sign bit is set
+    return np.asarray(bits)
