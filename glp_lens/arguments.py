@@ -124,7 +124,10 @@ def _holds(value: Any, cls: type, parts: tuple[Any, ...]) -> bool:
     if isinstance(value, str | bytes | Mapping):
         return False
     listed = isinstance(value, Sized) and hasattr(value, "__getitem__")  # also pandas' series and NumPy's arrays
-    return all(_fits(each, parts[0]) for each in value) if listed else cls is not Sequence and isinstance(value, cls)
+    if not listed:
+        return cls is not Sequence and isinstance(value, cls)
+    # The usual case first: of a hundred thousand texts, each by itself takes a fifth of a second.
+    return set(map(type, value)) == {parts[0]} or all(_fits(each, parts[0]) for each in value)
 
 
 def _class_and_parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:

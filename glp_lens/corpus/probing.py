@@ -17,7 +17,7 @@ import xxhash
 from tqdm.auto import tqdm
 
 from glp_lens.arguments import checked
-from glp_lens.corpus.documents import Document, Split, beginning, check_split, of_split
+from glp_lens.corpus.documents import Document, Split, beginning, check_split, of_split, text_id
 from glp_lens.errors import InputError
 
 if TYPE_CHECKING:
@@ -145,7 +145,9 @@ def packaged(
     cap = _cap(corpus["source"].value_counts().to_numpy(), share)
     corpus = corpus[corpus.groupby("source").cumcount() < cap]
     columns = (corpus["text"], corpus["source"], corpus["whole"])
-    documents = (Document.of(text, source, whole=whole) for text, source, whole in zip(*columns, strict=True))
+    documents = (
+        Document(text_id(text), text, source, whole=whole) for text, source, whole in zip(*columns, strict=True)
+    )
     return list(of_split(documents, split))
 
 

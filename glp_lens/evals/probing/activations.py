@@ -30,6 +30,7 @@ from glp_lens.activations.manifest import MANIFEST, Manifest
 from glp_lens.activations.writer import lock, locked
 from glp_lens.arguments import checked
 from glp_lens.corpus import Document
+from glp_lens.corpus.documents import text_id
 from glp_lens.errors import InputError
 from glp_lens.evals.probing.settings import Pooling
 from glp_lens.evals.probing.tasks import Task
@@ -175,7 +176,7 @@ def collect(
             raise InputError(f"no activations of task {task!r}: collect them too")
         return index[hook].rows(texts[task])
 
-    texts = {task.name: [Document.of(text).id for text in task.texts] for task in tasks}
+    texts = {task.name: [text_id(text) for text in task.texts] for task in tasks}
     return TaskActivations(source, read)
 
 
@@ -226,15 +227,15 @@ def _missing(
     total = 0
     for task in tqdm(tasks, desc="tokenise texts", unit="task", mininterval=2, delay=2, leave=False):
         lacking: dict[tuple[int, ...], list[str]] = defaultdict(list)
-        documents = {document.id: document for document in map(Document.of, task.texts)}
+        texts = {text_id(text): text for text in task.texts}
         for name in index:
-            lacking[tuple(i for i in documents if i not in known[name])].append(name)
-            known[name].update(documents)
+            lacking[tuple(i for i in texts if i not in known[name])].append(name)
+            known[name].update(texts)
         for ids, names in lacking.items():
-            rows = lm.to_ids(model, [documents[i].text for i in ids], context, truncate="left")
+            rows = lm.to_ids(model, [texts[i] for i in ids], context, truncate="left")
             usable = [any(token != bos for token in row) for row in rows]
             total += sum(len(row) for row, fits in zip(rows, usable, strict=True) if fits)
-            chosen = [documents[i] for i, fits in zip(ids, usable, strict=True) if fits]
+            chosen = [Document.of(texts[i]) for i, fits in zip(ids, usable, strict=True) if fits]
             if chosen:
                 key = xxhash.xxh3_64_hexdigest(np.array([d.id for d in chosen], dtype=np.uint64).tobytes())
                 work.append((folder / f"{task.name}-{key[:8]}", names, chosen))

@@ -37,7 +37,7 @@ and |dw|^2 / C, so that no probability of a row changes by more than about l / 2
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -65,7 +65,8 @@ _SHARE, _LEAST_SHARE, _MOST_SHARE = 0.3, 1e-3, 0.3
 _DIRECTIONS = 300
 """Most conjugate directions of a step."""
 _LEAST_CURVATURE = 1e-6
-"""Of the intercept, added for its steps where all rows are far from the boundary."""
+_WIDTH = 16
+"""Features are a multiple of this, with some of zeros: products of odd widths take longer."""
 
 
 class Regression:
@@ -186,29 +187,30 @@ def standardised(
         `(len(parts), len(penalties), d + 1)`: weights of `x` as it is given, and the intercept.
     """
     whole = StandardScaler().fit(x)
-    rows = whole.transform(x)
-    scalers = [StandardScaler().fit(rows[part]) for part in parts]
-    own = np.zeros((len(parts), len(x)))
-    for member, part in zip(own, parts, strict=True):
-        member[part] = 1
-    each = len(penalties)
-
-    def of_each(values: Floats) -> Tensor:
-        return torch.from_numpy(np.repeat(values, each, axis=0))
-
-    mean, scale = (np.stack([getattr(scaler, name) for scaler in scalers]) for name in ("mean_", "scale_"))
-    ridge = torch.from_numpy(1 / np.tile(np.asarray(penalties, dtype=np.float64), len(parts)))[:, None]
-    signs = torch.from_numpy(2.0 * y - 1)
-    together = _Together(torch.from_numpy(rows), signs, of_each(mean), of_each(scale), of_each(own), ridge)
-    # Of the features as they are given: what is subtracted from them, and what they are divided by.
-    centre, size = of_each(whole.mean_ + whole.scale_ * mean), of_each(whole.scale_ * scale)
-    shape = (len(parts), each, x.shape[1] + 1)
-    given = torch.from_numpy(np.zeros(shape) if starts is None else starts).reshape(len(ridge), -1)
-    weights, intercept = given[:, :-1], given[:, -1:]
-    weights, intercept = together.optima(weights * size, intercept + (weights * centre).sum(1, keepdim=True))
-    weights = weights / size
-    intercept = intercept - (weights * centre).sum(1, keepdim=True)
-    return torch.cat([weights, intercept], 1).reshape(shape).numpy()
+    n, d = x.shape
+    rows = np.zeros((n, d + 1 + -(d + 1) % _WIDTH))
+    rows[:, :d], rows[:, d] = whole.transform(x), 1
+    # The intercept is free, so that rows need not be centred, and what the scale of a part does to a feature it does as
+    # well to the penalty of its weight.
+    member, squares = np.zeros((len(parts), n)), np.ones((len(parts), rows.shape[1]))
+    for i, part in enumerate(parts):
+        member[i, part] = 1
+        squares[i, :d] = StandardScaler().fit(rows[part, :d]).scale_ ** 2
+    ridge = squares[:, None] / np.asarray(penalties)[:, None]
+    ridge[:, :, d] = 0
+    weights = np.zeros_like(ridge)
+    if starts is not None:
+        weights[:, :, :d] = starts[:, :, :-1] * whole.scale_
+        weights[:, :, d] = starts[:, :, -1] + starts[:, :, :-1] @ whole.mean_
+    together = _Together(
+        torch.from_numpy(rows),
+        torch.from_numpy(2.0 * y - 1),
+        *(torch.from_numpy(np.repeat(values, len(penalties), axis=0)) for values in (member, squares)),
+        torch.from_numpy(ridge.reshape(-1, rows.shape[1])),
+    )
+    found = together.optima(torch.from_numpy(weights.reshape(-1, rows.shape[1]))).numpy().reshape(weights.shape)
+    slopes = found[:, :, :d] / whole.scale_
+    return np.concatenate([slopes, (found[:, :, d] - slopes @ whole.mean_)[:, :, None]], axis=2)
 
 
 @dataclass(frozen=True)
@@ -216,83 +218,66 @@ class _Together:
     """Regressions that share the matrix of their rows; `m` of them.
 
     Attributes:
-        x: `(n, d)`, all rows.
+        x: `(n, k)`, all rows.
         signs: `(n,)`, 1 or -1.
-        mean, scale: `(m, d)`, which each regression standardises the features by.
-        member: `(m, n)`, 1 for its rows and 0 for others.
-        ridge: `(m, 1)`, 1 / C.
+        member: `(m, n)`, 1 for the rows of each regression and 0 for others.
+        squares: `(m, k)`, about the mean square of each feature over these rows.
+        ridge: `(m, k)`, what a weight's square costs, twice.
     """
 
     x: Tensor
     signs: Tensor
-    mean: Tensor
-    scale: Tensor
     member: Tensor
+    squares: Tensor
     ridge: Tensor
 
-    def optima(self, weights: Tensor, intercept: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `(m, d)` of the standardised features and intercepts `(m, 1)`, from those given."""
-        margins = self._predict(weights, intercept)
-        short = _Together(self.x.float(), *(getattr(self, f.name).float() for f in fields(self)[1:]))
+    def optima(self, weights: Tensor) -> Tensor:
+        """Weights `(m, k)`, from those given, which are changed."""
+        margins = weights @ self.x.T
+        short = self.x.float()
         left = torch.arange(len(weights))
         for _ in range(_STEPS):
-            some, some_short = self._of(left), short._of(left)
-            w, b, m = weights[left], intercept[left], margins[left]
+            some = _Together(self.x, self.signs, self.member[left], self.squares[left], self.ridge[left])
+            w, m = weights[left], margins[left]
             wrong = torch.sigmoid(-self.signs * m) * some.member
-            slope, slope_b = some._gather(self.signs * wrong)
-            slope -= some.ridge * w
+            slope = (self.signs * wrong) @ self.x - some.ridge * w
             curvature = wrong * (1 - wrong)
-            step, step_b, share = some_short._step(slope.float(), slope_b.float(), curvature.float())
-            step, step_b = step.double(), step_b.double()
-            downhill = (slope * step).sum(1, keepdim=True) + slope_b * step_b
-            change = some._predict(step, step_b)
+            step, share = some._step(short, slope.float(), curvature.float())
+            step = step.double()
+            downhill = (slope * step).sum(1, keepdim=True)
+            change = step @ self.x.T
             length = some._length(w, m, step, change, downhill, curvature)
-            weights[left], intercept[left] = w + length * step, b + length * step_b
-            margins[left] = m + length * change
+            weights[left], margins[left] = w + length * step, m + length * change
             left = left[(downhill.clamp(min=0).sqrt() * share > _END_TOGETHER)[:, 0]]
             if not len(left):
                 break
-        return weights, intercept
+        return weights
 
-    def _of(self, which: Tensor) -> _Together:
-        return replace(self, **{name: getattr(self, name)[which] for name in ("mean", "scale", "member", "ridge")})
+    def _step(self, x: Tensor, slope: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor]:
+        """Steps `(m, k)` towards H d = -g by conjugate gradients, and the share `(m, 1)` of g that they may leave.
 
-    def _predict(self, weights: Tensor, intercept: Tensor) -> Tensor:
-        """`(m, n)`, w z + b of the standardised rows z."""
-        weights = weights / self.scale
-        return weights @ self.x.T + (intercept - (weights * self.mean).sum(1, keepdim=True))
-
-    def _gather(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The transpose of `_predict`: sums of standardised rows times `values` `(m, n)`, and of `values`."""
-        total = values.sum(1, keepdim=True)
-        return (values @ self.x - self.mean * total) / self.scale, total
-
-    def _step(self, slope: Tensor, slope_b: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Steps towards H d = -g by conjugate gradients, and the share `(m, 1)` of the gradient that they may leave.
-
-        Weights and intercepts are of different curvature, so each kind is divided by its own, about.
+        All in float32. The directions are those of weights of equal curvature, about.
         """
-        total = curvature.sum(1, keepdim=True) + _LEAST_CURVATURE
-        over, over_b = 1 / (total + self.ridge), 1 / total
-        rest, rest_b = slope, slope_b
-        step, step_b = torch.zeros_like(slope), torch.zeros_like(slope_b)
-        way, way_b = over * rest, over_b * rest_b
-        size = (rest * way).sum(1, keepdim=True) + rest_b * way_b
+        ridge = self.ridge.float() + _LEAST_CURVATURE  # of the intercept, where all rows are far from the boundary
+        over = 1 / (curvature.sum(1, keepdim=True) * self.squares.float() + ridge)
+        rest, step = slope, torch.zeros_like(slope)
+        way = over * rest
+        size = (rest * way).sum(1, keepdim=True)
         share = (_SHARE * size.sqrt()).clamp(_LEAST_SHARE, _MOST_SHARE)
         enough = share**2 * size
         for _ in range(_DIRECTIONS):
-            if not (size > enough).any():
+            going = size > enough
+            if not going.any():
                 break
-            bent, bent_b = self._gather(curvature * self._predict(way, way_b))
-            bent, bent_b = bent + self.ridge * way, bent_b + _LEAST_CURVATURE * way_b
-            far = size / ((way * bent).sum(1, keepdim=True) + way_b * bent_b)
-            far = torch.where(size > enough, far, 0)  # one that has arrived waits for the others
-            step, step_b = step + far * way, step_b + far * way_b
-            rest, rest_b = rest - far * bent, rest_b - far * bent_b
-            new = torch.where(size > enough, over * rest.square().sum(1, keepdim=True) + over_b * rest_b**2, size)
-            way, way_b = over * rest + new / size * way, over_b * rest_b + new / size * way_b
+            bent = torch.addcmul((curvature * (way @ x.T)) @ x, ridge, way)
+            far = torch.where(going, size / (way * bent).sum(1, keepdim=True), 0)  # one that has arrived waits
+            step = torch.addcmul(step, far, way)
+            rest = torch.addcmul(rest, far, bent, value=-1)
+            toward = over * rest
+            new = torch.where(going, (rest * toward).sum(1, keepdim=True), size)
+            way = torch.addcmul(toward, new / size.clamp(min=torch.finfo(size.dtype).tiny), way)
             size = new
-        return step, step_b, share
+        return step, share
 
     def _length(
         self, weights: Tensor, margins: Tensor, step: Tensor, change: Tensor, downhill: Tensor, curvature: Tensor
@@ -300,7 +285,7 @@ class _Together:
         """The largest of 1, 1/2, 1/4, .. of each step with which the loss does not rise, `(m, 1)`."""
         length = torch.ones_like(downhill)
         most = (change.abs() * self.member).amax(1, keepdim=True)
-        bend = (curvature * change.square()).sum(1, keepdim=True) + self.ridge * step.square().sum(1, keepdim=True)
+        bend = (curvature * change.square()).sum(1, keepdim=True) + (self.ridge * step.square()).sum(1, keepdim=True)
         unsure = (most > _FAR) | (downhill * most**2 < bend * (torch.expm1(most) - most))
         if unsure.any():
             before = self._loss(weights, margins) * (1 + 1e-13)
@@ -313,4 +298,4 @@ class _Together:
 
     def _loss(self, weights: Tensor, margins: Tensor) -> Tensor:
         fit = (logsigmoid(self.signs * margins) * self.member).sum(1, keepdim=True)
-        return self.ridge * weights.square().sum(1, keepdim=True) / 2 - fit
+        return (self.ridge * weights.square()).sum(1, keepdim=True) / 2 - fit
