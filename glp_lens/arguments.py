@@ -73,7 +73,8 @@ def check(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
                 told = "the noise level is sigma, 0 for data and 1 for noise"
             raise InputError(f"{getattr(function, '__qualname__', 'the function')} takes no {name!r}: {told}")
     for name, value in (*zip(places[inspect.ismethod(function) :], args, strict=False), *kwargs.items()):
-        if name in hints and not _fits(value, hints[name]):
+        # The usual case, a plain class, first: this is all that a call costs, about a microsecond.
+        if name in hints and type(value) is not hints[name] and not _fits(value, hints[name]):
             raise InputError(f"{name} must be {_told(hints[name])}, got {_shown(value)}{_remedy(value, hints[name])}")
 
 

@@ -67,7 +67,7 @@ class Document:
 @checked
 def beginning(text: str) -> str:
     """A key that copies of a text share though datasets cut, space and capitalise them differently: 60 characters."""
-    return " ".join(text.lstrip()[:240].split()).casefold()[:60]
+    return text_key(text)
 
 
 @checked
@@ -192,8 +192,13 @@ def not_empty(documents: Iterable[Document], message: str) -> Iterator[Document]
 
 
 def text_id(text: str) -> int:
-    """The id of a document with this text. Unlike `Document.of` it checks nothing, as many texts are asked for."""
+    """The id of a document with this text. Nothing is checked: a corpus has hundreds of thousands of texts."""
     return _hash(text)
+
+
+def text_key(text: str) -> str:
+    """The `beginning` of a text, likewise."""
+    return " ".join(text.lstrip()[:240].split()).casefold()[:60]
 
 
 def _hash(text: str, seed: int = 0) -> int:
@@ -203,7 +208,7 @@ def _hash(text: str, seed: int = 0) -> int:
 
 def _beginning_of(document: Document) -> str:
     contents = "\n".join(content for role, content in document.messages if role != "system")
-    return beginning(contents) or beginning(document.text)
+    return text_key(contents) or text_key(document.text)
 
 
 def _held_out(document: Document) -> bool:

@@ -17,7 +17,7 @@ import xxhash
 from tqdm.auto import tqdm
 
 from glp_lens.arguments import checked
-from glp_lens.corpus.documents import Document, Split, beginning, check_split, of_split, text_id
+from glp_lens.corpus.documents import Document, Split, check_split, of_split, text_id, text_key
 from glp_lens.errors import InputError
 
 if TYPE_CHECKING:
@@ -170,11 +170,11 @@ def _texts(min_characters: int, max_characters: int) -> pd.DataFrame:
         prompts = table["prompt"].astype(str).str.strip()
         if name in binary:
             _, test = official_split(binary_labels(table["target"]))
-            tested.update(map(beginning, prompts.iloc[test]))
+            tested.update(map(text_key, prompts.iloc[test]))
         long = prompts[prompts.str.len() >= min_characters]
         # The beginning is taken before the cut, so that no `max_characters` hides a test prompt or moves a text to
         # the other split.
-        columns = {"text": long.str[:max_characters], "source": name, "whole": long.map(beginning)}
+        columns = {"text": long.str[:max_characters], "source": name, "whole": long.map(text_key)}
         tables.append(pd.DataFrame(columns))
     corpus = pd.concat(tables, ignore_index=True).drop_duplicates("text")
     return corpus[~corpus["whole"].isin(tested)]
