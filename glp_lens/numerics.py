@@ -7,11 +7,12 @@ tensor that it creates, and only `of_others` sets it, around training loops and 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 _AUTOCAST = tuple(kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind))
 """Kinds of device that have an autocast of their own."""
@@ -47,8 +48,16 @@ def threads(n: int) -> None:
 @contextmanager
 def blas_threads(n: int) -> Iterator[None]:
     """Let NumPy's and SciPy's matrix products use `n` threads in the block, in all threads of the process."""
-    with threadpool_limits(n, user_api="blas"):
+    with _blas().limit(limits=n, user_api="blas"):
         yield
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    """NumPy's and SciPy's BLAS, which are looked for once, as that takes milliseconds."""
+    import scipy.linalg  # noqa: F401  # has a library of its own
+
+    return ThreadpoolController()
 
 
 @contextmanager

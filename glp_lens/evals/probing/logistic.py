@@ -202,12 +202,9 @@ def standardised(
     if starts is not None:
         weights[:, :, :d] = starts[:, :, :-1] * whole.scale_
         weights[:, :, d] = starts[:, :, -1] + starts[:, :, :-1] @ whole.mean_
-    together = _Together(
-        torch.from_numpy(rows),
-        torch.from_numpy(2.0 * y - 1),
-        *(torch.from_numpy(np.repeat(values, len(penalties), axis=0)) for values in (member, squares)),
-        torch.from_numpy(ridge.reshape(-1, rows.shape[1])),
-    )
+    own, size = (torch.from_numpy(np.repeat(values, len(penalties), axis=0)) for values in (member, squares))
+    signs, costs = torch.from_numpy(2.0 * y - 1), torch.from_numpy(ridge.reshape(-1, rows.shape[1]))
+    together = _Together(torch.from_numpy(rows), signs, own, size, costs)
     found = together.optima(torch.from_numpy(weights.reshape(-1, rows.shape[1]))).numpy().reshape(weights.shape)
     slopes = found[:, :, :d] / whole.scale_
     return np.concatenate([slopes, (found[:, :, d] - slopes @ whole.mean_)[:, :, None]], axis=2)
