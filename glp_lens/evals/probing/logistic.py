@@ -65,8 +65,7 @@ _SHARE, _LEAST_SHARE, _MOST_SHARE = 0.3, 1e-3, 0.3
 _DIRECTIONS = 300
 """Most conjugate directions of a step."""
 _LEAST_CURVATURE = 1e-6
-_WIDTH = 16
-"""Features are a multiple of this, with some of zeros: products of odd widths take longer."""
+"""Added for the steps, where all rows are far from the boundary and the intercept has none."""
 
 
 class Regression:
@@ -188,11 +187,10 @@ def standardised(
     """
     whole = StandardScaler().fit(x)
     n, d = x.shape
-    rows = np.zeros((n, d + 1 + -(d + 1) % _WIDTH))
-    rows[:, :d], rows[:, d] = whole.transform(x), 1
+    rows = np.column_stack([whole.transform(x), np.ones(n)])  # the intercept is a weight of ones
     # The intercept is free, so that rows need not be centred, and what the scale of a part does to a feature it does as
     # well to the penalty of its weight.
-    member, squares = np.zeros((len(parts), n)), np.ones((len(parts), rows.shape[1]))
+    member, squares = np.zeros((len(parts), n)), np.ones((len(parts), d + 1))
     for i, part in enumerate(parts):
         member[i, part] = 1
         squares[i, :d] = StandardScaler().fit(rows[part, :d]).scale_ ** 2
@@ -203,9 +201,9 @@ def standardised(
         weights[:, :, :d] = starts[:, :, :-1] * whole.scale_
         weights[:, :, d] = starts[:, :, -1] + starts[:, :, :-1] @ whole.mean_
     own, size = (torch.from_numpy(np.repeat(values, len(penalties), axis=0)) for values in (member, squares))
-    signs, costs = torch.from_numpy(2.0 * y - 1), torch.from_numpy(ridge.reshape(-1, rows.shape[1]))
+    signs, costs = torch.from_numpy(2.0 * y - 1), torch.from_numpy(ridge.reshape(-1, d + 1))
     together = _Together(torch.from_numpy(rows), signs, own, size, costs)
-    found = together.optima(torch.from_numpy(weights.reshape(-1, rows.shape[1]))).numpy().reshape(weights.shape)
+    found = together.optima(torch.from_numpy(weights.reshape(-1, d + 1))).numpy().reshape(weights.shape)
     slopes = found[:, :, :d] / whole.scale_
     return np.concatenate([slopes, (found[:, :, d] - slopes @ whole.mean_)[:, :, None]], axis=2)
 
@@ -255,7 +253,7 @@ class _Together:
 
         All in float32. The directions are those of weights of equal curvature, about.
         """
-        ridge = self.ridge.float() + _LEAST_CURVATURE  # of the intercept, where all rows are far from the boundary
+        ridge = self.ridge.float() + _LEAST_CURVATURE
         over = 1 / (curvature.sum(1, keepdim=True) * self.squares.float() + ridge)
         rest, step = slope, torch.zeros_like(slope)
         way = over * rest
