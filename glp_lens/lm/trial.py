@@ -80,8 +80,11 @@ def _agrees(model: Model, decoder: Decoder) -> bool:
     )[:, start:]
     dtype, whole = whole.dtype, whole.double()
     spread = (whole - whole.mean((0, 1))).norm(dim=-1).mean()
-    # In steps the order of operations is the same, so that little more than the shape of a batch makes a difference.
     cached = (torch.stack(logits, 1) - whole).norm(dim=-1).max() / spread
     off = (read - whole).norm(dim=-1).max() / spread
-    same_order = 1e-3 if dtype in (torch.float32, torch.float64) else 0.03
-    return steps == 2 and bool(cached <= same_order) and bool(off <= TOLERANCE.get(dtype, 0.2))
+    rounding = TOLERANCE.get(dtype, 0.2)
+    # Steps do the model's own operations in its order, but on some processors one position alone is rounded otherwise
+    # than many: in bfloat16 .05 after the 30 layers of SmolLM2-135M, where a nudge of each value after each block to a
+    # number next to it makes .12.
+    same_order = 1e-3 if dtype in (torch.float32, torch.float64) else rounding
+    return steps == 2 and bool(cached <= same_order) and bool(off <= rounding)

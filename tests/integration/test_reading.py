@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glp_lens import lm
-from glp_lens.lm import decoder
+from glp_lens.lm import decoder, trial
 from glp_lens.lm.decoder import Decoder
 from tests import architectures
 
@@ -70,6 +70,27 @@ def test_activations_are_those_of_the_models_own_forward_pass(opened, monkeypatc
     assert set(got) == set(HOOKS)
     for hook in HOOKS:
         assert off(got[hook], want[hook], mask) < 1e-5
+
+
+def test_products_that_round_otherwise_for_one_position_are_no_other_computation(opened, monkeypatch):
+    """As those of some processors in bfloat16; what a wrong activation makes is more."""
+    model = opened("Llama", "bfloat16", num_hidden_layers=12, hidden_size=48)
+    advance, random, pushed = decoder._advance, torch.Generator().manual_seed(1), []
+
+    def rounding(block, x, *args):
+        out = advance(block, x, *args)
+        if x.shape[1] == 1:
+            pushed.append(block)
+            eps = torch.finfo(out.dtype).eps
+            out = out + out * (2 * torch.rand(out.shape, generator=random).to(out.dtype) - 1) * eps
+        return out
+
+    monkeypatch.setattr(decoder, "_advance", rounding)
+    assert trial._agrees(model, Decoder.of(model))
+    assert len(pushed) >= 12 * 2
+    whole = Decoder.of(model)
+    other = [replace(block, activation=torch.nn.GELU(approximate="tanh")) for block in whole.blocks]
+    assert not trial._agrees(model, replace(whole, blocks=other))
 
 
 @pytest.mark.usefixtures("attention")
