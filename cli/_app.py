@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from typer.core import TyperGroup
 
 from glp_lens.errors import DISK_FULL, InputError, disk_error, first_line, memory_wanted
+from glp_lens.memory import keep_few_products
 from glp_lens.settings import Settings
 from glp_lens.yaml_files import read_yaml
 
@@ -36,6 +37,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: _Context) -> Any:
         """Read the options of a command and run it."""
+        keep_few_products()
         with _mistakes_told(), warnings_told():
             return super().invoke(ctx)
 

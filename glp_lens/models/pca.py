@@ -6,6 +6,7 @@ import math
 import time
 from typing import ClassVar, Literal, Self
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -22,6 +23,8 @@ from glp_lens.types import Acts, Features, Json, PerRow
 
 _VARIANCE_FLOOR = 1e-6
 """Smallest variance of a direction, as a share of the average: a density must not divide by zero."""
+_BLOCK = 16_384
+"""Rows read at once for a fit."""
 
 
 class PCA(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sampler, Scorer):
@@ -110,7 +113,10 @@ class PCA(ActivationModel, Featurizer, Decoder, Reconstructor, Projector, Sample
         if not standardize:
             std = torch.ones_like(std)
         # In float64, since the density needs the smallest variances to their last digits too.
-        z = ((store.sample(rows, seed) - mean) / std).double().numpy()
+        z, index = np.empty((rows, store.d_in)), store.sample_index(rows, seed)
+        for start in range(0, rows, _BLOCK):
+            part = slice(start, start + _BLOCK)
+            z[part] = (store.take(index[part]) - mean) / std
         fitted = Estimator(n_components, svd_solver="covariance_eigh").fit(z)
         share = fitted.explained_variance_ratio_.cumsum()
         model = cls(

@@ -16,6 +16,7 @@ import xxhash
 
 from glp_lens.errors import InputError
 from glp_lens.files import Kind, check_writable, is_number, read_json, write_json
+from glp_lens.memory import give_back
 
 if TYPE_CHECKING:
     from glp_lens.types import Json
@@ -255,6 +256,7 @@ def run_stages(
         write_json(path, {**inputs, "seconds": None}, _MARK, stage.name)
         began = time.monotonic()
         stage.work()
+        give_back()
         seconds = round(time.monotonic() - began, 1)
         made = {"seconds": seconds, "made": _made(stage, folder)}
         write_json(path, {**inputs, **made}, _MARK, stage.name)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,8 +33,14 @@ class MemoryStore:
     def rows(self, start: int = 0, stop: int | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         return self.x[start:stop].to(dtype)
 
+    def take(self, index: np.ndarray) -> Tensor:
+        return self.x[torch.from_numpy(index)]
+
+    def sample_index(self, n: int, seed: int) -> np.ndarray:
+        return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:n].numpy()
+
     def sample(self, n: int, seed: int) -> Tensor:
-        return self.x[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:n]]
+        return self.take(self.sample_index(n, seed))
 
     def batches(
         self,

@@ -34,6 +34,7 @@ LAYERS = [
     "endpoint",
     "numerics",
     "processes",
+    "memory",
     "intervals",
     "lm",
     "provenance",
