@@ -20,7 +20,7 @@ from glp_lens.activations.forward import pack
 from glp_lens.corpus import read_dataset
 
 CONTEXT, TEXTS = 128, 32
-OPTIONS: dict[str, Any] = {"context": CONTEXT, "massive": 1e9}
+OPTIONS: dict[str, Any] = {"context": CONTEXT, "massive": 999_999}
 """The norm limit is made as always, and leaves nothing out."""
 WORDS = [f"w{i}" for i in range(997)]
 Forwarded = list[tuple[list[int], Tensor]]
