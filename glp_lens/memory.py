@@ -6,13 +6,13 @@ import ctypes
 import os
 import sys
 
-_PRODUCTS = 128
+_PRODUCTS = 64
 _CACHES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"
 """How many products oneDNN keeps, and the layer of torch above it, either of which keeps what the other forgets."""
 
 
 def keep_few_products() -> None:
-    """Let torch keep the machine code of the last 128 products, unless the caller's environment says how many.
+    """Let torch keep the machine code of the last 64 products, unless the caller's environment says how many.
 
     On a CPU, machine code is made for each shape of a product, .7 MB in bfloat16, and 1,024 are kept. Texts of every
     length are as many shapes, which are not seen again, while a training step has a few dozen. To be called before the
