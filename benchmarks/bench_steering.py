@@ -117,9 +117,11 @@ def test_generation(n: int, model: lm.Model, sized: Sized) -> None:
             sized(work, PLAIN, speed[OURS, PLAIN], "tokens/s")
         if way == DIFFERENCE:
             sized(work, FAST, speed[OURS, FAST], "tokens/s")
-    # A token in a near tie may be another after rounding, and the rest of its text with it: first tokens are compared.
-    same = [(texts[OURS, way] == texts[BRIDGE, way])[:, prompts.shape[1]] for way in ways]
-    assert torch.cat(same).double().mean() > 0.9
+    # A token in a near tie may be another after rounding, and the rest of its text with it: what follows is left out.
+    # Either way agrees as much with the model in float32, least behind the untrained SAE, whose latents are near ties.
+    same = torch.cat([texts[OURS, way] == texts[BRIDGE, way] for way in ways])
+    after_same = same.cummin(1).values[:, prompts.shape[1] - 1 : -1]
+    assert same[:, prompts.shape[1] :][after_same].double().mean() > 0.9
 
 
 def test_losses_of_steered_texts(model: lm.Model, sized: Sized, monkeypatch: pytest.MonkeyPatch) -> None:
